@@ -1,0 +1,76 @@
+"""The autoencoder of the scenes world: AutoencoderKL, factor 4, four latent channels."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from .corpus import Corpus
+
+
+def build_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def pixels(images: object, index: Tensor) -> Tensor:
+    """Rows ``index`` of a uint8 array (N, H, W, 3) as float (B, 3, H, W) in [-1, 1]."""
+    batch = torch.stack([torch.from_numpy(images[int(i)].copy()) for i in index])  # type: ignore[index]
+    return batch.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, seed: int = 0) -> AutoencoderKL:
+    """Reconstruction (L1 + L2 + gradients, so that edges stay sharp) with a light KL term."""
+    torch.manual_seed(seed)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    start, step, budget = time.time(), 0, minutes * 60
+    while (elapsed := time.time() - start) < budget:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - elapsed / budget)
+        x = pixels(corpus.images, torch.randint(len(corpus.captions), (batch_size,)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample.float()
+        edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+        loss = F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + edges + 2e-4 * posterior.kl().float().mean() / 1024
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            print(f"vae step {step} {elapsed:.0f}s l1 {F.l1_loss(y, x):.4f} kl {posterior.kl().mean():.0f}", flush=True)
+    with torch.no_grad():
+        latents = encode_corpus(vae, corpus, range(1024))[:, :4]
+    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    vae.save_pretrained(out)
+    return vae
+
+
+@torch.no_grad()
+def encode_corpus(vae: AutoencoderKL, corpus: Corpus, rows: range, batch_size: int = 128) -> Tensor:
+    """Posterior parameters (N, 8, 16, 16): mean and standard deviation, not yet scaled."""
+    parts = []
+    for start in range(0, len(rows), batch_size):
+        x = pixels(corpus.images, torch.tensor(rows[start : start + batch_size]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            dist = vae.encode(x).latent_dist
+        parts.append(torch.cat([dist.mean.float(), dist.std.float()], dim=1))
+    return torch.cat(parts)
