@@ -19,7 +19,7 @@ def build_vae() -> AutoencoderKL:
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 64),
+        block_out_channels=(16, 32, 64),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -39,11 +39,11 @@ def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, s
     """Reconstruction (L1 + L2 + gradients, so that edges stay sharp) with a light KL term."""
     torch.manual_seed(seed)
     vae = build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-4)
     start, step, budget = time.time(), 0, minutes * 60
     while (elapsed := time.time() - start) < budget:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - elapsed / budget)
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - elapsed / budget)
         x = pixels(corpus.images, torch.randint(len(corpus.captions), (batch_size,)))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(x).latent_dist
