@@ -46,7 +46,3 @@ class NoiseSchedule:
         x_t = self.alpha(t) * x0.float() + self.sigma(t) * eps.float()
         return x_t.to(x0.dtype)
 
-
-def schedule_on(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
-    """The same schedule with its table on ``device``, so that look-ups copy nothing."""
-    return NoiseSchedule(schedule.table.to(device))

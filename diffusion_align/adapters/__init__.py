@@ -1,0 +1,17 @@
+"""What a model is: latents, prompts, noise, prediction and the policy/reference pair, for every supported family."""
+
+from .base import DEFAULT_LORA_TARGETS, Adapter
+from .loading import SHIPPED_MODELS, load_adapter, shipped_path
+from .schedule import NoiseSchedule
+from .types import Conditioning, Prediction
+
+__all__ = [
+    "DEFAULT_LORA_TARGETS",
+    "SHIPPED_MODELS",
+    "Adapter",
+    "Conditioning",
+    "NoiseSchedule",
+    "Prediction",
+    "load_adapter",
+    "shipped_path",
+]

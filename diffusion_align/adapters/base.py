@@ -1,0 +1,307 @@
+"""One model, whatever its family: latents, prompts, noise, prediction, and the policy/reference pair."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.training_utils import _collate_lora_metadata, cast_training_params
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from .families import find_family
+from .schedule import NoiseSchedule
+from .types import Conditioning, Prediction
+
+#: diffusers' attention projections: what its own LoRA scripts train.
+DEFAULT_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Adapter:
+    """Wraps a diffusers pipeline's parts; built by :func:`diffusion_align.load_adapter`.
+
+    Pixels are float (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) are scaled to about unit variance. A fresh
+    adapter trains nothing; ``train_lora`` or ``train_full`` makes the UNet a policy with a frozen reference.
+
+    Attributes:
+        pipeline: the diffusers pipeline; always usable on its own.
+        family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
+        schedule: the training noise schedule.
+        denoiser: what ``predict`` calls; the training loop puts the distributed wrapper of ``unet`` here.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.family = find_family(pipeline)
+        self.pipeline = pipeline
+        self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+        self.prediction_type = pipeline.scheduler.config.prediction_type
+        self.denoiser: Callable[..., Any] = self.unet
+        self._reference_unet: UNet2DConditionModel | None = None
+        self._lora_targets: tuple[str, ...] | None = None
+        for module in (self.unet, self.vae, *self.text_encoders):
+            module.requires_grad_(False).eval()
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipeline.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.pipeline.vae
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        found = (getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2"))
+        return [encoder for encoder in found if encoder is not None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet takes a mask and a masked image besides the latents."""
+        return self.unet.config.in_channels == 2 * self.latent_channels + 1
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along each side."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def default_resolution(self) -> int:
+        """Side in pixels of the images that the model was made for."""
+        return self.unet.config.sample_size * self.vae_scale_factor
+
+    def to(self, device: torch.device | str) -> Adapter:
+        """Move every part; dtypes stay as they are."""
+        for module in (self.unet, self.vae, *self.text_encoders, self._reference_unet):
+            if module is not None:
+                module.to(device)
+        self.schedule = NoiseSchedule(self.schedule.table.to(device))
+        return self
+
+    # -- latents and prompts -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(latents | pixels), each (B, C, h, w) float32 and scaled.
+
+        Raises:
+            ValueError: the size of ``pixels`` is not divisible by the VAE factor.
+        """
+        height, width = pixels.shape[-2:]
+        if height % self.vae_scale_factor or width % self.vae_scale_factor:
+            raise ValueError(
+                f"images of {height}x{width} pixels cannot be encoded: "
+                f"both sides must be divisible by {self.vae_scale_factor}"
+            )
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        scale, shift = self._latent_affine()
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    def encode_images(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of ``pixels``: the posterior mean, or a sample of it with standard normal ``noise`` (B, C, h, w)."""
+        mean, std = self.encode_posterior(pixels)
+        return mean if noise is None else mean + std * noise
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped; gradients flow to ``latents``."""
+        scale, shift = self._latent_affine()
+        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
+
+    def _latent_affine(self) -> tuple[float, float]:
+        config = self.vae.config
+        return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
+        cond = self.family.encode(self.pipeline, list(prompts))
+        empty = [i for i, prompt in enumerate(prompts) if not prompt]
+        if not empty:
+            return cond
+        null = self.null_conditioning(len(empty))
+        rows = torch.tensor(empty, device=cond.embeds.device)
+        embeds = cond.embeds.index_copy(0, rows, null.embeds)
+        pooled = None if cond.pooled is None else cond.pooled.index_copy(0, rows, null.pooled)
+        return Conditioning(embeds, pooled, cond.time_ids)
+
+    @torch.no_grad()
+    def null_conditioning(self, batch: int) -> Conditioning:
+        """The unconditional branch of classifier-free guidance, ``batch`` times."""
+        return self.family.null(self.pipeline).repeat(batch)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t of the forward process at integer timesteps ``t`` (B,)."""
+        return self.schedule.add_noise(x0, eps, t)
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
+        """Run the denoiser on ``x_t`` (B, C, h, w) at integer timesteps ``t`` (B,).
+
+        Raises:
+            ValueError: an inpainting model without ``cond.inpaint``, or the other way round.
+        """
+        if self.is_inpainting != (cond.inpaint is not None):
+            raise ValueError(
+                "this inpainting model needs a mask and masked image (cond.inpaint)"
+                if self.is_inpainting
+                else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels: not inpainting"
+            )
+        sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
+        dtype = self.unet.dtype
+        arguments = self.family.unet_arguments(cond.to(dtype=dtype))
+        network = self._active_unet or self.denoiser
+        output = network(sample.to(dtype), t, **arguments).sample.float()
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return Prediction(output, x_t.float(), alpha, sigma, self.prediction_type)
+
+    # -- policy and reference ------------------------------------------------------------------------------------
+
+    _active_unet: UNet2DConditionModel | None = None
+
+    def train_lora(
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        targets: Sequence[str] = DEFAULT_LORA_TARGETS,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> Adapter:
+        """Add trainable LoRA matrices (float32) to the UNet; the reference is the UNet with them switched off.
+
+        Args:
+            alpha: LoRA scale is alpha / rank; None means alpha = rank.
+            targets: suffixes of the module names to adapt.
+
+        Raises:
+            ValueError: a target matches no module; the message lists it.
+        """
+        names = [name for name, _ in self.unet.named_modules()]
+        missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
+        if missing:
+            raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha or rank, target_modules=list(targets), lora_dropout=dropout, init_lora_weights=True
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.unet.add_adapter(config)
+        cast_training_params(self.unet, dtype=torch.float32)
+        self._lora_targets = tuple(targets)
+        return self
+
+    def train_full(self, reference_dtype: torch.dtype | None = None) -> Adapter:
+        """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference."""
+        self._reference_unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
+        if reference_dtype is not None:
+            self._reference_unet.to(reference_dtype)
+        self.unet.to(torch.float32).requires_grad_(True)
+        return self
+
+    @property
+    def is_lora(self) -> bool:
+        return self._lora_targets is not None
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, ``predict`` is the frozen reference policy and builds no graph."""
+        with torch.no_grad():
+            if self._reference_unet is not None:
+                self._active_unet = self._reference_unet
+                try:
+                    yield
+                finally:
+                    self._active_unet = None
+            elif self.is_lora:
+                self.unet.disable_adapters()
+                try:
+                    yield
+                finally:
+                    self.unet.enable_adapters()
+            else:
+                yield
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Names and parameters that training changes, in the UNet's order."""
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    # -- speed and memory ----------------------------------------------------------------------------------------
+
+    def optimize(
+        self, gradient_checkpointing: str = "none", attention: str = "sdpa", compile: bool = False
+    ) -> Adapter:
+        """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
+        attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
+        if gradient_checkpointing != "none":
+            self.unet.enable_gradient_checkpointing()
+            if gradient_checkpointing == "attention":
+                for module in self.unet.modules():
+                    if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+                        module.gradient_checkpointing = False
+        if attention == "xformers":
+            self.unet.enable_xformers_memory_efficient_attention()
+        if compile:
+            self.unet.compile_repeated_blocks()
+        return self
+
+    # -- saving and loading weights ------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy as diffusers and ComfyUI users load it.
+
+        LoRA: ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``; all weights: ``unet/`` for
+        ``UNet2DConditionModel.from_pretrained(folder, subfolder="unet")``.
+
+        Returns:
+            The file or folder written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_lora:
+            self.unet.save_pretrained(folder / "unet")
+            return folder / "unet"
+        self.pipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(self.unet),
+            **_collate_lora_metadata({"unet": self.unet}),
+        )
+        return folder / "pytorch_lora_weights.safetensors"
+
+    def load_weights(self, folder: str | Path) -> Adapter:
+        """Load what ``save`` wrote (or any diffusers LoRA / UNet folder) into the UNet, for sampling.
+
+        Raises:
+            FileNotFoundError: neither a LoRA file nor a ``unet`` folder is there.
+        """
+        path = Path(folder)
+        if path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+            self.pipeline.load_lora_weights(
+                str(path.parent if path.is_file() else path),
+                weight_name=path.name if path.is_file() else "pytorch_lora_weights.safetensors",
+            )
+            return self
+        source = path / "unet" if (path / "unet").is_dir() else path
+        if not (source / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no weights: expected pytorch_lora_weights.safetensors, or a 'unet' folder with config.json"
+            )
+        weights = UNet2DConditionModel.from_pretrained(source).state_dict()
+        self.unet.load_state_dict(weights)
+        return self
+

@@ -1,0 +1,101 @@
+"""From a name to an adapter: hub repository, local folder, single checkpoint file, or a shipped scenes pipeline."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from .base import Adapter
+
+SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint")
+
+_PIPELINES = {
+    "sd": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sd-inpaint": StableDiffusionInpaintPipeline,
+    "sdxl-inpaint": StableDiffusionXLInpaintPipeline,
+}
+
+
+def shipped_path(name: str) -> Path:
+    """Folder of a pipeline or data set that comes with the package, e.g. ``scenes-sdxl``."""
+    return Path(str(resources.files("diffusion_align.scenes") / "assets" / name))
+
+
+def load_adapter(
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+    revision: str | None = None,
+    vae: str | None = None,
+    config: str | None = None,
+    family: str | None = None,
+) -> Adapter:
+    """Load a Stable Diffusion 1.x/2.x, SDXL or inpainting pipeline.
+
+    Args:
+        model: a shipped name ("scenes-sdxl"), a folder with ``model_index.json``, a single ``.safetensors`` checkpoint
+            (the layout of CompVis and Stability), or a hub name ("stabilityai/stable-diffusion-xl-base-1.0").
+        dtype: of the UNet and text encoders. The VAE stays float32 where its config asks for it (SDXL's overflows in
+            half precision) unless ``vae`` replaces it.
+        variant, revision: as in ``from_pretrained`` ("fp16").
+        vae: another autoencoder, e.g. "madebyollin/sdxl-vae-fp16-fix".
+        config: for a single file, a folder or hub name with the pipeline's configs and tokenizers (needed offline).
+        family: for a single file, one of "sd", "sdxl", "sd-inpaint", "sdxl-inpaint" (default "sdxl").
+
+    Raises:
+        FileNotFoundError: ``model`` looks like a path but nothing is there, or the folder has no model_index.json.
+        OSError: a hub name that cannot be downloaded; the message says how to give a local path.
+        ValueError: a pipeline of an unsupported family.
+    """
+    parts: dict[str, Any] = {"torch_dtype": dtype}
+    if vae is not None:
+        parts["vae"] = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype)
+    name = str(model)
+    if name in SHIPPED_MODELS:
+        name = str(shipped_path(name))
+    path = Path(name)
+    if path.is_file():
+        pipeline = _load_single_file(path, config, family or "sdxl", parts)
+    else:
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise FileNotFoundError(f"{path} is no diffusers pipeline: expected a model_index.json in it")
+        if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
+            shipped = ", ".join(SHIPPED_MODELS)
+            raise FileNotFoundError(
+                f"model {name!r} not found: expected a pipeline folder, a .safetensors file, a hub name such as "
+                f"'stabilityai/stable-diffusion-xl-base-1.0', or one of: {shipped}"
+            )
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                name, variant=variant, revision=revision, use_safetensors=True, **parts
+            )
+        except OSError as error:
+            raise OSError(
+                f"model {name!r} could not be loaded ({error}). Offline, download it once with "
+                f"'hf download {name}' and give the folder instead"
+            ) from error
+    if vae is None and pipeline.vae.config.force_upcast:
+        pipeline.vae.to(torch.float32)
+    return Adapter(pipeline).to(device)
+
+
+def _load_single_file(path: Path, config: str | None, family: str, parts: dict[str, Any]) -> Any:
+    if family not in _PIPELINES:
+        raise ValueError(f"unknown family {family!r} for the single file {path}: expected one of {sorted(_PIPELINES)}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: only .safetensors checkpoints are read (pickled .ckpt files can run code)")
+    return _PIPELINES[family].from_single_file(str(path), config=config, local_files_only=config is not None, **parts)
