@@ -38,19 +38,25 @@ def pixels(images: object, index: Tensor) -> Tensor:
 def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, seed: int = 0) -> AutoencoderKL:
     """Reconstruction (L1 + L2 + gradients, so that edges stay sharp) with a light KL term.
 
-    The first half of the budget sees 32-pixel crops: four times as many steps while the filters form.
+    The first half of the budget sees 32-pixel crops: four times as many steps while the filters form. An autoencoder
+    that is already in ``out`` is trained on, on whole images and with half the learning rate.
     """
     torch.manual_seed(seed)
-    vae = build_vae()
-    with torch.no_grad():  # start nearly deterministic: unit posterior noise would drown the first, small codes
-        vae.quant_conv.bias[4:] -= 6
+    resumed = (out / "config.json").is_file()
+    if resumed:
+        vae = AutoencoderKL.from_pretrained(out)
+    else:
+        vae = build_vae()
+        with torch.no_grad():  # start nearly deterministic: unit posterior noise would drown the first, small codes
+            vae.quant_conv.bias[4:] -= 6
+    peak = 1e-3 if resumed else 2e-3
     optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3, betas=(0.9, 0.99))
     start, step, budget = time.time(), 0, minutes * 60
     while (elapsed := time.time() - start) < budget:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 - elapsed / budget))
+            group["lr"] = peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 - elapsed / budget))
         x = pixels(corpus.images, torch.randint(len(corpus.captions), (batch_size,)))
-        if elapsed < budget / 2:
+        if not resumed and elapsed < budget / 2:
             top, left = (4 * int(v) for v in torch.randint(0, 9, (2,)))
             x = x[:, :, top : top + 32, left : left + 32]
         with torch.autocast("cpu", dtype=torch.bfloat16):
