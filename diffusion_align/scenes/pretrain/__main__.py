@@ -1,11 +1,38 @@
-import sys
+"""Command line of the pretraining: one stage after the other, each reads what the earlier ones left in ``--work``."""
+
+from __future__ import annotations
+
+import argparse
 from pathlib import Path
-from .corpus import make_corpus, load_corpus
+
+from .corpus import load_corpus, make_corpus
+from .pipelines import train_inpaint, train_sd, train_sdxl
 from .vae import train_vae
+
+STAGES = ("data", "vae", "sdxl", "sd", "inpaint")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.pretrain", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="working folder")
+    parser.add_argument("--out", type=Path, default=Path("diffusion_align/scenes/assets"), help="finished pipelines")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training budget")
+    parser.add_argument("--images", type=int, default=48_000, help="size of the corpus (stage data)")
+    args = parser.parse_args()
+    if args.stage == "data":
+        make_corpus(args.work / "corpus", args.images, seed=1)
+        return
+    corpus = load_corpus(args.work / "corpus")
+    if args.stage == "vae":
+        train_vae(corpus, args.work / "vae", args.minutes)
+    elif args.stage == "sdxl":
+        train_sdxl(corpus, args.work, args.out / "scenes-sdxl", args.minutes)
+    elif args.stage == "sd":
+        train_sd(corpus, args.work, args.out / "scenes-sd", args.out / "scenes-sdxl", args.minutes)
+    else:
+        train_inpaint(corpus, args.work, args.out / "scenes-inpaint", args.out / "scenes-sd", args.minutes)
+
+
 if __name__ == "__main__":
-    work = Path("runs/pretrain")
-    stage = sys.argv[1]
-    if stage == "data":
-        make_corpus(work / "corpus", 48000, 1)
-    if stage == "vae":
-        train_vae(load_corpus(work / "corpus"), work / "vae", float(sys.argv[2]))
+    main()

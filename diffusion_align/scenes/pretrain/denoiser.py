@@ -9,14 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .text import MAX_TOKENS
-
-IMAGE_SIZE = 64
+from ..render import IMAGE_SIZE
 
 
 def build_unet(cross_attention_dim: int, sdxl: bool, in_channels: int = 4) -> UNet2DConditionModel:
@@ -98,31 +94,27 @@ class LatentSet:
         return (mean + std * torch.randn_like(mean)) * self.scaling_factor
 
 
-def drop_captions(cond: dict[str, object], ids: Tensor, empty: Tensor | None, rate: float) -> Tensor:
-    """Rows whose caption is dropped: SDXL zeroes their embeddings, SD (``empty`` given) encodes the empty prompt."""
-    drop = torch.rand(len(ids)) < rate
-    if empty is not None:
-        ids[drop] = empty
-    return drop
-
-
 def train_denoiser(
     networks: Networks,
     data: LatentSet,
     minutes: float,
     checkpoint: Path,
-    batch_size: int = 96,
+    batch_size: int = 64,
     learning_rate: float = 1.2e-3,
     empty_ids: Tensor | None = None,
     seed: int = 0,
 ) -> Networks:
-    """Epsilon-prediction MSE with 10% caption dropout; returns the exponential average (0.999) of the weights.
+    """Epsilon-prediction MSE, min-SNR weighted (gamma 5, 2303.09556; at least 0.15), with 10% caption dropout.
+
+    Returns the exponential average (0.999) of the weights.
 
     ``empty_ids`` (L,) are the tokens of "" for pipelines that encode the null prompt (SD); None zeroes the embeddings
     as SDXL's ``force_zeros_for_empty_prompt`` does.
     """
     torch.manual_seed(seed)
     alpha_bar = build_scheduler().alphas_cumprod
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = (snr.clamp(max=5.0) / snr).clamp(min=0.15)
     ema = copy.deepcopy(networks.modules())
     optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
     start, step, budget, running = time.time(), 0, minutes * 60, 0.0
@@ -144,7 +136,8 @@ def train_denoiser(
             cond = networks.encode(networks.text_encoders, ids)
             if empty_ids is None:
                 zero_rows(cond, drop)
-            loss = F.mse_loss(networks.unet(x_t, t, **cond).sample.float(), eps)
+            error = (networks.unet(x_t, t, **cond).sample.float() - eps).square().mean(dim=(1, 2, 3))
+        loss = (error * weight[t]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -171,6 +164,7 @@ def zero_rows(cond: dict[str, object], drop: Tensor) -> None:
     """Replace the embeddings of dropped rows by zeros (SDXL's null prompt)."""
     keep = (~drop).float()
     states, added = cond["encoder_hidden_states"], cond["added_cond_kwargs"]
-    assert isinstance(states, Tensor) and isinstance(added, dict)
+    assert isinstance(states, Tensor)
+    assert isinstance(added, dict)
     cond["encoder_hidden_states"] = states * keep[:, None, None]
     added["text_embeds"] = added["text_embeds"] * keep[:, None]

@@ -80,12 +80,14 @@ def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, s
 
 
 @torch.no_grad()
+def encode_pixels(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Posterior mean and standard deviation (B, 8, h, w) of pixels (B, 3, H, W), not yet scaled."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dist = vae.encode(x).latent_dist
+    return torch.cat([dist.mean.float(), dist.std.float()], dim=1)
+
+
 def encode_corpus(vae: AutoencoderKL, corpus: Corpus, rows: range, batch_size: int = 128) -> Tensor:
-    """Posterior parameters (N, 8, 16, 16): mean and standard deviation, not yet scaled."""
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        x = pixels(corpus.images, torch.tensor(rows[start : start + batch_size]))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            dist = vae.encode(x).latent_dist
-        parts.append(torch.cat([dist.mean.float(), dist.std.float()], dim=1))
-    return torch.cat(parts)
+    """Posterior parameters (N, 8, 16, 16) of the corpus' images ``rows``."""
+    batches = torch.arange(rows.start, rows.stop).split(batch_size)
+    return torch.cat([encode_pixels(vae, pixels(corpus.images, batch)) for batch in batches])
