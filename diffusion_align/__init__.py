@@ -1,1 +1,94 @@
-"""diffusion-align."""
+"""diffusion-align: diffusion-model preference alignment on one clean core.
+
+Names are imported when first used, so that ``import diffusion_align`` and the command line's help are instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusion_align.adapters import Adapter, Conditioning, Prediction, load_adapter
+    from diffusion_align.data import PairBatch, PairRecord, load_pairs, load_prompts
+    from diffusion_align.evaluation import Report, WinRate, win_rate
+    from diffusion_align.evaluation.compare import SamplingSettings, compare, sample_and_score
+    from diffusion_align.objectives import LossOutput, PairStats, preference_loss
+    from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
+    from diffusion_align.sampling.inversion import ddim_invert
+    from diffusion_align.sampling.sampler import generate
+    from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
+    from diffusion_align.training.loop import TrainResult
+    from diffusion_align.training.run import train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "adapters",
+    "Conditioning": "adapters",
+    "DPOConfig": "training.config",
+    "InPOConfig": "training.config",
+    "LossOutput": "objectives",
+    "PairBatch": "data",
+    "PairRecord": "data",
+    "PairStats": "objectives",
+    "Prediction": "adapters",
+    "Report": "evaluation",
+    "RewardOutput": "rewards",
+    "RewardScorer": "rewards",
+    "SamplingSettings": "evaluation.compare",
+    "TrainConfig": "training.config",
+    "TrainResult": "training.loop",
+    "WinRate": "evaluation",
+    "compare": "evaluation.compare",
+    "ddim_invert": "sampling.inversion",
+    "generate": "sampling.sampler",
+    "load_adapter": "adapters",
+    "load_pairs": "data",
+    "load_prompts": "data",
+    "load_scorer": "rewards",
+    "preference_loss": "objectives",
+    "sample_and_score": "evaluation.compare",
+    "train": "training.run",
+    "win_rate": "evaluation",
+}
+
+__all__ = [
+    "Adapter",
+    "Conditioning",
+    "DPOConfig",
+    "InPOConfig",
+    "LossOutput",
+    "PairBatch",
+    "PairRecord",
+    "PairStats",
+    "Prediction",
+    "Report",
+    "RewardOutput",
+    "RewardScorer",
+    "SamplingSettings",
+    "TrainConfig",
+    "TrainResult",
+    "WinRate",
+    "compare",
+    "ddim_invert",
+    "generate",
+    "load_adapter",
+    "load_pairs",
+    "load_prompts",
+    "load_scorer",
+    "preference_loss",
+    "sample_and_score",
+    "train",
+    "win_rate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -106,7 +106,8 @@ def train_denoiser(
 ) -> Networks:
     """Epsilon-prediction MSE, min-SNR weighted (gamma 5, 2303.09556; at least 0.15), with 10% caption dropout.
 
-    Returns the exponential average (0.999) of the weights.
+    Returns the exponential average (0.999) of the weights. A ``checkpoint`` left by an earlier run is the start of this
+    one (its weights; the learning rate warms up and decays anew).
 
     ``empty_ids`` (L,) are the tokens of "" for pipelines that encode the null prompt (SD); None zeroes the embeddings
     as SDXL's ``force_zeros_for_empty_prompt`` does.
@@ -115,6 +116,9 @@ def train_denoiser(
     alpha_bar = build_scheduler().alphas_cumprod
     snr = alpha_bar / (1 - alpha_bar)
     weight = (snr.clamp(max=5.0) / snr).clamp(min=0.15)
+    if checkpoint.is_file():
+        for module, state in zip(networks.modules(), torch.load(checkpoint, weights_only=True), strict=True):
+            module.load_state_dict(state)
     ema = copy.deepcopy(networks.modules())
     optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
     start, step, budget, running = time.time(), 0, minutes * 60, 0.0
@@ -151,7 +155,7 @@ def train_denoiser(
         if step % 100 == 0:
             print(f"step {step} {elapsed:.0f}s loss {running / 100:.4f}", flush=True)
             running = 0.0
-        if step % 500 == 0:
+        if step % 250 == 0:
             torch.save([m.state_dict() for m in ema], checkpoint)
     for module, averaged in zip(networks.modules(), ema, strict=True):
         module.load_state_dict(averaged.state_dict())

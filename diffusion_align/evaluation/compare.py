@@ -1,0 +1,63 @@
+"""Policy against base: the same prompts, the same seeds, one scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.rewards import RewardOutput, RewardScorer
+from diffusion_align.sampling.sampler import generate
+
+from .stats import WinRate, win_rate
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How images are drawn for a comparison; image i has seed ``seed + i``."""
+
+    num_inference_steps: int = 20
+    guidance_scale: float = 5.0
+    seed: int = 1234
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Images (N, 3, H, W) in [0, 1] and, if there was a scorer, their rewards (N,)."""
+
+    images: Tensor
+    reward: RewardOutput | None
+
+
+@torch.no_grad()
+def sample_and_score(
+    adapter: Adapter, prompts: Sequence[str], scorer: RewardScorer | None, settings: SamplingSettings
+) -> Sampled:
+    """Draw one image per prompt with the adapter's current policy and score it.
+
+    Wrap the call in ``with adapter.reference()`` for the base model.
+    """
+    images = generate(
+        adapter,
+        list(prompts),
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        seeds=[settings.seed + i for i in range(len(prompts))],
+        batch_size=settings.batch_size,
+    )
+    return Sampled(images, None if scorer is None else scorer.score(images, prompts))
+
+
+def compare(policy: Sampled, base: Sampled) -> WinRate:
+    """Win rate of ``policy`` over ``base`` by their rewards, ties counted half.
+
+    Raises:
+        ValueError: one of them was not scored.
+    """
+    if policy.reward is None or base.reward is None:
+        raise ValueError("both sides need rewards: give sample_and_score a scorer")
+    return win_rate(policy.reward.reward.tolist(), base.reward.reward.tolist())

@@ -1,0 +1,167 @@
+"""Preference pairs of the scenes world in the Pick-a-Pic layout: ``python -m diffusion_align.scenes.make_pairs OUT``.
+
+Two images of the base model for each prompt, at guidance scales drawn per image, judged by a simulated user through a
+Bradley-Terry draw on the oracle's aspects. This is oracle feedback: the only place where the oracle reaches training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.sampling.sampler import generate, to_uint8
+
+from .grammar import sample_prompt
+from .oracle import OracleScore, score_images
+
+GUIDANCE_SCALES = (2.0, 3.5, 5.0, 7.0)
+
+#: Weights of (prompt_following, aesthetic, fidelity) in each simulated user's taste.
+USERS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+    {
+        "balanced": (0.60, 0.25, 0.15),
+        "literal": (0.85, 0.10, 0.05),
+        "aesthete": (0.35, 0.55, 0.10),
+        "craftsman": (0.40, 0.20, 0.40),
+    }
+)
+USER_SHARES = (0.4, 0.2, 0.2, 0.2)
+
+#: Utility difference at which a user picks the better image with odds e : 1.
+TEMPERATURE = 0.05
+#: Utility differences below this are called a tie.
+TIE_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``label_0`` is 1 (first image preferred), 0 or 0.5 (tie)."""
+
+    user: str
+    label_0: float
+
+
+def utility(score: OracleScore, user: str) -> float:
+    """How much ``user`` likes an image, in [0, 1]."""
+    following, aesthetic, fidelity = USERS[user]
+    return following * score.prompt_following + aesthetic * score.aesthetic + fidelity * score.fidelity
+
+
+def judge(first: OracleScore, second: OracleScore, rng: np.random.Generator) -> Judgement:
+    """A random user's verdict: P(first) = sigmoid((u_first - u_second) / TEMPERATURE), or a tie."""
+    user = str(rng.choice(list(USERS), p=USER_SHARES))
+    gap = utility(first, user) - utility(second, user)
+    if abs(gap) < TIE_MARGIN:
+        return Judgement(user, 0.5)
+    return Judgement(user, float(rng.random() < 1 / (1 + np.exp(-gap / TEMPERATURE))))
+
+
+def draw_prompts(count: int, held_out_share: float, seed: int, exclude: set[str]) -> list[str]:
+    """Distinct prompts outside ``exclude``; a share of them has colour-shape pairs never seen in training."""
+    rng = np.random.default_rng(seed)
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        text = sample_prompt(rng, held_out=bool(rng.random() < held_out_share)).text()
+        if text not in exclude:
+            prompts[text] = None
+    return list(prompts)
+
+
+def make_rows(adapter: Adapter, prompts: Sequence[str], seed: int, steps: int = 20) -> dict[str, list[Any]]:
+    """Columns of Pick-a-Pic for one pair per prompt."""
+    rng = np.random.default_rng(seed)
+    doubled = [prompt for prompt in prompts for _ in range(2)]
+    scales = rng.choice(GUIDANCE_SCALES, size=len(doubled))
+    images = np.empty((len(doubled), 64, 64, 3), np.uint8)
+    for scale in GUIDANCE_SCALES:
+        rows = np.flatnonzero(scales == scale)
+        drawn = generate(
+            adapter,
+            [doubled[i] for i in rows],
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            seeds=[seed * 1_000_003 + int(i) for i in rows],
+            batch_size=64,
+        )
+        images[rows] = to_uint8(drawn)
+    scores = score_images(images, doubled)
+    columns: dict[str, list[Any]] = {}
+    for i, prompt in enumerate(prompts):
+        judgement = judge(scores[2 * i], scores[2 * i + 1], rng)
+        row = _row(prompt, images[2 * i : 2 * i + 2], scales[2 * i : 2 * i + 2], judgement, f"{seed}-{i}")
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _row(
+    prompt: str, images: NDArray[np.uint8], scales: NDArray[np.float64], judgement: Judgement, key: str
+) -> dict[str, Any]:
+    files = [encode_jpeg(image) for image in images]
+    uids = [hashlib.sha256(file).hexdigest()[:32] for file in files]
+    label = judgement.label_0
+    return {
+        "are_different": bool(np.any(images[0] != images[1])),
+        "best_image_uid": "none" if label == 0.5 else uids[0 if label == 1 else 1],
+        "caption": prompt,
+        "has_label": True,
+        "image_0_uid": uids[0],
+        "image_1_uid": uids[1],
+        "jpg_0": files[0],
+        "jpg_1": files[1],
+        "label_0": label,
+        "label_1": 1 - label,
+        "model_0": f"scenes-sdxl, guidance {scales[0]:g}",
+        "model_1": f"scenes-sdxl, guidance {scales[1]:g}",
+        "num_example_per_prompt": 1,
+        "ranking_id": key,
+        "user_id": judgement.user,
+    }
+
+
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """JPEG without chroma subsampling, which would smear 64-pixel pictures."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    from datasets import Dataset
+
+    parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.make_pairs", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for train/validation/test parquet files")
+    parser.add_argument("--model", default="scenes-sdxl", help="model that draws the pictures")
+    parser.add_argument("--train", type=int, default=1000, help="training pairs")
+    parser.add_argument("--held-out", type=int, default=250, help="validation and test pairs, each")
+    parser.add_argument("--seed", type=int, default=11)
+    args = parser.parse_args()
+    adapter = load_adapter(args.model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
+    with torch.no_grad():
+        for i, (split, count) in enumerate(sizes.items()):
+            # Validation and test prompts never occur in training; a quarter of them needs unseen colour-shape pairs.
+            prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
+            seen.update(prompts)
+            rows = make_rows(adapter, prompts, args.seed + i)
+            Dataset.from_dict(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
+            ties = sum(label == 0.5 for label in rows["label_0"])
+            print(f"{split}: {count} pairs, {ties} ties", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Checkpoints: safetensors and JSON only, written beside the run and renamed into place, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass
+class TrainState:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        tensors: named groups of tensors; each becomes one safetensors file.
+        values: JSON-able rest (step, optimiser settings, data position, ...).
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, state: TrainState, step: int, keep: int) -> Path:
+    """Write ``folder/checkpoint-STEP`` atomically, then delete all but the newest ``keep``.
+
+    A crash at any moment leaves either the whole checkpoint under its final name or none.
+    """
+    final = folder / f"{PREFIX}{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, group in state.tensors.items():
+        save_file({k: v.detach().contiguous().cpu() for k, v in group.items()}, partial / f"{name}.safetensors")
+    (partial / "state.json").write_text(json.dumps(state.values))
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
+    for path in partial.iterdir():
+        _flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _flush(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first, whole or torn."""
+    return sorted(p for p in folder.glob(PREFIX + "*") if p.is_dir())
+
+
+def verify(checkpoint: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        CheckpointError: the first file that is missing or differs.
+    """
+    manifest = checkpoint / MANIFEST
+    try:
+        files = json.loads(manifest.read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{manifest} is missing or unreadable: this is no whole checkpoint") from error
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected {expected['bytes']}")
+        if _sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} does not match its checksum")
+
+
+def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
+    """Resolve ``resume_from_checkpoint`` to a whole checkpoint.
+
+    Args:
+        where: "latest", a run folder (its latest whole checkpoint), or one checkpoint folder (that one or an error).
+
+    Returns:
+        The checkpoint, and a message for every newer torn one that was passed over.
+
+    Raises:
+        CheckpointError: none is there, or none is whole.
+    """
+    folder = output_dir if where == "latest" else Path(where)
+    if folder.name.startswith(PREFIX):
+        verify(folder)
+        return folder, []
+    passed: list[str] = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            verify(checkpoint)
+        except CheckpointError as error:
+            passed.append(f"passed over torn checkpoint: {error}")
+        else:
+            return checkpoint, passed
+    detail = "; ".join(passed) or "expected folders named checkpoint-STEP"
+    raise CheckpointError(f"resume_from_checkpoint {where}: no whole checkpoint in {folder} ({detail})")
+
+
+def load_checkpoint(checkpoint: Path) -> TrainState:
+    """Read a verified checkpoint back."""
+    tensors = {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    return TrainState(tensors, json.loads((checkpoint / "state.json").read_text()))
+
+
+def optimizer_to_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimiser's state into tensors ("INDEX.NAME") and JSON values."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
+
+
+def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Undo ``optimizer_to_state``."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    for index, entries in values["scalars"].items():
+        state.setdefault(int(index), {}).update(entries)
+    groups = values["param_groups"]
+    for group in groups:  # JSON has no tuples
+        group.update({k: tuple(v) for k, v in group.items() if k == "betas"})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,201 @@
+"""Settings of every run: plain dataclasses. A field's comment is the command line's help and the docs' table.
+
+Names follow TRL and diffusers. Nothing heavy is imported here, so that ``diffusion-align train dpo --help`` is instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training method shares."""
+
+    method: ClassVar[str]
+
+    config: str | None = None
+    """YAML recipe, or the config.yaml of an earlier run; flags override it."""
+    dry_run: bool = False
+    """Print the plan (resolved config, memory estimate, steps, data counts) and stop."""
+
+    # -- model
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
+    model_config: str | None = None
+    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
+    variant: str | None = None
+    """Weight variant of a hub model, e.g. fp16."""
+    vae: str | None = None
+    """Another autoencoder, e.g. madebyollin/sdxl-vae-fp16-fix."""
+    init_weights: str | None = None
+    """LoRA file or UNet folder merged into the base before training (e.g. an SFT run); it is then the reference too."""
+
+    # -- policy
+    full_finetuning: bool = False
+    """Train all UNet weights against a frozen copy, instead of a LoRA whose reference is the UNet without it."""
+    lora_rank: Positive = 8
+    """Rank of the LoRA matrices."""
+    lora_alpha: PositiveFloat | None = None
+    """LoRA scale is alpha / rank; unset means alpha = rank."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the LoRA input."""
+    lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Suffixes of the UNet modules that get a LoRA."""
+
+    # -- optimisation
+    max_steps: Positive = 2000
+    """Optimiser steps."""
+    per_device_train_batch_size: Positive = 1
+    """Pairs (or prompts) per device and micro-step."""
+    gradient_accumulation_steps: Positive = 1
+    """Micro-steps per optimiser step."""
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                               "constant_with_warmup"] = "constant_with_warmup"  # fmt: skip
+    """Schedule of the learning rate (diffusers.optimization)."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    optim: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """Optimiser: fused AdamW, bitsandbytes' 8-bit AdamW, or Adafactor."""
+    adam_beta1: Fraction = 0.9
+    """AdamW's first decay."""
+    adam_beta2: Fraction = 0.999
+    """AdamW's second decay."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    use_ema: bool = False
+    """Keep an exponential average of the trained weights; it is what is validated and saved."""
+    ema_decay: Fraction = 0.9999
+    """Decay of that average."""
+    seed: int = 0
+    """Seed of the run; every sample's noise, timestep and augmentation follow from it and the sample's position."""
+
+    # -- speed and memory
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast of the forward pass; LoRA weights and optimiser states stay float32."""
+    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy)."""
+    gradient_checkpointing: Literal["none", "attention", "full"] = "none"
+    """Recompute activations in the backward pass: nowhere, in the transformer layers, everywhere."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels."""
+    torch_compile: bool = False
+    """Compile each transformer block of the UNet (torch.compile)."""
+    channels_last: bool = False
+    """Channels-last memory format of the UNet."""
+
+    # -- the run
+    output_dir: str = "runs/train"
+    """Folder of weights, checkpoints, metrics, pictures and config.yaml."""
+    overwrite_output_dir: bool = False
+    """Start anew although output_dir holds checkpoints (they are deleted)."""
+    resume_from_checkpoint: str | None = None
+    """"latest" (of output_dir), a checkpoint folder, or a run folder."""
+    save_steps: Positive = 200
+    """Steps between checkpoints."""
+    save_total_limit: Positive = 2
+    """Checkpoints kept."""
+    logging_steps: Positive = 10
+    """Steps between log lines; metrics are averaged over them."""
+    report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Tracker, besides metrics.jsonl."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    # -- validation
+    eval_steps: NonNegative = 0
+    """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
+    validation_prompts: str | None = None
+    """File of prompts (.txt, .csv, .jsonl, .parquet); unset takes captions of the validation split."""
+    num_validation_prompts: Positive = 64
+    """How many prompts are used."""
+    validation_scorer: str | None = None
+    """Scorer that compares policy and base, e.g. scenes-oracle; unset saves pictures only."""
+    validation_inference_steps: Positive = 20
+    """Sampling steps."""
+    validation_guidance_scale: NonNegativeFloat = 5.0
+    """Classifier-free guidance scale."""
+    validation_seed: int = 1234
+    """Image i is drawn with this seed + i."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(TrainConfig):
+    """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
+
+    method: ClassVar[str] = "dpo"
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Pairs: shipped name, hub data set, parquet file or folder, or an image folder with metadata.jsonl/.csv."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    streaming: bool = False
+    """Read the data set as a stream, for what does not fit the disk."""
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""
+    cache_dir: str | None = None
+    """Folder for cached VAE posteriors and prompt embeddings; made when absent, checked when present."""
+    resolution: Positive | None = None
+    """Side of the training images in pixels; unset takes the model's own."""
+    random_crop: bool = False
+    """Crop at random instead of in the centre (the same for both images of a pair; not with cache_dir)."""
+    random_flip: bool = True
+    """Mirror half of the pairs (both images)."""
+    aspect_ratio_buckets: bool = False
+    """Keep aspect ratios: batches of equal shape with about resolution^2 pixels."""
+    caption_dropout: Fraction = 0.0
+    """Share of pairs trained with the null prompt."""
+    dataloader_num_workers: NonNegative = 2
+    """Threads that read ahead."""
+
+    # -- objective
+    loss_type: Literal["sigmoid", "robust", "hinge", "ipo", "kto", "bco_pair", "sppo_hard", "exo_pair", "apo_zero",
+                       "apo_down", "nca_pair", "mapo"] = "sigmoid"  # fmt: skip
+    """Preference loss (docs/dpo.md has the table)."""
+    beta: PositiveFloat = 5000.0
+    """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of an added denoising loss on the chosen images."""
+    min_timestep: NonNegative = 0
+    """Smallest training timestep."""
+    max_timestep: Positive = 1000
+    """Timesteps are drawn uniformly from [min_timestep, max_timestep)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPOConfig(DPOConfig):
+    """DDIM-InPO (2503.18454): DPO whose noise is found by DDIM inversion of each image."""
+
+    method: ClassVar[str] = "inpo"
+
+    inversion_model: Literal["policy", "reference"] = "policy"
+    """Which denoiser inverts the images: the current policy (official code) or the frozen reference."""
+    inversion_steps: Positive = 10
+    """DDIM steps from the clean image to exactly t."""
+    renoise_iterations: NonNegative = 0
+    """Extra fixed-point predictions averaged per inversion step (ReNoise, SmPO)."""
+    inversion_eta: Fraction = 0.1
+    """Weight of fresh noise in every inversion step."""
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {c.method: c for c in (DPOConfig, InPOConfig)}

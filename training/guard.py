@@ -1,0 +1,113 @@
+"""What stops a run before it does harm: numbers that are not finite, and signals."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+#: Steps in a row with a loss or gradient that is not finite before the run stops.
+MAX_BAD_STEPS = 3
+
+
+class FiniteGuard:
+    """Skips optimiser steps whose loss or gradient is not finite, without asking the device for an answer.
+
+    Fused optimisers take the verdict as a device tensor (``found_inf``); the count of bad steps in a row stays on the
+    device too and is read on the CPU at every step, on an accelerator every ``read_every`` steps.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimizer: Any, output_dir: Path, read_every: int = 3) -> None:
+        self.accelerator, self.optimizer, self.output_dir = accelerator, optimizer, output_dir
+        device = accelerator.device
+        self.read_every = 1 if device.type == "cpu" else read_every
+        self.fused = bool(optimizer.optimizer.defaults.get("fused")) and accelerator.scaler is None
+        self.skipped = torch.zeros((), device=device)
+        self.streak = torch.zeros((), device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.steps = 0
+        self.batch: Any = None
+
+    def watch(self, loss: Tensor, batch: Any) -> None:
+        """Note one micro-step's loss and keep its batch in case it has to be saved."""
+        self.finite = self.finite & torch.isfinite(loss.detach())
+        self.batch = batch
+
+    def step(self, grad_norm: Tensor) -> None:
+        """Take the optimiser step, or skip it.
+
+        Raises:
+            FloatingPointError: this was the third bad step in a row.
+        """
+        finite = self.finite
+        if self.accelerator.scaler is None:  # with fp16 the loss scaler handles gradients, which overflow by design
+            finite = finite & torch.isfinite(grad_norm)
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce((~finite).float(), "sum") == 0
+        if self.fused:
+            self.optimizer.optimizer.found_inf = (~finite).float()
+            self.optimizer.step()
+        elif bool(finite):
+            self.optimizer.step()
+        self.skipped = self.skipped + (~finite).float()
+        self.streak = torch.where(finite, torch.zeros_like(self.streak), self.streak + 1)
+        self.finite = torch.ones_like(self.finite)
+        self.steps += 1
+        if self.steps % self.read_every == 0 and int(self.streak) >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite for {int(self.streak)} optimiser steps in a row; "
+                f"the last batch is saved in {self._save_batch()}"
+            )
+
+    def _save_batch(self) -> Path:
+        from safetensors.torch import save_file
+
+        tensors, notes = {}, {}
+        for name, value in vars(self.batch).items():
+            if isinstance(value, Tensor):
+                tensors[name] = value.detach().cpu().contiguous()
+            elif isinstance(value, list | str):
+                notes[name] = "\n".join(map(str, value)) if isinstance(value, list) else value
+        path = self.output_dir / f"bad_batch_rank{self.accelerator.process_index}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata=notes)
+        return path
+
+
+class StopSignal(AbstractContextManager["StopSignal"]):
+    """Turns SIGINT and SIGTERM into a polite request to stop after the current step; a second one kills."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # only the main thread may; a run in a notebook's worker thread goes without
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def received_anywhere(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop, so that all leave at the same step."""
+        if accelerator.num_processes > 1:
+            mine = torch.tensor(float(self.received is not None), device=accelerator.device)
+            if accelerator.reduce(mine, "sum") > 0 and self.received is None:
+                self.received = "signal on another process"
+        return self.received is not None

@@ -1,0 +1,41 @@
+"""DDIM-InPO (2503.18454): the noise of each image is found by DDIM inversion up to exactly the pair's timestep."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.sampling.inversion import ddim_invert, inverted_noise
+
+from .config import InPOConfig
+from .randomness import INVERSION, normal
+
+
+class InvertedNoising:
+    """x_t by inversion with policy or reference, and tau = (x_t - alpha x0) / sigma, which differs within a pair."""
+
+    def __init__(self, adapter: Adapter, config: InPOConfig) -> None:
+        self.adapter, self.config = adapter, config
+
+    @torch.no_grad()
+    def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        config, alpha_bar = self.config, self.adapter.schedule.table
+        noise = None
+        if config.inversion_eta:
+            draws = normal(seeds, INVERSION, (config.inversion_steps, 2, *x0.shape[1:]))
+            noise = draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2).to(x0.device)
+        with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
+            x_t = ddim_invert(
+                lambda x, steps: self.adapter.predict(x, steps, cond).eps,
+                x0,
+                t,
+                alpha_bar,
+                num_steps=config.inversion_steps,
+                renoise_iterations=config.renoise_iterations,
+                eta=config.inversion_eta,
+                noise=noise,
+            )
+        return x_t, inverted_noise(x_t, x0, t, alpha_bar)

@@ -1,0 +1,174 @@
+"""The one training loop. A method brings batches and a loss; everything else is here, in the order it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusion_align.adapters import Adapter
+
+from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .guard import FiniteGuard, StopSignal
+from .metrics import MetricLog
+from .optimizer import build_optimizer
+from .state import collect_state, restore_state
+
+
+class Method(Protocol):
+    """What a training method must offer to the loop."""
+
+    def batches(self) -> Iterator[Any]:
+        """Endless training batches of this process."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss with a graph, and scalar metrics that stay on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able position of the method (data, schedules)."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo ``state_dict``; called before ``batches``."""
+
+
+#: Called with the step as (step); returns metrics such as {"eval/win_rate": 0.6}.
+Validate = Callable[[int], dict[str, float]]
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints.
+        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted.
+        step: optimiser steps done.
+        stopped: None when it ran to the end, else the name of the signal that stopped it.
+        history: every logged line: {"step": ..., "loss": ..., ...}.
+    """
+
+    output_dir: Path
+    weights: Path | None
+    step: int
+    stopped: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def sync_gradients(accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+    """All-reduce gradients in the last micro-step only."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+@contextmanager
+def ema_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, the policy has its averaged weights."""
+    if ema is None:
+        yield
+        return
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+def run_loop(
+    config: TrainConfig,
+    adapter: Adapter,
+    method: Method,
+    accelerator: Accelerator,
+    validate: Validate | None = None,
+) -> TrainResult:
+    """Train ``adapter``'s policy with ``method`` for ``config.max_steps`` optimiser steps.
+
+    Raises:
+        FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
+            batch is saved in ``output_dir`` and named.
+        CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
+    """
+    output_dir = Path(config.output_dir)
+    parameters = list(adapter.trainable_parameters().values())
+    optimizer = accelerator.prepare(build_optimizer(config, parameters))
+    scheduler = get_scheduler(config.lr_scheduler_type, optimizer.optimizer, config.warmup_steps, config.max_steps)
+    ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
+    adapter.denoiser = accelerator.prepare(adapter.unet)
+    step = 0
+    if config.resume_from_checkpoint:
+        checkpoint, warnings = find_checkpoint(config.resume_from_checkpoint, output_dir)
+        for warning in warnings:
+            accelerator.print(warning)
+        step = restore_state(load_checkpoint(checkpoint), adapter, optimizer.optimizer, scheduler, ema, method)
+        accelerator.print(f"resumed from {checkpoint}")
+
+    guard = FiniteGuard(accelerator, optimizer, output_dir)
+    log = MetricLog(config, accelerator, first_step=step)
+    batches = method.batches()
+    bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
+    adapter.unet.train()
+
+    def checkpoint_now() -> None:
+        state = collect_state(step, adapter, optimizer.optimizer, scheduler, ema, method)
+        if accelerator.is_main_process:
+            save_checkpoint(output_dir, state, step, config.save_total_limit)
+        accelerator.wait_for_everyone()
+
+    def validate_now() -> None:
+        assert validate is not None
+        adapter.unet.eval()
+        with ema_weights(ema, parameters):
+            log.add_evaluation(step, validate(step))
+        adapter.unet.train()
+
+    with StopSignal() as stop:
+        if validate is not None and step == 0:
+            validate_now()
+        while step < config.max_steps and not stop.received_anywhere(accelerator):
+            started = time.perf_counter()
+            for micro_step in range(config.gradient_accumulation_steps):
+                batch = next(batches)
+                last = micro_step + 1 == config.gradient_accumulation_steps
+                with sync_gradients(accelerator, adapter.denoiser, last):
+                    loss, metrics = method.loss(batch)
+                    accelerator.backward(loss / config.gradient_accumulation_steps)
+                guard.watch(loss, batch)
+                log.add(metrics)
+            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            guard.step(norm)
+            optimizer.zero_grad()
+            scheduler.step()
+            if ema is not None:
+                ema.step(parameters)
+            step += 1
+            log.end_step(step, norm, scheduler.get_last_lr()[0], guard.skipped, time.perf_counter() - started)
+            bar.update()
+            bar.set_postfix_str(log.summary, refresh=False)
+            if validate is not None and (step % config.eval_steps == 0 or step == config.max_steps):
+                validate_now()
+            if step % config.save_steps == 0 or step == config.max_steps:
+                checkpoint_now()
+        if stop.received and step % config.save_steps and step < config.max_steps:
+            checkpoint_now()
+
+    bar.close()
+    log.close()
+    adapter.denoiser = accelerator.unwrap_model(adapter.denoiser, keep_fp32_wrapper=False)
+    adapter.unet.eval()
+    weights = None
+    if step >= config.max_steps:
+        if ema is not None:
+            ema.copy_to(parameters)
+        if accelerator.is_main_process:
+            weights = adapter.save(output_dir)
+    return TrainResult(output_dir, weights, step, stop.received, log.history)

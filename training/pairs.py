@@ -1,0 +1,145 @@
+"""The preference-pair step shared by DPO and InPO, which differ in where the noise comes from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.data.types import PairBatch
+from diffusion_align.objectives.errors import mse_per_sample
+from diffusion_align.objectives.preference import preference_loss
+from diffusion_align.objectives.stats import PairStats
+
+from .config import DPOConfig
+from .randomness import CHOSEN_POSTERIOR, REJECTED_POSTERIOR, normal, timesteps
+
+
+class PairSource(Protocol):
+    """Endless batches of pairs whose position can be saved."""
+
+    def __iter__(self) -> Iterator[PairBatch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Noising(Protocol):
+    """Turns clean latents into what the denoiser sees and the noise it should find in it."""
+
+    def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its noise, both like ``x0`` (2B, C, h, w): chosen first; ``t`` (2B,), ``seeds`` (B,) of the pairs."""
+
+
+class PromptEncoder:
+    """Remembers the conditioning of recent prompts: captions repeat, text encoders are slow."""
+
+    def __init__(self, adapter: Adapter, capacity: int = 2048) -> None:
+        self.adapter, self.capacity = adapter, capacity
+        self.rows: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def __call__(self, prompts: list[str]) -> Conditioning:
+        missing = [p for p in dict.fromkeys(prompts) if p not in self.rows]
+        if missing:
+            encoded = self.adapter.encode_prompts(missing)
+            for i, prompt in enumerate(missing):
+                self.rows[prompt] = encoded[i : i + 1]
+        for prompt in prompts:
+            self.rows.move_to_end(prompt)
+        found = Conditioning.cat([self.rows[p] for p in prompts])
+        while len(self.rows) > self.capacity:
+            self.rows.popitem(last=False)
+        return found
+
+
+class PairMethod:
+    """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
+
+    Args:
+        source: the pairs.
+        noising: Gaussian noise (DPO) or DDIM inversion (InPO).
+        autocast: context of the forward passes.
+    """
+
+    def __init__(
+        self,
+        config: DPOConfig,
+        adapter: Adapter,
+        source: PairSource,
+        noising: Noising,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
+        self.encode_prompts = PromptEncoder(adapter)
+
+    def batches(self) -> Iterator[PairBatch]:
+        return iter(self.source)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.source.load_state_dict(state)
+
+    def clean_latents(self, batch: PairBatch, seeds: Tensor) -> Tensor:
+        """x0 (2B, C, h, w) float32, sampled from the VAE posterior: chosen first."""
+        if batch.posterior is not None:
+            mean, std = (part.flatten(0, 1).float() for part in batch.posterior)
+        else:
+            assert batch.pixels is not None
+            mean, std = self.adapter.encode_posterior(batch.pixels.flatten(0, 1))
+        draws = [normal(seeds, stream, mean.shape[1:]) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)]
+        return mean + std * torch.cat(draws).to(mean.device)
+
+    def conditioning(self, batch: PairBatch) -> Conditioning:
+        """Conditioning of chosen and rejected (2B rows); SDXL's size ids are those of each image."""
+        cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
+        cond = Conditioning(cond.embeds, cond.pooled).repeat(2)
+        if self.adapter.family.name != "sdxl":
+            return cond
+        return Conditioning(cond.embeds, cond.pooled, batch.size_ids.flatten(0, 1).to(cond.embeds.device))
+
+    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
+        config, device = self.config, self.adapter.device
+        seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
+        soft_labels = batch.preference.to(device) if bool((batch.preference != 1).any()) else None
+        batch = batch.to(device)
+        x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
+        high = min(config.max_timestep, self.adapter.schedule.num_timesteps)
+        t = timesteps(seeds, config.min_timestep, high).repeat(2).to(device)
+        with self.autocast():
+            x_t, eps = self.noising(x0, t, cond, seeds)
+            target = self.training_target(x0, eps, t)
+            chosen, rejected = mse_per_sample(self.adapter.predict(x_t, t, cond).output, target).chunk(2)
+            if config.loss_type == "mapo":  # reference-free
+                stats = PairStats(chosen, rejected, None, None)
+            else:
+                with self.adapter.reference():
+                    reference = mse_per_sample(self.adapter.predict(x_t, t, cond).output, target).chunk(2)
+                stats = PairStats(chosen, rejected, *reference)
+        result = preference_loss(
+            config.loss_type,
+            stats,
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            soft_labels=soft_labels,
+            sample_weight=batch.weight,
+        )
+        loss = result.loss
+        if config.sft_weight:
+            loss = loss + config.sft_weight * chosen.mean()
+        return loss, {"loss": loss.detach(), **result.metrics}
+
+    def training_target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network's raw output should be at x_t: noise, velocity or clean latents."""
+        kind = self.adapter.prediction_type
+        if kind == "epsilon":
+            return eps
+        if kind == "sample":
+            return x0
+        return self.adapter.schedule.alpha(t) * eps - self.adapter.schedule.sigma(t) * x0

@@ -1,0 +1,191 @@
+"""From settings to a finished run: ``train(DPOConfig(...))``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from diffusion_align.adapters import Adapter, load_adapter, shipped_path
+from diffusion_align.data import (
+    CachedPairs,
+    PairLoader,
+    PairTransform,
+    build_cache,
+    load_pairs,
+    load_prompts,
+    make_buckets,
+)
+from diffusion_align.evaluation.compare import SamplingSettings
+from diffusion_align.rewards import load_scorer
+
+from .checkpoint import CheckpointError, list_checkpoints
+from .config import DPOConfig, InPOConfig, TrainConfig
+from .dpo import GaussianNoising
+from .inpo import InvertedNoising
+from .loop import Method, TrainResult, run_loop
+from .pairs import Noising, PairMethod
+from .settings import save_config, to_dict, validated
+from .validation import Validator
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def train(config: TrainConfig, adapter: Adapter | None = None) -> TrainResult:
+    """Run the method that ``config`` belongs to.
+
+    Args:
+        config: e.g. ``DPOConfig(model="scenes-sdxl", max_steps=100)``.
+        adapter: an already loaded model to train instead of ``config.model``; it keeps the trained policy.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
+        CheckpointError: nothing to resume from, or checkpoints of an earlier run would be mixed with this one's.
+    """
+    config = validated(type(config), {k: v for k, v in to_dict(config).items() if k != "method"}, type(config).__name__)
+    output_dir = Path(config.output_dir)
+    prepare_folder(config, output_dir)
+    accelerator = build_accelerator(config)
+    if adapter is None:
+        adapter = load_policy_model(config, accelerator.device)
+    prepare_policy(config, adapter)
+    method = METHODS[config.method](config, adapter, accelerator)
+    validate = build_validator(config, adapter, output_dir) if config.eval_steps else None
+    if accelerator.is_main_process:
+        save_config(config, output_dir / "config.yaml")
+    if config.report_to != "none":
+        flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
+        accelerator.init_trackers("diffusion-align", config=flat)
+    return run_loop(config, adapter, method, accelerator, validate if accelerator.is_main_process else None)
+
+
+def prepare_folder(config: TrainConfig, output_dir: Path) -> None:
+    """Make the run's folder, and refuse to mix two runs in one."""
+    existing = list_checkpoints(output_dir)
+    if existing and config.overwrite_output_dir:
+        for checkpoint in existing:
+            shutil.rmtree(checkpoint)
+    elif existing and config.resume_from_checkpoint is None:
+        raise CheckpointError(
+            f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "
+            "--resume-from-checkpoint latest to go on with it, --overwrite-output-dir to start anew, or another --output-dir"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    tracker = None if config.report_to == "none" else config.report_to
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=tracker,
+        project_dir=config.output_dir,
+        cpu=not torch.cuda.is_available(),
+    )
+
+
+def load_policy_model(config: TrainConfig, device: torch.device | str) -> Adapter:
+    """The adapter of ``config.model``, with ``init_weights`` merged into it."""
+    adapter = load_adapter(
+        config.model,
+        dtype=DTYPES[config.weight_dtype],
+        device=device,
+        variant=config.variant,
+        vae=config.vae,
+        config=config.model_config,
+    )
+    if config.init_weights is not None:
+        adapter.load_weights(config.init_weights)
+        if adapter.pipeline.get_active_adapters():
+            adapter.pipeline.fuse_lora()
+            adapter.pipeline.unload_lora_weights()
+    return adapter
+
+
+def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
+    """Choose what is trained and how the UNet runs."""
+    if config.full_finetuning:
+        adapter.train_full(reference_dtype=DTYPES[config.weight_dtype])
+    else:
+        adapter.train_lora(
+            config.lora_rank, config.lora_alpha, config.lora_target_modules, config.lora_dropout, config.seed
+        )
+    if config.channels_last:
+        adapter.unet.to(memory_format=torch.channels_last)
+    adapter.optimize(config.gradient_checkpointing, config.attention, config.torch_compile)
+
+
+def build_pair_source(config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1) -> PairLoader:
+    """The pairs of ``config.dataset`` as an endless loader of this process' share."""
+    resolution = config.resolution or adapter.default_resolution
+    if resolution % adapter.vae_scale_factor:
+        raise ValueError(
+            f"resolution = {resolution} is not divisible by the VAE factor {adapter.vae_scale_factor} of {config.model}"
+        )
+    buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
+    transform = PairTransform(resolution, config.random_crop, config.random_flip, buckets)
+    pairs = load_pairs(
+        dataset_source(config.dataset),
+        config.dataset_split,
+        streaming=config.streaming,
+        max_corrupt=config.max_corrupt,
+        limit=config.max_pairs,
+    )
+    return PairLoader(
+        pairs,
+        transform,
+        config.per_device_train_batch_size,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        caption_dropout=config.caption_dropout,
+        num_workers=config.dataloader_num_workers,
+    )
+
+
+def dataset_source(name: str) -> str:
+    """Path of a shipped data set ("scenes-pairs"), or the name as it is."""
+    return str(shipped_path(name)) if name == "scenes-pairs" else name
+
+
+def pair_method(config: TrainConfig, adapter: Adapter, accelerator: Accelerator) -> Method:
+    """DPO or InPO, which differ in their noise only."""
+    assert isinstance(config, DPOConfig)
+    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
+    noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
+    return PairMethod(config, adapter, source, noising, accelerator.autocast)
+
+
+METHODS: Mapping[str, Callable[[Any, Adapter, Accelerator], Method]] = MappingProxyType(
+    {DPOConfig.method: pair_method, InPOConfig.method: pair_method}
+)
+
+
+def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> Validator:
+    """Validation on the prompts of a file, or on captions of the data set's validation split."""
+    if config.validation_prompts is not None:
+        prompts = load_prompts(config.validation_prompts)
+    elif isinstance(config, DPOConfig):
+        pairs = load_pairs(dataset_source(config.dataset), "validation", keep_ties=True)
+        prompts = list(dict.fromkeys(pairs.captions()))
+    else:
+        raise ValueError(f"eval_steps = {config.eval_steps} needs validation_prompts, a file with one prompt a line")
+    scorer = None if config.validation_scorer is None else load_scorer(config.validation_scorer)
+    return Validator(
+        adapter,
+        prompts[: config.num_validation_prompts],
+        output_dir / "samples",
+        scorer,
+        SamplingSettings(
+            config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed
+        ),
+    )

@@ -1,0 +1,99 @@
+"""Settings from YAML files and back; every mistake is an error that names file, key and what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from .config import CONFIGS, TrainConfig
+
+C = TypeVar("C", bound=TrainConfig)
+
+#: What ``save_config`` adds for the reader; never settings.
+_RECORD_KEYS = ("versions", "git_commit")
+
+
+def validated(cls: type[C], values: dict[str, Any], source: str) -> C:
+    """Build ``cls`` from ``values``.
+
+    Raises:
+        ValueError: an unknown key (with the nearest known one) or a value of the wrong type or range; ``source`` (a
+            file name, or "command line") and the key are named.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f" of method {cls.method!r}"
+            raise ValueError(f"{source}: unknown key {key!r}{hint}")
+    try:
+        config = TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"][:1])
+        raise ValueError(f"{source}: {key} = {problem['input']!r} is wrong: {problem['msg']}") from None
+    _check_combination(config, source)
+    return config
+
+
+def _check_combination(config: TrainConfig, source: str) -> None:
+    if getattr(config, "cache_dir", None) and getattr(config, "random_crop", False):
+        raise ValueError(f"{source}: random_crop cannot be used with cache_dir: cached latents hold one crop per image")
+    low, high = getattr(config, "min_timestep", 0), getattr(config, "max_timestep", 1000)
+    if low >= high:
+        raise ValueError(f"{source}: min_timestep = {low} must be smaller than max_timestep = {high}")
+    if config.full_finetuning and config.weight_dtype == "fp16" and config.mixed_precision == "no":
+        raise ValueError(f"{source}: weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
+
+
+def load_config(cls: type[C], path: str | Path) -> C:
+    """Read a YAML recipe or a run's config.yaml.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no mapping, not YAML, or wrong keys or values; also a file of another method.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    method = values.pop("method", cls.method)
+    if method != cls.method:
+        raise ValueError(f"{path}: is a recipe for method {method!r}, not {cls.method!r}")
+    return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path))
+
+
+def config_of_file(path: str | Path) -> TrainConfig:
+    """Read a YAML file whose ``method`` key says which settings it holds."""
+    path = Path(path)
+    values = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    method = values.get("method") if isinstance(values, dict) else None
+    if path.is_file() and method not in CONFIGS:
+        raise ValueError(f"{path}: method = {method!r} is wrong: expected one of {sorted(CONFIGS)}")
+    return load_config(CONFIGS[method or "dpo"], path)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Every setting as plain YAML types, ``method`` first."""
+    values = dataclasses.asdict(config)
+    return {"method": config.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the resolved settings with library versions and git commit; ``load_config`` reads them back."""
+    from .environment import git_commit, versions
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    once = {"config": None, "dry_run": False, "resume_from_checkpoint": None, "overwrite_output_dir": False}
+    record = to_dict(config) | once | {"versions": versions(), "git_commit": git_commit()}
+    path.write_text(yaml.safe_dump(record, sort_keys=False))
