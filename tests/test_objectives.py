@@ -1,0 +1,173 @@
+"""Preference losses against closed forms written independently, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_align.objectives import PREFERENCE_LOSSES, PairStats, min_snr_weight, mse_per_sample, preference_loss
+
+BETA = 2000.0
+
+
+def log_sig(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > -30 else x
+
+
+def sig(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def reference_losses(e_w: float, e_l: float, f_w: float, f_l: float, beta: float, mean: float) -> dict[str, float]:
+    """Every loss of one pair, from the papers' formulas, in plain Python. ``mean`` is the batch's mean reward."""
+    s_w, s_l = f_w - e_w, f_l - e_l
+    b = beta / 2
+    r_w, r_l, u = b * s_w, b * s_l, b * (s_w - s_l)
+    z = max(0.0, mean)
+    g = lambda e: 0.5 * e / (math.exp(0.5 * e) - 1)  # noqa: E731
+    return {
+        "sigmoid": -log_sig(u),
+        "robust": -log_sig(u),
+        "hinge": max(0.0, 1 - u),
+        "ipo": b**2 * (s_w - s_l - 1 / (2 * beta)) ** 2,
+        "kto": 0.5 * ((1 - sig(r_w - z)) + (1 - sig(-(r_l - z)))),
+        "bco_pair": -log_sig(r_w - mean) - log_sig(-(r_l - mean)),
+        "sppo_hard": b**2 * ((s_w - 0.5 / beta) ** 2 + (s_l + 0.5 / beta) ** 2),
+        "exo_pair": sig(u) * math.log(sig(u) / 0.999) + sig(-u) * math.log(sig(-u) / 0.001),
+        "apo_zero": 1 - sig(r_w) + sig(r_l),
+        "apo_down": sig(r_w) + 1 - sig(u),
+        "nca_pair": -log_sig(r_w) - 0.5 * log_sig(-r_w) - 0.5 * log_sig(-r_l),
+        "mapo": e_w - beta * log_sig(1000 * (g(e_w) - g(e_l))),
+    }
+
+
+@pytest.fixture(scope="module")
+def errors() -> np.ndarray:
+    """Rows: e_w, e_l, ref_w, ref_l; values as in training (about 0.1, differing by thousandths)."""
+    rng = np.random.default_rng(0)
+    return 0.1 + 0.003 * rng.standard_normal((4, 16))
+
+
+def stats_of(errors: np.ndarray, grad: bool = False) -> PairStats:
+    rows = [torch.tensor(row, dtype=torch.float64, requires_grad=grad and i < 2) for i, row in enumerate(errors)]
+    return PairStats(*rows)
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_loss_equals_the_published_formula(name: str, errors: np.ndarray) -> None:
+    beta = 0.1 if name == "mapo" else BETA
+    mean = float(np.mean(beta / 2 * np.concatenate([errors[2] - errors[0], errors[3] - errors[1]])))
+    expected = [reference_losses(*column, beta, mean)[name] for column in errors.T]
+    result = preference_loss(name, stats_of(errors), beta=beta)
+    assert result.per_sample.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert result.loss.item() == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_gradient_agrees_with_finite_differences_of_the_formula(name: str, errors: np.ndarray) -> None:
+    beta = 0.1 if name == "mapo" else BETA
+    stats = stats_of(errors, grad=True)
+    preference_loss(name, stats, beta=beta).per_sample.sum().backward()
+    # the batch mean carries no gradient, so the formula keeps it fixed
+    mean = float(np.mean(beta / 2 * np.concatenate([errors[2] - errors[0], errors[3] - errors[1]])))
+    h = 1e-8
+    for i, tensor in ((0, stats.chosen), (1, stats.rejected)):
+        for j in range(4):
+            column = errors[:, j].copy()
+            column[i] += h
+            above = reference_losses(*column, beta, mean)[name]
+            column[i] -= 2 * h
+            below = reference_losses(*column, beta, mean)[name]
+            assert tensor.grad is not None
+            assert tensor.grad[j].item() == pytest.approx((above - below) / (2 * h), rel=2e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "robust", "ipo", "kto", "bco_pair", "sppo_hard", "exo_pair", "apo_zero"])
+def test_at_the_reference_the_loss_pulls_chosen_down_and_rejected_up(name: str) -> None:
+    errors = torch.full((2, 8), 0.1, dtype=torch.float64)
+    chosen, rejected = errors[0].clone().requires_grad_(), errors[1].clone().requires_grad_()
+    preference_loss(name, PairStats(chosen, rejected, errors[0], errors[1]), beta=BETA).loss.backward()
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert (chosen.grad > 0).all()
+    assert (rejected.grad < 0).all()
+
+
+def test_label_smoothing_is_the_expectation_over_flips(errors: np.ndarray) -> None:
+    flipped = stats_of(errors[[1, 0, 3, 2]])
+    plain, other = (preference_loss("sigmoid", s, beta=BETA).per_sample for s in (stats_of(errors), flipped))
+    smoothed = preference_loss("sigmoid", stats_of(errors), beta=BETA, label_smoothing=0.1).per_sample
+    torch.testing.assert_close(smoothed, 0.9 * plain + 0.1 * other)
+
+
+def test_robust_loss_under_flipped_labels_is_the_clean_loss_on_average(errors: np.ndarray) -> None:
+    eps = 0.2
+    straight = preference_loss("robust", stats_of(errors), beta=BETA, label_smoothing=eps).per_sample
+    flipped = preference_loss("robust", stats_of(errors[[1, 0, 3, 2]]), beta=BETA, label_smoothing=eps).per_sample
+    clean = preference_loss("sigmoid", stats_of(errors), beta=BETA).per_sample
+    torch.testing.assert_close((1 - eps) * straight + eps * flipped, clean)
+
+
+def test_soft_label_of_one_half_is_indifferent_to_order(errors: np.ndarray) -> None:
+    half = torch.full((errors.shape[1],), 0.5)
+    one = preference_loss("sigmoid", stats_of(errors), beta=BETA, soft_labels=half)
+    other = preference_loss("sigmoid", stats_of(errors[[1, 0, 3, 2]]), beta=BETA, soft_labels=half)
+    torch.testing.assert_close(one.per_sample, other.per_sample)
+
+
+def test_sample_weight_scales_each_pair(errors: np.ndarray) -> None:
+    weight = torch.arange(16, dtype=torch.float64)
+    result = preference_loss("sigmoid", stats_of(errors), beta=BETA, sample_weight=weight)
+    assert result.loss.item() == pytest.approx((result.per_sample * weight).mean().item())
+
+
+def test_metrics_describe_the_batch(errors: np.ndarray) -> None:
+    metrics = preference_loss("sigmoid", stats_of(errors), beta=BETA).metrics
+    e_w, e_l, f_w, f_l = errors
+    u = BETA / 2 * ((f_w - e_w) - (f_l - e_l))
+    assert metrics["implicit_accuracy"].item() == pytest.approx(np.mean(u > 0))
+    assert metrics["margin"].item() == pytest.approx(u.mean())
+    assert metrics["chosen_error_up"].item() == pytest.approx(np.mean(e_w > f_w))
+    assert metrics["rewards/rejected"].item() == pytest.approx(np.mean(BETA / 2 * (f_l - e_l)))
+
+
+def test_errors_are_subtracted_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(2, 4, 16, 16, generator=generator).half() for _ in range(2))
+    exact = (prediction.double() - target.double()).square().mean(dim=(1, 2, 3))
+    assert (mse_per_sample(prediction, target).double() - exact).abs().max() * BETA < 1e-2
+    assert ((prediction - target).square().mean(dim=(1, 2, 3)).double() - exact).abs().max() * BETA > 5e-2
+
+
+def test_min_snr_weights_agree_between_prediction_types() -> None:
+    snr = torch.tensor([0.01, 1.0, 5.0, 100.0], dtype=torch.float64)
+    x0 = min_snr_weight(snr, 5.0, "sample")
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "epsilon") * snr, x0)
+    torch.testing.assert_close(min_snr_weight(snr, 5.0, "v_prediction") * (snr + 1), x0)
+    assert x0.max() == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_type": "sigmiod"}, "unknown loss_type 'sigmiod', did you mean 'sigmoid'"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "'hinge' has no label_smoothing: sigmoid, robust, exo_pair"),
+        ({"loss_type": "ipo", "soft_labels": torch.ones(16)}, "'ipo' takes no soft labels: sigmoid"),
+    ],
+)
+def test_bad_options_name_what_is_wrong(arguments: dict[str, object], message: str, errors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=message):
+        preference_loss(stats=stats_of(errors), beta=BETA, **arguments)  # type: ignore[arg-type]
+
+
+def test_missing_reference_is_an_error() -> None:
+    with pytest.raises(ValueError, match="needs reference errors"):
+        preference_loss("sigmoid", PairStats(torch.ones(2), torch.ones(2)), beta=BETA)
+
+
+def test_shapes_that_would_broadcast_are_an_error() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        mse_per_sample(torch.ones(2, 4, 8, 8), torch.ones(4, 8, 8))
