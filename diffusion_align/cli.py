@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from diffusion_align.training.config import CONFIGS, DPOConfig, TrainConfig
+
+from .options import DemoOptions, GenerateOptions
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -116,61 +116,23 @@ def run_cache(arguments: list[str]) -> int:
     return 0
 
 
-# -- generate ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GenerateArguments:
-    """Draw images with a model, with or without trained weights."""
-
-    prompt: Annotated[str | None, "positional"] = None
-    """The prompt; or give --prompts."""
-    prompts: str | None = None
-    """File of prompts (.txt, .csv, .jsonl, .parquet)."""
-    model: str = "scenes-sdxl"
-    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
-    lora: str | None = None
-    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
-    out: str = "images"
-    """Folder for PNG files; each carries its settings."""
-    num_images: int = 4
-    """Images per prompt."""
-    num_inference_steps: int = 25
-    """Sampling steps."""
-    guidance_scale: float = 5.0
-    """Classifier-free guidance scale."""
-    negative_prompt: str | None = None
-    """What the unconditional branch is told instead of nothing."""
-    seed: int = 0
-    """Image i of a prompt has seed + i, whatever the batch."""
-    height: int | None = None
-    """Pixels; unset takes the model's own."""
-    width: int | None = None
-    """Pixels; unset takes the model's own."""
-    batch_size: int = 8
-    """Images drawn at once."""
-    dtype: str = "auto"
-    """fp32, fp16, bf16; auto is fp16 on a GPU and fp32 on the CPU."""
-    device: str = "auto"
-    """cuda, mps, cpu; auto takes what is there."""
+# -- generate and demo -------------------------------------------------------------------------------------------------
 
 
 def run_generate(arguments: list[str]) -> int:
     import tyro
 
-    from dataclasses import replace
-
-    # tyro takes the prompt as a flag; people type it bare.
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--prompt", *arguments]
-    args = tyro.cli(GenerateArguments, prog="diffusion-align generate [PROMPT]", args=arguments)
-    if (args.prompt is None) == (args.prompts is None):
+    options = tyro.cli(GenerateOptions, prog="diffusion-align generate", args=arguments)
+    if (options.prompt is None) == (options.prompts is None):
         raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
-    if args.num_images < 1:
-        raise ValueError(f"--num-images {args.num_images} is wrong: expected at least 1")
-    from diffusion_align.generation import generate_files
+    for name in ("num_images", "num_inference_steps", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+    from .generation import generate_files
 
-    for path in generate_files(replace(args)):
+    for path in generate_files(options):
         print(path)
     return 0
 
@@ -178,12 +140,10 @@ def run_generate(arguments: list[str]) -> int:
 def run_demo(arguments: list[str]) -> int:
     import tyro
 
-    from diffusion_align.demo_settings import DemoSettings
+    options = tyro.cli(DemoOptions, prog="diffusion-align demo", args=arguments)
+    from .demo import run_demo as demo
 
-    settings = tyro.cli(DemoSettings, prog="diffusion-align demo", args=arguments)
-    from diffusion_align.demo import run_demo as demo
-
-    print(f"report: {demo(settings)}")
+    print(f"report: {demo(options)}")
     return 0
 
 

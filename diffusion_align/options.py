@@ -1,0 +1,60 @@
+"""Options of the commands that are not training runs. Nothing heavy is imported here: --help must be instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Draw images with a model, with or without trained weights."""
+
+    prompt: str | None = None
+    """The prompt (may be given bare, as the first argument); or give --prompts."""
+    prompts: str | None = None
+    """File of prompts (.txt, .csv, .jsonl, .parquet)."""
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
+    model_config: str | None = None
+    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    out: str = "images"
+    """Folder for PNG files; each carries its settings."""
+    num_images: int = 4
+    """Images per prompt."""
+    num_inference_steps: int = 25
+    """Sampling steps."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance scale; 1 switches guidance off."""
+    negative_prompt: str | None = None
+    """What the unconditional branch is told instead of nothing."""
+    seed: int = 0
+    """Image i of a prompt has seed + i, whatever the batch."""
+    height: int | None = None
+    """Pixels; unset takes the model's own."""
+    width: int | None = None
+    """Pixels; unset takes the model's own."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto is fp16 on a GPU and fp32 on the CPU."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """DPO and InPO on the embedded world: train, compare with the base on held-out prompts, write a report."""
+
+    out: str = "runs/demo"
+    """Folder of report.html, summary.json, pictures and the two runs (replaced if present)."""
+    num_prompts: int = 250
+    """Held-out prompts of the comparison (the test split has 250)."""
+    dpo_steps: int | None = None
+    """Optimiser steps; unset takes the recipe's."""
+    inpo_steps: int | None = None
+    """Optimiser steps; unset takes the recipe's."""
+    seed: int = 0
+    """Seed of both trainings."""
