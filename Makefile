@@ -30,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/diffusion-align demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

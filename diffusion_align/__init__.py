@@ -6,6 +6,7 @@ Names are imported when first used, so that ``import diffusion_align`` and the c
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ __all__ = [
     "train",
     "win_rate",
 ]
+
+
+# `python` started in a checkout finds this folder before the installed package, and would miss rewards/ and training/,
+# which lie beside it there.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "training" / "loop.py").is_file() and (_checkout / "rewards" / "base.py").is_file():
+    __path__.append(str(_checkout))
 
 
 def __getattr__(name: str) -> Any:

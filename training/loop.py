@@ -109,7 +109,8 @@ def run_loop(
         checkpoint, warnings = find_checkpoint(config.resume_from_checkpoint, output_dir)
         for warning in warnings:
             accelerator.print(warning)
-        step = restore_state(load_checkpoint(checkpoint), adapter, optimizer.optimizer, scheduler, ema, method)
+        state = load_checkpoint(checkpoint)
+        step = restore_state(state, adapter, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         accelerator.print(f"resumed from {checkpoint}")
 
     guard = FiniteGuard(accelerator, optimizer, output_dir)
@@ -119,7 +120,7 @@ def run_loop(
     adapter.unet.train()
 
     def checkpoint_now() -> None:
-        state = collect_state(step, adapter, optimizer.optimizer, scheduler, ema, method)
+        state = collect_state(step, adapter, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         if accelerator.is_main_process:
             save_checkpoint(output_dir, state, step, config.save_total_limit)
         accelerator.wait_for_everyone()

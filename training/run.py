@@ -133,13 +133,7 @@ def build_pair_source(config: DPOConfig, adapter: Adapter, rank: int = 0, world_
         )
     buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
     transform = PairTransform(resolution, config.random_crop, config.random_flip, buckets)
-    pairs = load_pairs(
-        dataset_source(config.dataset),
-        config.dataset_split,
-        streaming=config.streaming,
-        max_corrupt=config.max_corrupt,
-        limit=config.max_pairs,
-    )
+    pairs = load_training_pairs(config)
     return PairLoader(
         pairs,
         transform,
@@ -149,6 +143,17 @@ def build_pair_source(config: DPOConfig, adapter: Adapter, rank: int = 0, world_
         world_size=world_size,
         caption_dropout=config.caption_dropout,
         num_workers=config.dataloader_num_workers,
+    )
+
+
+def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
+    """The pairs of ``config.dataset``, ties dropped."""
+    return load_pairs(
+        dataset_source(config.dataset),
+        config.dataset_split,
+        streaming=config.streaming,
+        max_corrupt=config.max_corrupt,
+        limit=config.max_pairs,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import CONFIGS, TrainConfig
+from .config import TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -73,14 +74,17 @@ def load_config(cls: type[C], path: str | Path) -> C:
     return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path))
 
 
-def config_of_file(path: str | Path) -> TrainConfig:
-    """Read a YAML file whose ``method`` key says which settings it holds."""
-    path = Path(path)
-    values = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    method = values.get("method") if isinstance(values, dict) else None
-    if path.is_file() and method not in CONFIGS:
-        raise ValueError(f"{path}: method = {method!r} is wrong: expected one of {sorted(CONFIGS)}")
-    return load_config(CONFIGS[method or "dpo"], path)
+def recipe_path(name: str) -> Path:
+    """File of a shipped recipe, e.g. ``scenes_dpo``.
+
+    Raises:
+        FileNotFoundError: no such recipe; the message lists them.
+    """
+    folder = Path(str(resources.files("diffusion_align.training") / "recipes"))
+    if not (folder / f"{name}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise FileNotFoundError(f"no recipe {name!r}: expected one of {known}")
+    return folder / f"{name}.yaml"
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -21,9 +21,10 @@ def collect_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     ema: EMAModel | None,
+    scaler: torch.amp.GradScaler | None,
     method: Method,
 ) -> TrainState:
-    """Policy, optimiser, schedule, EMA, random state and data position."""
+    """Policy, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
     tensors, values = optimizer_to_state(optimizer)
     policy = {name: p.detach() for name, p in adapter.trainable_parameters().items()}
     state = TrainState(
@@ -32,6 +33,8 @@ def collect_state(
     )
     if torch.cuda.is_available():
         state.tensors["rng"]["cuda"] = torch.cuda.get_rng_state()
+    if scaler is not None:
+        state.values["scaler"] = scaler.state_dict()
     if ema is not None:
         state.tensors["ema"] = dict(zip(policy, ema.shadow_params, strict=True))
         state.values["ema"] = {"optimization_step": ema.optimization_step}
@@ -44,6 +47,7 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     ema: EMAModel | None,
+    scaler: torch.amp.GradScaler | None,
     method: Method,
 ) -> int:
     """Put a checkpoint back; returns its step.
@@ -64,6 +68,8 @@ def restore_state(
     state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
     scheduler.load_state_dict(state.values["scheduler"])
     method.load_state_dict(state.values["method"])
+    if scaler is not None and "scaler" in state.values:
+        scaler.load_state_dict(state.values["scaler"])
     if (ema is not None) != ("ema" in state.values):
         raise CheckpointError("use_ema differs between the checkpoint and this run")
     if ema is not None:
