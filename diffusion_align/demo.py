@@ -129,7 +129,9 @@ def write_report(
         ("implicit_accuracy", "Share of pairs on which the policy agrees with the label"),
         ("chosen_error_up", "Share of pairs whose chosen image the policy predicts worse than the base"),
     ):
-        curves = {METHODS[m]: [(h["step"], h[metric]) for h in o.result.history if metric in h] for m, o in outcomes.items()}
+        curves = {
+            METHODS[m]: [(h["step"], h[metric]) for h in o.result.history if metric in h] for m, o in outcomes.items()
+        }
         report.figure(curve_figure(curves, title, metric, smooth=5), title)
     for method, outcome in outcomes.items():
         config = outcome.config

@@ -14,10 +14,8 @@ from accelerate.state import AcceleratorState
 
 from diffusion_align.adapters import Adapter, load_adapter, shipped_path
 from diffusion_align.data import (
-    CachedPairs,
     PairLoader,
     PairTransform,
-    build_cache,
     load_pairs,
     load_prompts,
     make_buckets,
@@ -190,7 +188,5 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
         prompts[: config.num_validation_prompts],
         output_dir / "samples",
         scorer,
-        SamplingSettings(
-            config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed
-        ),
+        SamplingSettings(config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed),
     )

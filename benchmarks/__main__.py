@@ -1,0 +1,27 @@
+"""``python -m benchmarks NAME [options]``; each benchmark prints its result and writes it to ``--out``."""
+
+from __future__ import annotations
+
+import sys
+
+from . import base_quality, dpo_step, scenes_dpo_inpo
+
+BENCHMARKS = {
+    "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
+    "scenes-dpo-inpo": (scenes_dpo_inpo.main, "win rates of DPO and InPO over the base, three training seeds"),
+    "base-quality": (base_quality.main, "oracle scores of a shipped pipeline per guidance scale"),
+}
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        print("usage: python -m benchmarks NAME [--help]\n")
+        for name, (_, text) in BENCHMARKS.items():
+            print(f"  {name:<18}{text}")
+        return 0 if sys.argv[1:2] in ([], ["-h"], ["--help"]) else 2
+    BENCHMARKS[sys.argv[1]][0](sys.argv[2:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""What every benchmark shares: fair timing in one process, and a result file that says how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_align.training.environment import git_commit, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def time_interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all of them alike."""
+    for _ in range(warmup):
+        for variant in variants.values():
+            variant()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            synchronize()
+            started = time.perf_counter()
+            variant()
+            synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio_interval(slow: list[float], fast: list[float], draws: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Ratio of medians slow / fast with a 95% bootstrap interval over rounds."""
+    rng = np.random.default_rng(seed)
+    a, b = np.asarray(slow), np.asarray(fast)
+    rows = rng.integers(len(a), size=(draws, len(a)))
+    ratios = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"ratio": float(np.median(a) / np.median(b)), "interval": [float(low), float(high)], "rounds": len(a)}
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's architecture and thread count: absolute CPU times are never reported."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> Path:
+    """Write ``result`` as JSON with device, versions, command and git commit, and print it."""
+    path = out or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = "python -m benchmarks " + " ".join(sys.argv[1:])
+    record = {"command": command, "git_commit": git_commit(), "device": device_name(), "versions": versions(), **result}
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    print(f"written to {path}")
+    return path
