@@ -26,7 +26,7 @@ class NoiseSchedule:
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """alpha_bar_t as (B, 1, 1, 1) on the device of ``t`` (B,), an integer tensor in [0, T)."""
-        return self.table.to(t.device)[t].view(-1, 1, 1, 1)
+        return self.table.to(t.device)[t.long()].view(-1, 1, 1, 1)
 
     def alpha(self, t: Tensor) -> Tensor:
         """sqrt(alpha_bar_t), (B, 1, 1, 1)."""

@@ -1,0 +1,81 @@
+"""Tiny random pipelines in the diffusers layout, one per model family; built once per test session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import nn
+from transformers import CLIPTokenizer
+
+from diffusion_align.scenes.pretrain.denoiser import build_scheduler, build_unet
+from diffusion_align.scenes.pretrain.text import build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
+from diffusion_align.scenes.pretrain.vae import build_vae
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # tiny tensors; the tests run on every core side by side
+
+
+def livened(*modules: nn.Module) -> None:
+    """Give zero-initialised biases and norms some spread, so that no weight can be lost without a trace."""
+    generator = torch.Generator().manual_seed(1)
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def save(pipeline: Any, folder: Path) -> Path:
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    vae, (first, second) = build_vae(), build_sdxl_text_encoders(tokenizer)
+    unet = build_unet(64 + 128, sdxl=True)
+    livened(vae, unet, first, second)
+    pipeline = StableDiffusionXLPipeline(
+        vae, first, second, tokenizer, tokenizer, unet, build_scheduler(), force_zeros_for_empty_prompt=True
+    )
+    return save(pipeline, tmp_path_factory.mktemp("sdxl"))
+
+
+def sd_pipeline(tokenizer: CLIPTokenizer, in_channels: int = 4) -> Any:
+    torch.manual_seed(0)
+    vae, encoder, unet = build_vae(), build_sd_text_encoder(tokenizer), build_unet(128, False, in_channels)
+    livened(vae, unet, encoder)
+    kind = StableDiffusionPipeline if in_channels == 4 else StableDiffusionInpaintPipeline
+    return kind(vae, encoder, tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(sd_pipeline(tokenizer), tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="session")
+def sd_v_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pipeline = sd_pipeline(tokenizer)
+    pipeline.scheduler = DDIMScheduler.from_config(build_scheduler().config, prediction_type="v_prediction")
+    return save(pipeline, tmp_path_factory.mktemp("sd_v"))
+
+
+@pytest.fixture(scope="session")
+def inpaint_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(sd_pipeline(tokenizer, in_channels=9), tmp_path_factory.mktemp("inpaint"))
