@@ -243,9 +243,7 @@ class Adapter:
 
     # -- speed and memory ----------------------------------------------------------------------------------------
 
-    def optimize(
-        self, gradient_checkpointing: str = "none", attention: str = "sdpa", compile: bool = False
-    ) -> Adapter:
+    def optimize(self, gradient_checkpointing: str = "none", attention: str = "sdpa", compile: bool = False) -> Adapter:
         """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
         attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
         if gradient_checkpointing != "none":
@@ -304,4 +302,3 @@ class Adapter:
         weights = UNet2DConditionModel.from_pretrained(source).state_dict()
         self.unet.load_state_dict(weights)
         return self
-

@@ -44,4 +44,3 @@ class NoiseSchedule:
         """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, in float32, returned in the dtype of ``x0``."""
         x_t = self.alpha(t) * x0.float() + self.sigma(t) * eps.float()
         return x_t.to(x0.dtype)
-

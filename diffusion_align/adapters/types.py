@@ -56,7 +56,9 @@ class Conditioning:
             values = [getattr(part, field.name) for part in parts]
             present = [v for v in values if v is not None]
             if present and len(present) != len(values):
-                raise ValueError(f"cannot join conditionings: {field.name!r} is set in some parts and missing in others")
+                raise ValueError(
+                    f"cannot join conditionings: {field.name!r} is set in some parts and missing in others"
+                )
             joined[field.name] = torch.cat(present) if present else None
         return Conditioning(**joined)  # type: ignore[arg-type]
 

@@ -66,7 +66,7 @@ def ddim_invert(
 
 
 def inverted_noise(x_t: Tensor, x0: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that leads from x0 to x_t in one forward step, like ``x0``: InPO's training target (2503.18454, eq. 11).
+    """The noise that leads from x0 to x_t in one forward step, like ``x0``: InPO's training target (2503.18454).
 
     tau = (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t), for ``t`` (B,).
     """
