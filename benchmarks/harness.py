@@ -25,11 +25,10 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def time_interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def time_interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all of them alike."""
-    for _ in range(warmup):
-        for variant in variants.values():
-            variant()
+    for variant in variants.values():  # warm-up
+        variant()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, variant in variants.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .adapters import Adapter, load_adapter, shipped_path
-from .data import load_pairs
+from .data import PairDataset, load_pairs
 from .evaluation import Report, WinRate
 from .evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
 from .evaluation.figures import curve_figure, image_grid, win_rate_bars
@@ -42,7 +42,9 @@ def held_out_prompts(count: int) -> list[str]:
     Raises:
         ValueError: more are asked for than there are.
     """
-    prompts = list(dict.fromkeys(load_pairs(shipped_path("scenes-pairs"), "test", keep_ties=True).captions()))
+    pairs = load_pairs(shipped_path("scenes-pairs"), "test", keep_ties=True)
+    assert isinstance(pairs, PairDataset)
+    prompts = list(dict.fromkeys(pairs.captions()))
     if not 2 <= count <= len(prompts):
         raise ValueError(f"--num-prompts {count}: expected 2 to {len(prompts)}, the held-out prompts that are shipped")
     return prompts[:count]

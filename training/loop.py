@@ -101,7 +101,12 @@ def run_loop(
     output_dir = Path(config.output_dir)
     parameters = list(adapter.trainable_parameters().values())
     optimizer = accelerator.prepare(build_optimizer(config, parameters))
-    scheduler = get_scheduler(config.lr_scheduler_type, optimizer.optimizer, config.warmup_steps, config.max_steps)
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        optimizer.optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.max_steps,
+    )
     ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
     adapter.denoiser = accelerator.prepare(adapter.unet)
     step = 0

@@ -23,7 +23,7 @@ def make_plan(config: TrainConfig, world_size: int = 1) -> str:
     sections = {"settings": yaml.safe_dump(to_dict(config), sort_keys=False).rstrip()}
     counts = None
     if isinstance(config, DPOConfig) and not config.streaming:
-        from .run import load_training_pairs
+        from .source import load_training_pairs
 
         pairs = load_training_pairs(config)
         counts = dict(pairs.counts) | {"pairs used": len(pairs)}

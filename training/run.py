@@ -9,17 +9,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
-from diffusion_align.adapters import Adapter, load_adapter, shipped_path
-from diffusion_align.data import (
-    PairLoader,
-    PairTransform,
-    load_pairs,
-    load_prompts,
-    make_buckets,
-)
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import StreamedPairs, build_cache, load_pairs, load_prompts
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.rewards import load_scorer
 
@@ -30,6 +24,7 @@ from .inpo import InvertedNoising
 from .loop import Method, TrainResult, run_loop
 from .pairs import Noising, PairMethod
 from .settings import save_config, to_dict, validated
+from .source import build_pair_source, build_transform, dataset_source, load_training_pairs
 from .validation import Validator
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -74,7 +69,8 @@ def prepare_folder(config: TrainConfig, output_dir: Path) -> None:
     elif existing and config.resume_from_checkpoint is None:
         raise CheckpointError(
             f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "
-            "--resume-from-checkpoint latest to go on with it, --overwrite-output-dir to start anew, or another --output-dir"
+            "--resume-from-checkpoint latest to go on with it, --overwrite-output-dir to start anew, "
+            "or another --output-dir"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -122,42 +118,16 @@ def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
     adapter.optimize(config.gradient_checkpointing, config.attention, config.torch_compile)
 
 
-def build_pair_source(config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1) -> PairLoader:
-    """The pairs of ``config.dataset`` as an endless loader of this process' share."""
-    resolution = config.resolution or adapter.default_resolution
-    if resolution % adapter.vae_scale_factor:
-        raise ValueError(
-            f"resolution = {resolution} is not divisible by the VAE factor {adapter.vae_scale_factor} of {config.model}"
-        )
-    buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
-    transform = PairTransform(resolution, config.random_crop, config.random_flip, buckets)
+def cache_pairs(config: DPOConfig) -> str:
+    """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
+    adapter = load_policy_model(config, PartialState().device)
     pairs = load_training_pairs(config)
-    return PairLoader(
-        pairs,
-        transform,
-        config.per_device_train_batch_size,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-        caption_dropout=config.caption_dropout,
-        num_workers=config.dataloader_num_workers,
-    )
-
-
-def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
-    """The pairs of ``config.dataset``, ties dropped."""
-    return load_pairs(
-        dataset_source(config.dataset),
-        config.dataset_split,
-        streaming=config.streaming,
-        max_corrupt=config.max_corrupt,
-        limit=config.max_pairs,
-    )
-
-
-def dataset_source(name: str) -> str:
-    """Path of a shipped data set ("scenes-pairs"), or the name as it is."""
-    return str(shipped_path(name)) if name == "scenes-pairs" else name
+    if isinstance(pairs, StreamedPairs) or config.cache_dir is None:
+        raise ValueError("a cache needs cache_dir and a data set with random access: set streaming to false")
+    transform = build_transform(config, adapter)
+    cached = build_cache(adapter, pairs, transform, config.cache_dir, max_corrupt=config.max_corrupt, progress=print)
+    size = sum(path.stat().st_size for path in Path(config.cache_dir).glob("*.safetensors"))
+    return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
 
 
 def pair_method(config: TrainConfig, adapter: Adapter, accelerator: Accelerator) -> Method:
@@ -179,6 +149,8 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
         prompts = load_prompts(config.validation_prompts)
     elif isinstance(config, DPOConfig):
         pairs = load_pairs(dataset_source(config.dataset), "validation", keep_ties=True)
+        if isinstance(pairs, StreamedPairs):
+            raise ValueError("validation prompts cannot be taken from a stream: give validation_prompts, a file")
         prompts = list(dict.fromkeys(pairs.captions()))
     else:
         raise ValueError(f"eval_steps = {config.eval_steps} needs validation_prompts, a file with one prompt a line")

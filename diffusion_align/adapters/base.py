@@ -161,7 +161,7 @@ class Adapter:
             raise ValueError(
                 "this inpainting model needs a mask and masked image (cond.inpaint)"
                 if self.is_inpainting
-                else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels: not inpainting"
+                else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels only"
             )
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
         dtype = self.unet.dtype
@@ -297,7 +297,7 @@ class Adapter:
         source = path / "unet" if (path / "unet").is_dir() else path
         if not (source / "config.json").is_file():
             raise FileNotFoundError(
-                f"{path} holds no weights: expected pytorch_lora_weights.safetensors, or a 'unet' folder with config.json"
+                f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder with config.json"
             )
         weights = UNet2DConditionModel.from_pretrained(source).state_dict()
         self.unet.load_state_dict(weights)

@@ -23,6 +23,8 @@ class SamplingSettings:
     guidance_scale: float = 5.0
     seed: int = 1234
     batch_size: int = 32
+    bf16: bool = True
+    """Autocast to bfloat16: half the time, and the same for both sides of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,15 @@ def sample_and_score(
 
     Wrap the call in ``with adapter.reference()`` for the base model.
     """
-    images = generate(
-        adapter,
-        list(prompts),
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        seeds=[settings.seed + i for i in range(len(prompts))],
-        batch_size=settings.batch_size,
-    )
+    with torch.autocast(adapter.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        images = generate(
+            adapter,
+            list(prompts),
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            seeds=[settings.seed + i for i in range(len(prompts))],
+            batch_size=settings.batch_size,
+        )
     return Sampled(images, None if scorer is None else scorer.score(images, prompts))
 
 

@@ -1,4 +1,4 @@
-"""The ground truth of the scenes world: reads a prompt, measures a picture, says what is right and how good it looks."""
+"""The ground truth of the scenes world: reads a prompt, measures a picture, says what is right and how it looks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class OracleScore:
     """Verdict on one picture; all numbers lie in [0, 1].
 
     Attributes:
-        prompt_following: share of ``facts`` that hold.
+        prompt_following: half the share of ``facts`` that hold, half whether all of them do: people forgive no
+            wrong count or colour because the rest is right.
         aesthetic: half palette harmony, a quarter contrast, a quarter balance (see :func:`aesthetic`).
         fidelity: clean outlines, smooth background, no stray marks (see :func:`fidelity`).
         overall: their mean with ``WEIGHTS``.
@@ -53,7 +54,7 @@ def score_image(image: NDArray[np.uint8], prompt: str) -> OracleScore:
     spec, seen = parse_prompt(prompt), detect(image)
     facts = check_facts(spec, seen)
     parts = {
-        "prompt_following": sum(facts.values()) / len(facts),
+        "prompt_following": (sum(facts.values()) / len(facts) + all(facts.values())) / 2,
         "aesthetic": aesthetic(seen),
         "fidelity": fidelity(seen),
     }

@@ -1,0 +1,27 @@
+"""Where examples come from: preference pairs, prompts, and the cache of their latents."""
+
+from .cache import CachedPairs, CacheError, build_cache, fingerprint
+from .loader import PairLoader, PixelExamples, StreamLoader
+from .pairs import PairDataset, StreamedPairs, load_pairs
+from .prompts import load_prompts
+from .transforms import PairTransform, make_buckets
+from .types import CorruptImageError, PairBatch, PairRecord
+
+__all__ = [
+    "CacheError",
+    "CachedPairs",
+    "CorruptImageError",
+    "PairBatch",
+    "PairDataset",
+    "PairLoader",
+    "PairRecord",
+    "PairTransform",
+    "PixelExamples",
+    "StreamLoader",
+    "StreamedPairs",
+    "build_cache",
+    "fingerprint",
+    "load_pairs",
+    "load_prompts",
+    "make_buckets",
+]

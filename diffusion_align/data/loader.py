@@ -1,0 +1,278 @@
+"""Endless batches whose randomness belongs to the samples: resume, world size and threads change nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .pairs import PairDataset, StreamedPairs
+from .transforms import PairTransform
+from .types import CorruptImageError, Example, PairBatch, PairRecord, collate
+
+
+class Examples(Protocol):
+    """Pairs ready to be batched: decoded images, or cached latents."""
+
+    def __len__(self) -> int: ...
+    def example(self, index: int, seed: int, drop_caption: bool) -> Example:
+        """Pair ``index``, augmented as ``seed`` says."""
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Target (h, w) of every pair; batches hold one size."""
+
+
+class PixelExamples:
+    """Pairs decoded from their files."""
+
+    def __init__(self, dataset: PairDataset, transform: PairTransform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def example(self, index: int, seed: int, drop_caption: bool) -> Example:
+        return pixel_example(self.dataset[index], self.transform, seed, drop_caption)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        if self.transform.buckets is None:
+            return [(self.transform.resolution,) * 2] * len(self)
+        sizes = []
+        for index in range(len(self)):
+            try:
+                chosen, _ = self.dataset[index].images()
+                sizes.append(self.transform.target(chosen.size))
+            except CorruptImageError:  # the loader replaces and counts it when its turn comes
+                sizes.append(self.transform.buckets[0])
+        return sizes
+
+
+def pixel_example(record: PairRecord, transform: PairTransform, seed: int, drop_caption: bool) -> Example:
+    """Decode and augment one pair."""
+    pixels, size_ids = transform(record.images(), seed)
+    caption = "" if drop_caption else record.caption
+    return Example(caption, size_ids, record.preference, record.weight, record.key, pixels=pixels)
+
+
+def sample_seed(seed: int, position: int) -> int:
+    """The int64 seed of the sample at ``position`` of a run's endless sequence."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Corruption:
+    """Counts unreadable images and stops the run when there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.messages: dict[str, str] = {}
+
+    def note(self, key: str, error: CorruptImageError) -> None:
+        """Raises ``ValueError`` listing what was found once more than ``limit`` pairs are corrupt."""
+        self.messages[key] = str(error)
+        if len(self.messages) > self.limit:
+            shown = "; ".join(list(self.messages.values())[:5])
+            raise ValueError(f"more than max_corrupt = {self.limit} pairs cannot be decoded: {shown}")
+
+
+class PairLoader:
+    """Shuffled batches of this process; an iterator that never ends.
+
+    Batch k of all processes together holds positions k*B*W .. (k+1)*B*W - 1 of the run's sequence, B pairs for each of
+    W processes in rank order, so that W processes see what one process with the batch B*W sees. A pair's crop, flip,
+    caption dropout and training noise follow from (seed, position).
+
+    Args:
+        batch_size: B, pairs per process.
+        caption_dropout: share of pairs whose caption becomes "".
+        num_workers: threads that read ahead; 0 reads when asked.
+        max_corrupt: unreadable pairs replaced by their successors before the run stops.
+
+    Raises:
+        ValueError: no size has enough pairs for one batch.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        caption_dropout: float = 0.0,
+        num_workers: int = 0,
+        max_corrupt: int = 100,
+    ) -> None:
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.caption_dropout, self.num_workers = caption_dropout, num_workers
+        self.corruption = Corruption(max_corrupt)
+        self.batches_read = 0
+        sizes = examples.sizes()
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            groups.setdefault(size, []).append(index)
+        self.groups = [np.array(groups[size]) for size in sorted(groups)]
+        full = batch_size * world_size
+        if len(self.groups) > 1 and not any(len(group) >= full for group in self.groups):
+            largest = max(len(group) for group in self.groups)
+            raise ValueError(
+                f"no aspect-ratio bucket has enough pairs for a batch of {full}: the largest has {largest}"
+            )
+        self.permutation = lru_cache(maxsize=4)(self._permutation)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        if not self.num_workers:
+            while True:
+                batch = self.load(self.batches_read)
+                self.batches_read += 1
+                yield batch
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead: dict[int, Future[PairBatch]] = {}
+            while True:
+                k = self.batches_read
+                for j in range(k, k + self.num_workers + 1):
+                    if j not in ahead:
+                        ahead[j] = pool.submit(self.load, j)
+                batch = ahead.pop(k).result()
+                self.batches_read = k + 1
+                yield batch
+
+    def load(self, k: int) -> PairBatch:
+        """Batch ``k`` of this process."""
+        full = self.batch_size * self.world_size
+        start = k * full + self.rank * self.batch_size
+        positions = range(start, start + self.batch_size)
+        indices = self._indices(k, full)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        seeds = [sample_seed(self.seed, position) for position in positions]
+        return collate([self._example(int(i), s) for i, s in zip(indices, seeds, strict=True)], seeds)
+
+    def _example(self, index: int, seed: int) -> Example:
+        drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
+        group = next(g for g in self.groups if len(self.groups) == 1 or index in g)
+        start = int(np.searchsorted(group, index))
+        for offset in range(len(group)):
+            candidate = int(group[(start + offset) % len(group)])
+            try:
+                return self.examples.example(candidate, seed, bool(drop))
+            except CorruptImageError as error:
+                self.corruption.note(f"pair {candidate}", error)
+        raise ValueError("no pair of the data set can be decoded: " + next(iter(self.corruption.messages.values())))
+
+    def _indices(self, k: int, full: int) -> NDArray[np.intp]:
+        """Pairs of the global batch ``k``."""
+        if len(self.groups) == 1:
+            count = len(self.groups[0])
+            positions = np.arange(k * full, (k + 1) * full)
+            rows = [self.permutation(int(p // count))[p % count] for p in positions]
+            return self.groups[0][rows]
+        per_epoch = sum(len(group) // full for group in self.groups)
+        epoch, batch = divmod(k, per_epoch)
+        rng = np.random.default_rng([self.seed, epoch, 2])
+        batches = [
+            rng.permutation(group)[: len(group) // full * full].reshape(-1, full)
+            for group in self.groups
+            if len(group) >= full
+        ]
+        return np.concatenate(batches)[rng.permutation(per_epoch)[batch]]
+
+    def _permutation(self, epoch: int) -> NDArray[np.intp]:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.groups[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; JSON-able."""
+        return {"batches_read": self.batches_read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches_read = int(state["batches_read"])
+
+
+class StreamLoader:
+    """Batches from a stream, shuffled within blocks; an iterator that never ends.
+
+    A block of ``block`` pairs is read, permuted and used up before the next one. The position (epoch, block, offset)
+    is exact; resuming skips the stream forward to its block.
+
+    Raises:
+        ValueError: aspect-ratio buckets are asked for, which need random access.
+    """
+
+    def __init__(
+        self,
+        pairs: StreamedPairs,
+        transform: PairTransform,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        caption_dropout: float = 0.0,
+        max_corrupt: int = 100,
+        block: int = 256,
+    ) -> None:
+        if transform.buckets is not None:
+            raise ValueError("aspect_ratio_buckets need a data set with random access: set streaming to false")
+        self.pairs, self.transform, self.batch_size = pairs.shard(rank, world_size), transform, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.caption_dropout, self.block = caption_dropout, block
+        self.corruption = Corruption(max_corrupt)
+        self.position = {"epoch": 0, "block": 0, "offset": 0, "read": 0}
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        examples: list[Example] = []
+        seeds: list[int] = []
+        for record, after in self._records():
+            seed = sample_seed(self.seed, self.position["read"] * self.world_size + self.rank)
+            drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
+            try:
+                examples.append(pixel_example(record, self.transform, seed, bool(drop)))
+            except CorruptImageError as error:
+                self.corruption.note(record.key, error)
+                self.position |= {"read": self.position["read"] + 1}
+                continue
+            seeds.append(seed)
+            self.position |= {"read": self.position["read"] + 1}
+            if len(examples) == self.batch_size:
+                self.position |= after
+                yield collate(examples, seeds)
+                examples, seeds = [], []
+
+    def _records(self) -> Iterator[tuple[PairRecord, dict[str, int]]]:
+        """Records from the saved position on, each with the position that follows it."""
+        epoch, skip_blocks, skip = (self.position[name] for name in ("epoch", "block", "offset"))
+        while True:
+            found, number = False, 0
+            for number, block in enumerate(self._blocks()):
+                found = True
+                if number < skip_blocks:
+                    continue
+                order = np.random.default_rng([self.seed, epoch, number, self.rank]).permutation(len(block))
+                for offset in range(skip, len(block)):
+                    yield block[order[offset]], {"epoch": epoch, "block": number, "offset": offset + 1}
+                skip = 0
+            if not found:
+                raise ValueError(f"{self.pairs.source.name}: the stream holds no pair to use for process {self.rank}")
+            epoch, skip_blocks, skip = epoch + 1, 0, 0
+
+    def _blocks(self) -> Iterator[list[PairRecord]]:
+        block: list[PairRecord] = []
+        for record in self.pairs:
+            block.append(record)
+            if len(block) == self.block:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position; JSON-able."""
+        return dict(self.position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = {name: int(state[name]) for name in self.position}

@@ -1,0 +1,79 @@
+"""Prompt lists from files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Column names that hold the prompt in tables, in order of preference.
+COLUMNS = ("prompt", "caption", "text")
+
+
+def load_prompts(source: str | Path | Sequence[str]) -> list[str]:
+    """Prompts of a .txt file (one a line), a .jsonl, .csv or .parquet table (prompt, caption or text), or a list.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, a table without a prompt column, a line that is no JSON, or no prompt at all.
+    """
+    if not isinstance(source, str | Path):
+        prompts = [str(prompt) for prompt in source]
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"prompt file {path} not found")
+        if path.suffix not in _READERS:
+            raise ValueError(f"{path}: expected a file of type {', '.join(_READERS)}")
+        prompts = _READERS[path.suffix](path)
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise ValueError(
+            f"{source}: no prompt in it" if isinstance(source, str | Path) else "the list of prompts is empty"
+        )
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def _jsonl(path: Path) -> list[str]:
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        rows.append({"prompt": row} if isinstance(row, str) else row)
+    return _column(rows, path)
+
+
+def _csv(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return _column(list(csv.DictReader(file)), path)
+
+
+def _parquet(path: Path) -> list[str]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    found = [name for name in COLUMNS if name in table.column_names]
+    if not found:
+        raise ValueError(f"{path}: expected a column {' or '.join(COLUMNS)}, found {', '.join(table.column_names)}")
+    return [str(value) for value in table.column(found[0]).to_pylist()]
+
+
+def _column(rows: list[dict[str, object]], path: Path) -> list[str]:
+    if not rows:
+        return []
+    found = [name for name in COLUMNS if name in rows[0]]
+    if not found:
+        raise ValueError(f"{path}: expected a column {' or '.join(COLUMNS)}, found {', '.join(map(str, rows[0]))}")
+    return [str(row.get(found[0]) or "") for row in rows]
+
+
+_READERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

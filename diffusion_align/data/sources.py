@@ -1,0 +1,116 @@
+"""Opening a table of pairs through ``datasets``: hub, parquet, or image folder with JSONL or CSV."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Columns every source of a layout must have.
+PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
+FOLDER_COLUMNS = ("chosen", "rejected", "caption")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened table.
+
+    Attributes:
+        table: ``datasets.Dataset`` or ``IterableDataset``, images undecoded.
+        name: for messages.
+        columns: its column names.
+        folder: where relative image paths start; None for tables that hold the images themselves.
+    """
+
+    table: Any
+    name: str
+    columns: tuple[str, ...]
+    folder: Path | None
+
+
+def open_source(source: str | Path, split: str, streaming: bool) -> Source:
+    """Open ``source`` and check its columns.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder without a file of ``split``.
+        OSError: a hub name that cannot be read; the message says how to use a local copy.
+        ValueError: a file that is no table, or one without the columns of a known layout.
+    """
+    path = Path(source)
+    if path.exists():
+        files = _files(path, split)
+        kind = {".parquet": "parquet", ".jsonl": "json", ".csv": "csv"}[files[0].suffix]
+        folder = None if kind == "parquet" else files[0].parent
+        table = _load(kind, f"{files[0]}", streaming, data_files=[str(f) for f in files], split="train")
+        name = str(files[0]) if len(files) == 1 else f"{path} ({split}, {len(files)} files)"
+    else:
+        name, folder = str(source), None
+        if name.count("/") != 1 or path.suffix or name.startswith((".", "/", "~")):
+            raise FileNotFoundError(
+                f"data set {name!r} not found: expected a .parquet, .jsonl or .csv file, a folder, or a hub name "
+                "such as 'yuvalkirstain/pickapic_v2'"
+            )
+        table = _load(name, name, streaming, split=split)
+    columns = table.column_names
+    if columns is None:  # a stream of files without a schema
+        columns = list(next(iter(table)))
+    _check_columns(columns, name)
+    return Source(_undecoded(table), name, tuple(columns), folder)
+
+
+def _files(path: Path, split: str) -> list[Path]:
+    if path.is_file():
+        if path.suffix not in (".parquet", ".jsonl", ".csv"):
+            raise ValueError(f"{path}: expected a .parquet, .jsonl or .csv file")
+        return [path]
+    tables = sorted(path.glob("*.parquet")) + sorted(path.glob("data/*.parquet"))
+    of_split = [file for file in tables if file.name.startswith(f"{split}-") or file.stem == split]
+    if of_split:
+        return of_split
+    splits = sorted({file.name.partition("-")[0] for file in tables if "-of-" in file.name})
+    if splits:
+        raise FileNotFoundError(f"{path} has no files of split {split!r}: found {', '.join(splits)}")
+    if tables:
+        return tables
+    for name in (f"{split}.jsonl", f"{split}.csv", "metadata.jsonl", "metadata.csv"):
+        if (path / name).is_file():
+            return [path / name]
+    raise FileNotFoundError(f"{path} holds no pairs: expected parquet files, metadata.jsonl or metadata.csv")
+
+
+def _load(kind: str, name: str, streaming: bool, **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(kind, streaming=streaming, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read as a table: {error.__cause__ or error}") from error
+    except (OSError, ValueError) as error:
+        if kind in ("parquet", "json", "csv"):
+            raise ValueError(f"{name} cannot be read as a table: {error}") from error
+        raise OSError(
+            f"data set {name!r} could not be loaded ({error}). Offline, download it once with "
+            f"'hf download {name} --repo-type dataset' and give the folder instead"
+        ) from error
+
+
+def _check_columns(columns: list[str], name: str) -> None:
+    best = max((PICKAPIC_COLUMNS, FOLDER_COLUMNS), key=lambda layout: len(set(layout) & set(columns)))
+    for column in best:
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            hint = f" (is {near[0]!r} meant?)" if near else ""
+            raise ValueError(
+                f"{name}: column {column!r} is missing{hint}; found {', '.join(columns)}. Expected Pick-a-Pic's "
+                f"{', '.join(PICKAPIC_COLUMNS)}, or {', '.join(FOLDER_COLUMNS)}"
+            )
+
+
+def _undecoded(table: Any) -> Any:
+    import datasets
+
+    for column, feature in (table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table

@@ -1,0 +1,87 @@
+"""From decoded images to training pixels: one crop and one flip for both images of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairTransform:
+    """Resize so that the image covers the target, crop, flip.
+
+    Attributes:
+        resolution: side of square targets, in pixels.
+        random_crop: crop anywhere instead of in the centre.
+        random_flip: mirror half of the pairs.
+        buckets: target sizes (h, w) to choose from by the chosen image's aspect ratio; None is always square.
+    """
+
+    resolution: int
+    random_crop: bool = False
+    random_flip: bool = True
+    buckets: tuple[tuple[int, int], ...] | None = None
+
+    def __call__(self, images: Sequence[Image.Image], seed: int) -> tuple[Tensor, Tensor]:
+        """Pixels (2, 3, H, W) float32 in [-1, 1] and size ids (2, 6) float32 of one pair."""
+        down, right, flip = self.draw(seed)
+        size = self.target(images[0].size)
+        parts = [crop(image, size, down, right, flip) for image in images]
+        return torch.stack([p for p, _ in parts]), torch.stack([ids for _, ids in parts])
+
+    def draw(self, seed: int) -> tuple[float, float, bool]:
+        """Where to crop, as fractions of the free room, and whether to flip."""
+        rng = np.random.default_rng(seed % 2**64)
+        down, right, flip = rng.random(3)
+        if not self.random_crop:
+            down = right = 0.5
+        return float(down), float(right), bool(self.random_flip and flip < 0.5)
+
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Target (h, w) of an image of PIL ``size`` (w, h)."""
+        if self.buckets is None:
+            return self.resolution, self.resolution
+        ratio = np.log(size[1] / size[0])
+        return min(self.buckets, key=lambda bucket: abs(np.log(bucket[0] / bucket[1]) - ratio))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        values = asdict(self)
+        return values | {"buckets": None if self.buckets is None else [list(bucket) for bucket in self.buckets]}
+
+
+def crop(image: Image.Image, size: tuple[int, int], down: float, right: float, flip: bool) -> tuple[Tensor, Tensor]:
+    """Pixels (3, h, w) in [-1, 1] and SDXL's size ids (6,): original h, w, crop top, left, target h, w."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    full = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    resized = image if image.size == full else image.resize(full, Image.Resampling.LANCZOS)
+    top, left = round(down * (full[1] - height)), round(right * (full[0] - width))
+    part = resized.crop((left, top, left + width, top + height))
+    if flip:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        left = full[0] - width - left
+    pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
+    return pixels, torch.tensor([image.height, image.width, top, left, height, width], dtype=torch.float32)
+
+
+def make_buckets(resolution: int, step: int = 64, max_ratio: float = 2.0) -> tuple[tuple[int, int], ...]:
+    """Sizes (h, w), multiples of ``step``, of at most resolution^2 pixels and aspect ratio up to ``max_ratio``.
+
+    Raises:
+        ValueError: ``resolution`` is not divisible by ``step``.
+    """
+    if resolution % step:
+        raise ValueError(f"resolution = {resolution} must be divisible by {step} for aspect-ratio buckets")
+    sizes = set()
+    for short in range(step, resolution + 1, step):
+        long = resolution**2 // short // step * step
+        if long <= max_ratio * short:
+            sizes |= {(short, long), (long, short)}
+    return tuple(sorted(sizes))

@@ -1,0 +1,131 @@
+"""What travels from files to the training step."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_align.adapters.types import Conditioning
+
+
+class CorruptImageError(ValueError):
+    """An image that cannot be decoded; the message names its row and column."""
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One preference pair as stored.
+
+    Attributes:
+        chosen, rejected: encoded images (JPEG, PNG, WebP bytes).
+        caption: the prompt both were made for.
+        preference: P(chosen is preferred): 1, or 0.5 for a tie, or a soft label in [0, 1].
+        weight: factor of the pair's loss.
+        key: names the pair in messages, e.g. "row 17".
+    """
+
+    chosen: bytes
+    rejected: bytes
+    caption: str
+    preference: float = 1.0
+    weight: float = 1.0
+    key: str = ""
+
+    def images(self) -> tuple[Image.Image, Image.Image]:
+        """Both images, RGB.
+
+        Raises:
+            CorruptImageError: one cannot be decoded.
+        """
+        return self._decode("chosen"), self._decode("rejected")
+
+    def _decode(self, side: str) -> Image.Image:
+        content: bytes = getattr(self, side)
+        try:
+            return Image.open(io.BytesIO(content)).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise CorruptImageError(f"{self.key}: the {side} image cannot be decoded ({error})") from None
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs ready for a training step; chosen first wherever there is a leading 2.
+
+    Attributes:
+        captions: "" where the caption was dropped.
+        size_ids: SDXL's original h, w, crop top, left, target h, w, (2, B, 6) float32.
+        preference: P(chosen is preferred), (B,) float32.
+        weight: (B,) float32.
+        seeds: (B,) int64; all randomness of a pair follows from its seed.
+        keys: names of the pairs.
+        pixels: (2, B, 3, H, W) float32 in [-1, 1], or None when cached.
+        posterior: mean and standard deviation of the latents, each (2, B, C, h, w), or None.
+        cond: prompt embeddings (B rows, no size ids) from a cache, or None.
+    """
+
+    captions: list[str]
+    size_ids: Tensor
+    preference: Tensor
+    weight: Tensor
+    seeds: Tensor
+    keys: list[str]
+    pixels: Tensor | None = None
+    posterior: tuple[Tensor, Tensor] | None = None
+    cond: Conditioning | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """Move every tensor."""
+        return replace(
+            self,
+            size_ids=self.size_ids.to(device, non_blocking=True),
+            preference=self.preference.to(device, non_blocking=True),
+            weight=self.weight.to(device, non_blocking=True),
+            seeds=self.seeds.to(device, non_blocking=True),
+            pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
+            posterior=None if self.posterior is None else (self.posterior[0].to(device), self.posterior[1].to(device)),
+            cond=None if self.cond is None else self.cond.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair of a batch to be: the fields of :class:`PairBatch` without the batch dimension."""
+
+    caption: str
+    size_ids: Tensor
+    preference: float
+    weight: float
+    key: str
+    pixels: Tensor | None = None
+    posterior: tuple[Tensor, Tensor] | None = None
+    cond: Conditioning | None = None
+
+
+def collate(examples: Sequence[Example], seeds: Sequence[int]) -> PairBatch:
+    """Stack examples of one image size."""
+    first = examples[0]
+    posterior = None
+    if first.posterior is not None:
+        parts = [[e.posterior[i] for e in examples if e.posterior is not None] for i in range(2)]
+        posterior = (torch.stack(parts[0], dim=1), torch.stack(parts[1], dim=1))
+    return PairBatch(
+        captions=[e.caption for e in examples],
+        size_ids=torch.stack([e.size_ids for e in examples], dim=1),
+        preference=torch.tensor([e.preference for e in examples], dtype=torch.float32),
+        weight=torch.tensor([e.weight for e in examples], dtype=torch.float32),
+        seeds=torch.tensor(seeds, dtype=torch.int64),
+        keys=[e.key for e in examples],
+        pixels=None
+        if first.pixels is None
+        else torch.stack([e.pixels for e in examples if e.pixels is not None], dim=1),
+        posterior=posterior,
+        cond=None if first.cond is None else Conditioning.cat([e.cond for e in examples if e.cond is not None]),
+    )
