@@ -26,7 +26,7 @@ def synchronize() -> None:
 
 
 def time_interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all of them alike."""
+    """Seconds of each variant in each round. Variants take turns, so that a noisy machine disturbs all alike."""
     for variant in variants.values():  # warm-up
         variant()
     seconds: dict[str, list[float]] = {name: [] for name in variants}

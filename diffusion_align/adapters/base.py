@@ -297,7 +297,7 @@ class Adapter:
         source = path / "unet" if (path / "unet").is_dir() else path
         if not (source / "config.json").is_file():
             raise FileNotFoundError(
-                f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder with config.json"
+                f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder"
             )
         weights = UNet2DConditionModel.from_pretrained(source).state_dict()
         self.unet.load_state_dict(weights)

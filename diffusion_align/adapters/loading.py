@@ -61,9 +61,9 @@ def load_adapter(
         OSError: a hub name that cannot be downloaded; the message says how to give a local path.
         ValueError: a pipeline of an unsupported family.
     """
-    parts: dict[str, Any] = {"torch_dtype": dtype}
+    parts: dict[str, Any] = {"dtype": dtype}
     if vae is not None:
-        parts["vae"] = AutoencoderKL.from_pretrained(vae, torch_dtype=dtype)
+        parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=dtype)
     name = str(model)
     if name in SHIPPED_MODELS:
         name = str(shipped_path(name))
