@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from diffusers import (
     DDIMScheduler,
     StableDiffusionInpaintPipeline,
@@ -16,9 +18,12 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTokenizer
 
+from diffusion_align.scenes.grammar import sample_prompt, sample_scene
+from diffusion_align.scenes.make_pairs import encode_jpeg
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler, build_unet
 from diffusion_align.scenes.pretrain.text import build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
 from diffusion_align.scenes.pretrain.vae import build_vae
+from diffusion_align.scenes.render import render
 
 
 def pytest_configure() -> None:
@@ -79,3 +84,22 @@ def sd_v_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def inpaint_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(sd_pipeline(tokenizer, in_channels=9), tmp_path_factory.mktemp("inpaint"))
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training and four validation pairs of rendered scenes in the Pick-a-Pic layout."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 4)):
+        specs = [sample_prompt(rng) for _ in range(count)]
+        images = [[encode_jpeg(render(sample_scene(spec, rng))) for _ in range(2)] for spec in specs]
+        table = {
+            "jpg_0": [first for first, _ in images],
+            "jpg_1": [second for _, second in images],
+            "caption": [spec.text() for spec in specs],
+            "label_0": [float(i % 2) for i in range(count)],
+            "label_1": [float(1 - i % 2) for i in range(count)],
+        }
+        Dataset.from_dict(table).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder

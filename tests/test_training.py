@@ -1,0 +1,305 @@
+"""The loop: what a run leaves behind, exact resume, gradients that are not finite, and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.training.checkpoint import CheckpointError
+from diffusion_align.training.config import DPOConfig, InPOConfig
+from diffusion_align.training.loop import run_loop
+from diffusion_align.training.run import build_accelerator, prepare_policy, train
+from diffusion_align.training.settings import load_config, save_config
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
+    return DPOConfig(
+        model=str(sdxl_folder),
+        dataset=str(pairs_folder),
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        beta=500.0,
+        lora_rank=4,
+        logging_steps=1,
+        report_to="none",
+        progress=False,
+    )
+
+
+def weights(result: Any) -> dict[str, Tensor]:
+    assert result.weights is not None
+    return load_file(result.weights)
+
+
+def lines(folder: str | Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- what a run does -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_its_pairs(config: DPOConfig) -> None:
+    result = train(replace(config, max_steps=40, per_device_train_batch_size=6, learning_rate=3e-3, random_flip=False))
+    early, late = result.history[:5], result.history[-5:]
+    assert sum(line["loss"] for line in late) / 5 < 0.6
+    assert sum(line["implicit_accuracy"] for line in late) / 5 > 0.8
+    assert sum(line["loss"] for line in early) / 5 > 0.65
+
+
+def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
+    result = train(config)
+    assert result.weights == Path(config.output_dir) / "pytorch_lora_weights.safetensors"
+    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
+    assert again == config
+    assert [line["step"] for line in lines(config.output_dir)] == [1, 2, 3, 4]
+    assert {"loss", "implicit_accuracy", "error_chosen", "grad_norm", "learning_rate"} <= set(result.history[0])
+
+
+def test_the_saved_settings_repeat_the_run(config: DPOConfig, tmp_path: Path) -> None:
+    first = train(config)
+    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
+    second = train(replace(again, output_dir=str(tmp_path / "again")))
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+
+
+def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
+    adapter = load_adapter(config.model)
+    before = {name: p.clone() for name, p in adapter.unet.named_parameters()}
+    result = train(replace(config, full_finetuning=True, learning_rate=1e-4), adapter)
+    reference = adapter._reference_unet
+    assert reference is not None
+    assert all(torch.equal(before[name], p) for name, p in reference.named_parameters())
+    saved = UNet2DConditionModel.from_pretrained(result.weights)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), adapter.unet.parameters(), strict=True))
+    assert not torch.equal(before["conv_in.weight"], adapter.unet.conv_in.weight)
+
+
+def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: Path) -> None:
+    whole = train(replace(config, per_device_train_batch_size=4))
+    parts = train(replace(config, gradient_accumulation_steps=2, output_dir=str(tmp_path / "parts")))
+    for a, b in zip(whole.history, parts.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_warmup_rises_to_the_learning_rate(config: DPOConfig) -> None:
+    history = train(replace(config, warmup_steps=2)).history
+    assert [line["learning_rate"] for line in history] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> None:
+    plain = weights(train(config))
+    averaged = weights(train(replace(config, use_ema=True, ema_decay=0.5, output_dir=str(tmp_path / "ema"))))
+    name = next(name for name in plain if "lora_B" in name or "lora.up" in name)
+    assert not torch.equal(plain[name], averaged[name])
+    assert averaged[name].norm() < plain[name].norm()
+
+
+def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Path) -> None:
+    plain = train(config)
+    cached = train(replace(config, cache_dir=str(tmp_path / "cache"), output_dir=str(tmp_path / "cached")))
+    for a, b in zip(plain.history, cached.history, strict=True):
+        assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=2e-3)
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)
+
+
+def test_streamed_pairs_train(config: DPOConfig) -> None:
+    assert train(replace(config, streaming=True)).step == 4
+
+
+def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Path) -> None:
+    save_config(config, tmp_path / "base.yaml")
+    values = {k: v for k, v in vars(config).items() if k != "config"}
+    result = train(InPOConfig(**values, inversion_steps=3, renoise_iterations=1))
+    assert result.step == 4
+    assert result.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_validation_compares_with_the_base(config: DPOConfig) -> None:
+    result = train(
+        replace(
+            config,
+            eval_steps=2,
+            num_validation_prompts=4,
+            validation_inference_steps=2,
+            validation_scorer="scenes-oracle",
+        )
+    )
+    evaluations = [line for line in result.history if "eval/win_rate" in line]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    assert evaluations[0]["eval/win_rate"] == 0.5
+    assert (Path(config.output_dir) / "samples" / "step-000004.png").is_file()
+
+
+def test_an_earlier_run_is_never_mixed_with_a_new_one(config: DPOConfig) -> None:
+    train(replace(config, save_steps=2))
+    with pytest.raises(CheckpointError, match="holds checkpoint-00000004 of an earlier run: pass --resume-from"):
+        train(config)
+    assert train(replace(config, overwrite_output_dir=True)).step == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 66}, "resolution = 66 is not divisible by the VAE factor 4"),
+        ({"model": "/nowhere/model"}, "model '/nowhere/model' not found"),
+        ({"lora_target_modules": ("to_z",)}, r"lora_target_modules \['to_z'\] match no module"),
+        ({"loss_type": "sigmiod"}, "loss_type = 'sigmiod' is wrong"),
+        ({"dataset": "nothing.parquet"}, "data set 'nothing.parquet' not found"),
+        ({"resume_from_checkpoint": "latest"}, "resume_from_checkpoint latest: no whole checkpoint"),
+        ({"eval_steps": 1, "validation_scorer": "clipp"}, "unknown scorer 'clipp'"),
+    ],
+)
+def test_bad_settings_are_one_error_before_any_step(changes: dict[str, Any], message: str, config: DPOConfig) -> None:
+    with pytest.raises((ValueError, FileNotFoundError, CheckpointError), match=message):
+        train(replace(config, **changes))
+
+
+# -- dying and going on ----------------------------------------------------------------------------------------------
+
+
+def cli_train(config: DPOConfig, file: Path, *flags: str) -> subprocess.Popen[str]:
+    save_config(config, file)
+    command = [sys.executable, "-m", "diffusion_align.cli", "train", "dpo", "--config", str(file), *flags]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path) -> None:
+    """20 steps against 10, kill -9, 10 more; dropout, EMA and a decaying learning rate have state to lose."""
+    config = replace(
+        config, max_steps=20, save_steps=10, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
+    )
+    straight = train(config)
+    killed = replace(config, output_dir=str(tmp_path / "killed"), save_steps=10)
+    process = cli_train(killed, tmp_path / "recipe.yaml")
+    wait_for(tmp_path / "killed" / "checkpoint-00000010", process)
+    process.kill()
+    process.wait()
+    resumed = train(replace(killed, resume_from_checkpoint="latest"))
+    for name, expected in weights(straight).items():
+        assert torch.equal(expected, weights(resumed)[name]), name
+    same = ("step", "loss", "grad_norm", "learning_rate")
+    assert [[line[k] for k in same] for line in lines(killed.output_dir)] == [
+        [line[k] for k in same] for line in straight.history
+    ]
+
+
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, max_steps=100_000, save_steps=100_000)
+    process = cli_train(config, tmp_path / "recipe.yaml")
+    wait_for(Path(config.output_dir) / "metrics.jsonl", process)
+    while not lines(config.output_dir):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by SIGTERM" in output
+    assert "--resume-from-checkpoint latest" in output
+    assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
+
+
+def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
+    one = train(replace(config, per_device_train_batch_size=4))
+    two = replace(config, output_dir=str(tmp_path / "two"))
+    save_config(two, tmp_path / "recipe.yaml")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(20_000 + os.getpid() % 9999),
+    ]
+    command = [sys.executable, *launch, "-m", "diffusion_align.cli", "train", "dpo"]
+    done = subprocess.run(
+        [*command, "--config", str(tmp_path / "recipe.yaml")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for a, b in zip(one.history, lines(two.output_dir), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+class Scripted:
+    """A method whose loss is not finite at chosen steps."""
+
+    def __init__(self, adapter: Adapter, bad: set[int]) -> None:
+        self.parameter = next(iter(adapter.trainable_parameters().values()))
+        self.bad, self.step = bad, 0
+
+    def batches(self) -> Iterator[Any]:
+        while True:
+            self.step += 1
+            yield _Batch(torch.tensor([self.step]), [f"row {self.step}"])
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        factor = float("nan") if self.step in self.bad else 1.0
+        loss = (self.parameter.square().sum() + 1) * factor
+        return loss, {"loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """It has none."""
+
+
+class _Batch:
+    def __init__(self, seeds: Tensor, keys: list[str]) -> None:
+        self.seeds, self.keys = seeds, keys
+
+
+def scripted(config: DPOConfig, bad: set[int]) -> tuple[Adapter, Any]:
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    return adapter, lambda: run_loop(config, adapter, Scripted(adapter, bad), build_accelerator(config))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(config: DPOConfig) -> None:
+    adapter, run = scripted(replace(config, max_steps=8), bad={2, 3, 5})
+    result = run()
+    assert [line["skipped_steps"] for line in result.history] == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert all(torch.isfinite(p).all() for p in adapter.trainable_parameters().values())
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(config: DPOConfig) -> None:
+    _, run = scripted(replace(config, max_steps=8), bad={2, 3, 4})
+    with pytest.raises(
+        FloatingPointError, match="not finite for 3 optimiser steps in a row; the last batch is saved in"
+    ):
+        run()
+    saved = load_file(Path(config.output_dir) / "bad_batch_rank0.safetensors")
+    assert saved["seeds"].tolist() == [4]
