@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_align.adapters import SHIPPED_MODELS, shipped_path
+from diffusion_align.adapters.base import checkpoint_activations
 
 from .config import TrainConfig
 
@@ -104,13 +105,7 @@ def saved_bytes(unet: UNet2DConditionModel, rows: int, latent: int, checkpointin
     blocks = _measure(unet, rows, latent)
     if checkpointing == "none":
         return blocks.total
-    unet.enable_gradient_checkpointing()
-    if checkpointing == "attention":
-        from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-        for module in unet.modules():
-            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
-                module.gradient_checkpointing = False
+    checkpoint_activations(unet, attention_only=checkpointing == "attention")
     return _measure(unet, rows, latent).total + blocks.largest_block
 
 

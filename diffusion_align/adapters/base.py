@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
+from diffusers.utils import is_xformers_available
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -247,12 +248,12 @@ class Adapter:
         """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
         attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
         if gradient_checkpointing != "none":
-            self.unet.enable_gradient_checkpointing()
-            if gradient_checkpointing == "attention":
-                for module in self.unet.modules():
-                    if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
-                        module.gradient_checkpointing = False
+            checkpoint_activations(self.unet, attention_only=gradient_checkpointing == "attention")
         if attention == "xformers":
+            if not is_xformers_available():
+                raise ImportError(
+                    "attention xformers needs the xformers package: pip install 'diffusion-align[xformers]'"
+                )
             self.unet.enable_xformers_memory_efficient_attention()
         if compile:
             self.unet.compile_repeated_blocks()
@@ -302,3 +303,12 @@ class Adapter:
         weights = UNet2DConditionModel.from_pretrained(source).state_dict()
         self.unet.load_state_dict(weights)
         return self
+
+
+def checkpoint_activations(unet: UNet2DConditionModel, attention_only: bool) -> None:
+    """Recompute activations in the backward pass, of all blocks or of the transformer layers alone."""
+    unet.enable_gradient_checkpointing()
+    if attention_only:
+        for module in unet.modules():
+            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+                module.gradient_checkpointing = False

@@ -31,18 +31,18 @@ GUIDANCE_SCALES = (2.0, 3.5, 5.0, 7.0)
 #: Weights of (prompt_following, aesthetic, fidelity) in each simulated user's taste.
 USERS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
-        "balanced": (0.60, 0.25, 0.15),
-        "literal": (0.85, 0.10, 0.05),
-        "aesthete": (0.35, 0.55, 0.10),
-        "craftsman": (0.40, 0.20, 0.40),
+        "balanced": (0.50, 0.35, 0.15),
+        "literal": (0.80, 0.15, 0.05),
+        "aesthete": (0.30, 0.60, 0.10),
+        "craftsman": (0.35, 0.25, 0.40),
     }
 )
 USER_SHARES = (0.4, 0.2, 0.2, 0.2)
 
 #: Utility difference at which a user picks the better image with odds e : 1.
-TEMPERATURE = 0.05
+TEMPERATURE = 0.03
 #: Utility differences below this are called a tie.
-TIE_MARGIN = 0.02
+TIE_MARGIN = 0.015
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,32 @@ def make_rows(adapter: Adapter, prompts: Sequence[str], seed: int, steps: int = 
             batch_size=64,
         )
         images[rows] = to_uint8(drawn)
-    scores = score_images(images, doubled)
+    files = [encode_jpeg(image) for image in images]
+    return label_rows(prompts, files, scales, seed, rng)
+
+
+def label_rows(
+    prompts: Sequence[str], files: Sequence[bytes], scales: NDArray[np.float64], seed: int, rng: np.random.Generator
+) -> dict[str, list[Any]]:
+    """Columns of Pick-a-Pic: pair i is files 2i and 2i + 1 as a user would see them, after JPEG."""
+    seen = np.stack([np.array(Image.open(io.BytesIO(file))) for file in files])
+    scores = score_images(seen, [prompt for prompt in prompts for _ in range(2)])
     columns: dict[str, list[Any]] = {}
     for i, prompt in enumerate(prompts):
         judgement = judge(scores[2 * i], scores[2 * i + 1], rng)
-        row = _row(prompt, images[2 * i : 2 * i + 2], scales[2 * i : 2 * i + 2], judgement, f"{seed}-{i}")
+        row = _row(prompt, files[2 * i : 2 * i + 2], scales[2 * i : 2 * i + 2], judgement, f"{seed}-{i}")
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     return columns
 
 
 def _row(
-    prompt: str, images: NDArray[np.uint8], scales: NDArray[np.float64], judgement: Judgement, key: str
+    prompt: str, files: Sequence[bytes], scales: NDArray[np.float64], judgement: Judgement, key: str
 ) -> dict[str, Any]:
-    files = [encode_jpeg(image) for image in images]
     uids = [hashlib.sha256(file).hexdigest()[:32] for file in files]
     label = judgement.label_0
     return {
-        "are_different": bool(np.any(images[0] != images[1])),
+        "are_different": files[0] != files[1],
         "best_image_uid": "none" if label == 0.5 else uids[0 if label == 1 else 1],
         "caption": prompt,
         "has_label": True,

@@ -16,7 +16,7 @@ from .render import COLOR_RGB
 from .vision import Detection, FoundObject, detect
 
 #: Share of each aspect in ``OracleScore.overall``.
-WEIGHTS: Mapping[str, float] = MappingProxyType({"prompt_following": 0.6, "aesthetic": 0.25, "fidelity": 0.15})
+WEIGHTS: Mapping[str, float] = MappingProxyType({"prompt_following": 0.5, "aesthetic": 0.35, "fidelity": 0.15})
 
 #: Hue (0..1) that flatters white objects, which have none of their own.
 _COOL = 0.6
