@@ -105,10 +105,10 @@ def test_position_is_measured() -> None:
 
 
 def test_a_flattering_tint_is_worth_more() -> None:
-    blue, clashing = 0.61, 0.61 + 0.25
+    complementary, same = 0.61 + 0.5, 0.61
     ring = SceneObject("ring", "blue", "large", 0.5, 0.5, 0.19)
     prompt = "a blue ring on a dark background"
-    harmony = [score_image(scene(ring, tint=tint % 1), prompt).aesthetic for tint in (blue, clashing)]
+    harmony = [score_image(scene(ring, tint=tint % 1), prompt).aesthetic for tint in (complementary, same)]
     assert harmony[0] - harmony[1] > 0.3
 
 

@@ -287,6 +287,7 @@ class Adapter:
 
         Raises:
             FileNotFoundError: neither a LoRA file nor a ``unet`` folder is there.
+            ValueError: a UNet of another architecture.
         """
         path = Path(folder)
         if path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
@@ -301,7 +302,10 @@ class Adapter:
                 f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder"
             )
         weights = UNet2DConditionModel.from_pretrained(source).state_dict()
-        self.unet.load_state_dict(weights)
+        try:
+            self.unet.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{source} does not fit this UNet: {str(error).splitlines()[1].strip()}") from None
         return self
 
 

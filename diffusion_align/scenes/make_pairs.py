@@ -31,10 +31,10 @@ GUIDANCE_SCALES = (2.0, 3.5, 5.0, 7.0)
 #: Weights of (prompt_following, aesthetic, fidelity) in each simulated user's taste.
 USERS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
-        "balanced": (0.50, 0.35, 0.15),
-        "literal": (0.80, 0.15, 0.05),
-        "aesthete": (0.30, 0.60, 0.10),
-        "craftsman": (0.35, 0.25, 0.40),
+        "balanced": (1 / 3, 1 / 3, 1 / 3),
+        "literal": (0.60, 0.25, 0.15),
+        "aesthete": (0.20, 0.65, 0.15),
+        "craftsman": (0.25, 0.25, 0.50),
     }
 )
 USER_SHARES = (0.4, 0.2, 0.2, 0.2)

@@ -15,8 +15,8 @@ from .grammar import PromptSpec, parse_prompt, position_holds, relation_holds
 from .render import COLOR_RGB
 from .vision import Detection, FoundObject, detect
 
-#: Share of each aspect in ``OracleScore.overall``.
-WEIGHTS: Mapping[str, float] = MappingProxyType({"prompt_following": 0.5, "aesthetic": 0.35, "fidelity": 0.15})
+#: Share of each aspect in ``OracleScore.overall``: their mean.
+WEIGHTS: Mapping[str, float] = MappingProxyType({"prompt_following": 1 / 3, "aesthetic": 1 / 3, "fidelity": 1 / 3})
 
 #: Hue (0..1) that flatters white objects, which have none of their own.
 _COOL = 0.6
@@ -32,7 +32,7 @@ class OracleScore:
             wrong count or colour because the rest is right.
         aesthetic: half palette harmony, a quarter contrast, a quarter balance (see :func:`aesthetic`).
         fidelity: clean outlines, smooth background, no stray marks (see :func:`fidelity`).
-        overall: their mean with ``WEIGHTS``.
+        overall: their mean.
         correct: whether every fact holds.
         facts: what the prompt asks for, e.g. {"object 1 color": True, "relation": False, "count": True, ...}.
     """
@@ -111,8 +111,8 @@ def _object_facts(spec: PromptSpec, choice: Sequence[FoundObject | None]) -> dic
 def aesthetic(seen: Detection) -> float:
     """0.5 harmony + 0.25 contrast + 0.25 balance, each in [0, 1]; 0 without objects.
 
-    - harmony: (1 + cos(2 d)) / 2 for the angle d between the background's tint and an object's hue: highest for
-      neighbouring and for complementary hues; white objects like a cool tint. A colourless background counts 0.3.
+    - harmony: (1 - cos d) / 2 for the angle d between the background's tint and an object's hue: highest for
+      complementary hues; white objects like a cool tint. A colourless background counts 0.3.
     - contrast: colour distance between objects and background, 0.3 to 0.9 mapped to 0..1.
     - balance: the objects' centre of mass, 1 in the middle of the picture, 0 at a third of the side from it.
     """
@@ -126,11 +126,8 @@ def aesthetic(seen: Detection) -> float:
     harmonies, contrasts = [], []
     for found in seen.objects:
         color = COLOR_RGB[found.color]
-        if found.color == "white":
-            harmony = (1 + np.cos(2 * np.pi * (tint - _COOL))) / 2
-        else:
-            harmony = (1 + np.cos(4 * np.pi * (tint - colorsys.rgb_to_hls(*color)[0]))) / 2
-        harmonies.append(vivid * harmony + (1 - vivid) * 0.3)
+        wanted = _COOL if found.color == "white" else colorsys.rgb_to_hls(*color)[0] + 0.5
+        harmonies.append(vivid * (1 + np.cos(2 * np.pi * (tint - wanted))) / 2 + (1 - vivid) * 0.3)
         contrasts.append(np.clip((np.linalg.norm(np.array(color) - mean) - 0.3) / 0.6, 0, 1))
     x = float(np.dot(share, [found.x for found in seen.objects]))
     y = float(np.dot(share, [found.y for found in seen.objects]))
