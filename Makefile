@@ -32,10 +32,11 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/pytest
 
+# mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks dpo-step --model scenes-sdxl --vs baseline

@@ -31,9 +31,7 @@ def drawn(pipeline: Any) -> torch.Tensor:
     """Two images by the pipeline itself."""
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    return pipeline(
-        PROMPTS, num_inference_steps=3, guidance_scale=5.0, generator=generators, output_type="pt"
-    ).images
+    return pipeline(PROMPTS, num_inference_steps=3, guidance_scale=5.0, generator=generators, output_type="pt").images
 
 
 def ours(adapter: Adapter) -> torch.Tensor:

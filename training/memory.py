@@ -187,7 +187,7 @@ def _counted_attention() -> Iterator[None]:
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         return _FlashShapes.apply(query, key, value)
 
-    nn.functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    nn.functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,7 +19,7 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
     if config.optim == "adafactor":
         # Adafactor's relative update clipping stands in for beta1 and epsilon.
         return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    settings = {
+    settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,

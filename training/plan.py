@@ -7,9 +7,12 @@ from dataclasses import fields
 
 import yaml
 
+from diffusion_align.data import StreamedPairs
+
 from .config import DPOConfig, TrainConfig
 from .memory import MemoryEstimate, estimate_memory
 from .settings import to_dict
+from .source import load_training_pairs
 
 GIB = 2**30
 
@@ -21,16 +24,16 @@ def make_plan(config: TrainConfig, world_size: int = 1) -> str:
         ValueError, FileNotFoundError, OSError: what would stop the run early: data or model that cannot be read.
     """
     sections = {"settings": yaml.safe_dump(to_dict(config), sort_keys=False).rstrip()}
-    counts = None
-    if isinstance(config, DPOConfig) and not config.streaming:
-        from .source import load_training_pairs
-
+    used = None
+    if isinstance(config, DPOConfig):
         pairs = load_training_pairs(config)
-        counts = dict(pairs.counts) | {"pairs used": len(pairs)}
-        sections["data"] = _lines({f"{name}": f"{count:,}" for name, count in counts.items()})
-    elif isinstance(config, DPOConfig):
-        sections["data"] = f"{config.dataset} ({config.dataset_split}) is streamed: not counted"
-    sections["steps"] = _lines(_steps(config, world_size, None if counts is None else counts["pairs used"]))
+        if isinstance(pairs, StreamedPairs):
+            sections["data"] = f"{config.dataset} ({config.dataset_split}) is streamed: not counted"
+        else:
+            used = len(pairs)
+            counts = pairs.counts | {"pairs used": used}
+            sections["data"] = _lines({name: f"{count:,}" for name, count in counts.items()})
+    sections["steps"] = _lines(_steps(config, world_size, used))
     estimate = estimate_memory(config)
     sections["memory"] = "unknown: give --model-config for a single file" if estimate is None else _memory(estimate)
     return "\n\n".join(f"{title}\n{_indented(text)}" for title, text in sections.items())

@@ -138,7 +138,9 @@ class Adapter:
         null = self.null_conditioning(len(empty))
         rows = torch.tensor(empty, device=cond.embeds.device)
         embeds = cond.embeds.index_copy(0, rows, null.embeds)
-        pooled = None if cond.pooled is None else cond.pooled.index_copy(0, rows, null.pooled)
+        pooled = cond.pooled
+        if pooled is not None and null.pooled is not None:
+            pooled = pooled.index_copy(0, rows, null.pooled)
         return Conditioning(embeds, pooled, cond.time_ids)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class Conditioning:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
         """Apply ``function`` to every tensor that is present."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Conditioning(**{name: None if v is None else function(v) for name, v in values.items()})
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: function(tensor) for name, tensor in present.items()})
 
     def __getitem__(self, rows: slice | Tensor | list[int]) -> Conditioning:
         return self.map(lambda tensor: tensor[rows])
@@ -51,7 +51,7 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Concatenate along the batch; every part must have the same fields."""
-        joined: dict[str, Tensor | None] = {}
+        joined: dict[str, Any] = {}
         for field in fields(Conditioning):
             values = [getattr(part, field.name) for part in parts]
             present = [v for v in values if v is not None]
@@ -60,7 +60,7 @@ class Conditioning:
                     f"cannot join conditionings: {field.name!r} is set in some parts and missing in others"
                 )
             joined[field.name] = torch.cat(present) if present else None
-        return Conditioning(**joined)  # type: ignore[arg-type]
+        return Conditioning(**joined)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def build_cache(
         keys = hashlib.sha256("".join(chunk).encode()).hexdigest()
         ensure(
             f"images-{number:05d}.safetensors",
-            lambda chunk=chunk: _encode_images(adapter, dataset, transform, images, chunk, batch_size),
+            partial(_encode_images, adapter, dataset, transform, images, chunk, batch_size),
             keys,
         )
     for number, start in enumerate(range(0, len(captions), shard_size)):
@@ -92,7 +93,7 @@ def build_cache(
         keys = hashlib.sha256(json.dumps(part).encode()).hexdigest()
         ensure(
             f"prompts-{number:05d}.safetensors",
-            lambda part=part, start=start: _encode_prompts(adapter, part, start, batch_size),
+            partial(_encode_prompts, adapter, part, start, batch_size),
             keys,
         )
     where = {name: f"images-{i // shard_size:05d}.safetensors" for i, name in enumerate(hashes)}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .grammar import Scene, SceneObject
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 IMAGE_SIZE = 64
 _SUPERSAMPLE = 2

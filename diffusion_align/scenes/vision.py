@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from scipy import ndimage
 from .grammar import COLORS, RADII, SHAPES
 from .render import BACKGROUND_LIGHTNESS, COLOR_RGB, IMAGE_SIZE, shape_distance
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 #: Components smaller than this many pixels are stray marks, not objects; the smallest ring covers about 70.
 MIN_AREA = 30
