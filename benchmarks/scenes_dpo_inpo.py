@@ -6,7 +6,6 @@ Also the learning curves (win rate over steps on validation prompts), from which
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from diffusion_align.demo import Outcome, held_out_prompts, run_method
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import load_scorer
-from diffusion_align.training.config import CONFIGS
-from diffusion_align.training.settings import load_config, recipe_path
+from diffusion_align.training.settings import load_recipe
 
 from .harness import write_result
 
@@ -28,8 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--methods", nargs="+", choices=("dpo", "inpo"), default=["dpo", "inpo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=250)
-    parser.add_argument("--eval-steps", type=int, default=10, help="steps between points of the learning curve")
-    parser.add_argument("--validation-prompts", type=int, default=100, help="prompts of the learning curve")
+    parser.add_argument("--eval-steps", type=int, default=20, help="steps between points of the learning curve")
+    parser.add_argument("--validation-prompts", type=int, default=64, help="prompts of the learning curve")
     parser.add_argument("--target", type=float, default=0.65, help="win rate of the steps-to-win-rate figure")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--out", type=Path, default=None)
@@ -38,11 +36,10 @@ def main(argv: list[str]) -> None:
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
     result: dict[str, Any] = {"prompts": len(prompts), "seeds": args.seeds, "sampling": vars(settings), "methods": {}}
     for method in args.methods:
-        recipe = load_config(CONFIGS[method], recipe_path(f"scenes_{method}"))
         outcomes = []
         for seed in args.seeds:
-            config = replace(
-                recipe,
+            config = load_recipe(
+                f"scenes_{method}",
                 seed=seed,
                 output_dir=str(args.work / f"{method}-{seed}"),
                 overwrite_output_dir=True,

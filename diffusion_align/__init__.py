@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
     from diffusion_align.training.loop import TrainResult
     from diffusion_align.training.run import train
+    from diffusion_align.training.settings import load_recipe
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ _HOMES = {
     "load_adapter": "adapters",
     "load_pairs": "data",
     "load_prompts": "data",
+    "load_recipe": "training.settings",
     "load_scorer": "rewards",
     "preference_loss": "objectives",
     "sample_and_score": "evaluation.compare",
@@ -77,6 +79,7 @@ __all__ = [
     "load_adapter",
     "load_pairs",
     "load_prompts",
+    "load_recipe",
     "load_scorer",
     "preference_loss",
     "sample_and_score",

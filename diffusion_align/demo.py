@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .adapters import Adapter, load_adapter, shipped_path
@@ -16,11 +16,11 @@ from .evaluation.figures import curve_figure, image_grid, win_rate_bars
 from .options import DemoOptions
 from .rewards import RewardScorer, load_scorer
 from .sampling.sampler import to_uint8
-from .training.config import CONFIGS, TrainConfig
+from .training.config import TrainConfig
 from .training.environment import git_commit, versions
 from .training.loop import TrainResult
 from .training.run import train
-from .training.settings import load_config, recipe_path
+from .training.settings import load_recipe
 
 METHODS = {"dpo": "Diffusion-DPO", "inpo": "DDIM-InPO"}
 
@@ -58,14 +58,13 @@ def run_demo(options: DemoOptions) -> Path:
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
     outcomes = {}
     for method, steps in (("dpo", options.dpo_steps), ("inpo", options.inpo_steps)):
-        config = load_config(CONFIGS[method], recipe_path(f"scenes_{method}"))
-        config = replace(
-            config,
+        config = load_recipe(
+            f"scenes_{method}",
             output_dir=str(out / method),
             overwrite_output_dir=True,
             seed=options.seed,
-            max_steps=steps or config.max_steps,
             report_to="none",
+            **({} if steps is None else {"max_steps": steps}),
         )
         outcomes[method] = run_method(config, prompts, base, scorer, settings)
         print(f"{METHODS[method]}: win rate over the base {outcomes[method].win_rate}")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from diffusion_align.training.config import CONFIGS, DPOConfig, InPOConfig
-from diffusion_align.training.settings import load_config, recipe_path, save_config, to_dict, validated
+from diffusion_align.training.settings import load_config, load_recipe, recipe_path, save_config, to_dict, validated
 
 RECIPES = sorted(recipe_path("scenes_dpo").parent.glob("*.yaml"))
 
@@ -57,6 +57,15 @@ def test_a_wrong_file_is_one_error_that_names_it(text: str, message: str, tmp_pa
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml: no such file"):
         load_config(DPOConfig, tmp_path / "nowhere.yaml")
+
+
+def test_recipes_are_found_by_name_with_overrides() -> None:
+    config = load_recipe("scenes_inpo", max_steps=7)
+    assert isinstance(config, InPOConfig)
+    assert config.max_steps == 7
+    assert load_config(InPOConfig, "scenes_inpo").beta == config.beta
+    with pytest.raises(ValueError, match="recipe scenes_inpo: unknown key 'max_step'; did you mean 'max_steps'"):
+        load_recipe("scenes_inpo", max_step=7)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import TrainConfig
+from .config import CONFIGS, TrainConfig
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -53,7 +53,7 @@ def _check_combination(config: TrainConfig, source: str) -> None:
 
 
 def load_config(cls: type[C], path: str | Path) -> C:
-    """Read a YAML recipe or a run's config.yaml.
+    """Read a YAML recipe (a file, or the name of a shipped one) or a run's config.yaml.
 
     Raises:
         FileNotFoundError: no such file.
@@ -61,17 +61,37 @@ def load_config(cls: type[C], path: str | Path) -> C:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file")
+        if path.suffix or len(path.parts) > 1:
+            raise FileNotFoundError(f"--config {path}: no such file")
+        path = recipe_path(path.name)
+    values = _read_yaml(path)
+    method = values.pop("method", cls.method)
+    if method != cls.method:
+        raise ValueError(f"{path}: is a recipe for method {method!r}, not {cls.method!r}")
+    return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
-    method = values.pop("method", cls.method)
-    if method != cls.method:
-        raise ValueError(f"{path}: is a recipe for method {method!r}, not {cls.method!r}")
-    return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path))
+    return values
+
+
+def load_recipe(name: str, **overrides: Any) -> TrainConfig:
+    """Settings of a shipped recipe, e.g. ``load_recipe("scenes_dpo", max_steps=50)``; its method decides the class.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: an override that is no setting, or of the wrong type or range.
+    """
+    path = recipe_path(name)
+    cls = CONFIGS[_read_yaml(path)["method"]]
+    values = {k: v for k, v in to_dict(load_config(cls, path)).items() if k != "method"}
+    return validated(cls, values | overrides, f"recipe {name}")
 
 
 def recipe_path(name: str) -> Path:

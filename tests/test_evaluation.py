@@ -1,0 +1,106 @@
+"""Win rates against scipy, and reports that stand alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from diffusion_align.evaluation import (
+    Report,
+    clustered_win_rate,
+    curve_figure,
+    image_grid,
+    paired_difference,
+    win_rate,
+    win_rate_bars,
+)
+
+
+def test_the_interval_is_wilson_s() -> None:
+    a = np.array([1.0] * 140 + [0.0] * 60)
+    found = win_rate(a, 1 - a)
+    expected = stats.binomtest(140, 200).proportion_ci(method="wilson")
+    assert (found.wins, found.losses, found.rate) == (140, 60, 0.7)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_ties_count_half() -> None:
+    found = win_rate([1.0, 0.5, 0.0, 0.52], [0.0, 0.5, 1.0, 0.5], tie_margin=0.05)
+    assert (found.wins, found.losses, found.ties, found.rate) == (1, 1, 2, 0.5)
+
+
+def test_the_interval_covers_the_truth_at_its_rate() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        wins = (rng.random(100) < 0.65).astype(float)
+        low, high = win_rate(wins, 1 - wins).interval
+        hits += low <= 0.65 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_several_seeds_on_the_same_prompts_are_not_independent() -> None:
+    rng = np.random.default_rng(1)
+    one = rng.normal(0.3, 1, 200)
+    single, tripled = (clustered_win_rate([one] * n).interval for n in (1, 3))
+    assert tripled[1] - tripled[0] == pytest.approx(single[1] - single[0], rel=0.05)
+
+
+def test_the_paired_difference_is_the_t_interval() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(0.2, 1, 50), rng.normal(0, 1, 50)
+    found = paired_difference(a, b)
+    expected = stats.ttest_rel(a, b).confidence_interval()
+    assert found.interval == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0]), ([float("nan")], [1.0])])
+def test_scores_that_cannot_be_compared_are_refused(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="score"):
+        win_rate(a, b)
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_a_report_is_one_file_with_its_pictures_inside(tmp_path: Path) -> None:
+    picture = image_grid([[np.full((8, 8, 3), 200, np.uint8)] * 2], ["row"], ["left", "right"])
+    report = Report("A <b>title</b>").text("## Results\n\n**bold** and `code`").table([{"name": "x", "value": 0.5}])
+    report.facts({"seed": 1}).image(picture, "before & after")
+    report.figure(curve_figure({"loss": [(0, 1.0), (1, 0.5)]}, "Loss", "loss"), "the loss")
+    report.figure(win_rate_bars({"dpo": win_rate([1.0, 1.0, 0.0], [0.0, 0.0, 1.0])}), "win rates")
+    path = report.write(tmp_path)
+    html = path.read_text()
+    page = Page()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert len(page.sources) == 3
+    for source in page.sources:
+        assert source.startswith("data:image/png;base64,")
+        Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
+    assert "A &lt;b&gt;title&lt;/b&gt;" in html
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_ragged_table_or_grid_is_named() -> None:
+    with pytest.raises(ValueError, match=r"rows\[1\]"):
+        Report("t").table([{"a": 1}, {"b": 2}])
+    with pytest.raises(ValueError, match=r"rows\[0\]: expected 2 pictures"):
+        image_grid([[np.zeros((4, 4, 3), np.uint8)]], ["row"], ["a", "b"])
