@@ -58,12 +58,15 @@ def lines(folder: str | Path) -> list[dict[str, float]]:
 # -- what a run does -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_learns_its_pairs(config: DPOConfig) -> None:
-    result = train(replace(config, max_steps=40, per_device_train_batch_size=6, learning_rate=3e-3, random_flip=False))
-    early, late = result.history[:5], result.history[-5:]
-    assert sum(line["loss"] for line in late) / 5 < 0.6
-    assert sum(line["implicit_accuracy"] for line in late) / 5 > 0.8
-    assert sum(line["loss"] for line in early) / 5 > 0.65
+def test_a_run_learns_to_tell_its_pairs_apart(config: DPOConfig) -> None:
+    """On a random network; that real policies get better is measured in benchmarks/results/scenes_dpo_inpo.json."""
+    config = replace(
+        config, max_steps=60, per_device_train_batch_size=6, beta=100.0, min_timestep=400, random_flip=False
+    )
+    history = train(config).history
+    early, late = (sum(line["margin"] for line in part) / 10 for part in (history[:10], history[-10:]))
+    assert late > early + 0.02
+    assert sum(line["implicit_accuracy"] for line in history[-10:]) / 10 > 0.7
 
 
 def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
@@ -95,6 +98,7 @@ def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
 
 
 def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, learning_rate=1e-4)
     whole = train(replace(config, per_device_train_batch_size=4))
     parts = train(replace(config, gradient_accumulation_steps=2, output_dir=str(tmp_path / "parts")))
     for a, b in zip(whole.history, parts.history, strict=True):
@@ -204,12 +208,12 @@ def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Pat
     process.kill()
     process.wait()
     resumed = train(replace(killed, resume_from_checkpoint="latest"))
-    for name, expected in weights(straight).items():
-        assert torch.equal(expected, weights(resumed)[name]), name
     same = ("step", "loss", "grad_norm", "learning_rate")
     assert [[line[k] for k in same] for line in lines(killed.output_dir)] == [
         [line[k] for k in same] for line in straight.history
     ]
+    for name, expected in weights(straight).items():
+        assert torch.equal(expected, weights(resumed)[name]), name
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp_path: Path) -> None:
@@ -227,18 +231,11 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp
 
 
 def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, learning_rate=1e-4)
     one = train(replace(config, per_device_train_batch_size=4))
     two = replace(config, output_dir=str(tmp_path / "two"))
     save_config(two, tmp_path / "recipe.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(20_000 + os.getpid() % 9999),
-    ]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(20_000 + os.getpid() % 9999)]
     command = [sys.executable, *launch, "-m", "diffusion_align.cli", "train", "dpo"]
     done = subprocess.run(
         [*command, "--config", str(tmp_path / "recipe.yaml")],
@@ -251,6 +248,7 @@ def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
     for a, b in zip(one.history, lines(two.output_dir), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)
 
 
 class Scripted:

@@ -43,11 +43,10 @@ class PromptEncoder:
         self.rows: OrderedDict[str, Conditioning] = OrderedDict()
 
     def __call__(self, prompts: list[str]) -> Conditioning:
-        missing = [p for p in dict.fromkeys(prompts) if p not in self.rows]
-        if missing:
-            encoded = self.adapter.encode_prompts(missing)
-            for i, prompt in enumerate(missing):
-                self.rows[prompt] = encoded[i : i + 1]
+        for prompt in prompts:
+            if prompt not in self.rows:
+                # One at a time: in a batch the last bits would depend on what was remembered, and so on resuming.
+                self.rows[prompt] = self.adapter.encode_prompts([prompt])
         for prompt in prompts:
             self.rows.move_to_end(prompt)
         found = Conditioning.cat([self.rows[p] for p in prompts])

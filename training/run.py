@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import StreamedPairs, build_cache, load_pairs, load_prompts
@@ -47,6 +48,7 @@ def train(config: TrainConfig, adapter: Adapter | None = None) -> TrainResult:
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
+    set_seed(config.seed, device_specific=True)  # of LoRA dropout; everything else is drawn from the samples' own seeds
     if adapter is None:
         adapter = load_policy_model(config, accelerator.device)
     prepare_policy(config, adapter)
