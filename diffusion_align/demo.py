@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .adapters import Adapter, load_adapter, shipped_path
+from .adapters import Adapter, load_adapter
 from .data import PairDataset, load_pairs
 from .evaluation import Report, WinRate
 from .evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
@@ -42,7 +42,7 @@ def held_out_prompts(count: int) -> list[str]:
     Raises:
         ValueError: more are asked for than there are.
     """
-    pairs = load_pairs(shipped_path("scenes-pairs"), "test", keep_ties=True)
+    pairs = load_pairs("scenes-pairs", "test", keep_ties=True)
     assert isinstance(pairs, PairDataset)
     prompts = list(dict.fromkeys(pairs.captions()))
     if not 2 <= count <= len(prompts):

@@ -131,6 +131,15 @@ def test_image_columns_of_the_hub_kind_are_read(tmp_path: Path) -> None:
     assert value(indexed(tmp_path / "p.parquet")[1].chosen) == 3
 
 
+def test_the_shipped_pairs_are_found_by_name() -> None:
+    pairs = load_pairs("scenes-pairs", "test", keep_ties=True)
+    assert isinstance(pairs, PairDataset)
+    assert len(set(pairs.captions())) == 250
+    training = load_pairs("scenes-pairs")
+    assert isinstance(training, PairDataset)
+    assert not set(pairs.captions()) & set(training.captions())
+
+
 def test_a_limit_counts_usable_pairs(parquet: Path) -> None:
     assert len(indexed(parquet, limit=5)) == 5
     assert len(list(streamed(parquet, limit=5))) == 5

@@ -25,7 +25,7 @@ from .inpo import InvertedNoising
 from .loop import Method, TrainResult, run_loop
 from .pairs import Noising, PairMethod
 from .settings import save_config, to_dict, validated
-from .source import build_pair_source, build_transform, dataset_source, load_training_pairs
+from .source import build_pair_source, build_transform, load_training_pairs
 from .validation import Validator
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -150,7 +150,7 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
     if config.validation_prompts is not None:
         prompts = load_prompts(config.validation_prompts)
     elif isinstance(config, DPOConfig):
-        pairs = load_pairs(dataset_source(config.dataset), "validation", keep_ties=True)
+        pairs = load_pairs(config.dataset, "validation", keep_ties=True)
         if isinstance(pairs, StreamedPairs):
             raise ValueError("validation prompts cannot be taken from a stream: give validation_prompts, a file")
         prompts = list(dict.fromkeys(pairs.captions()))

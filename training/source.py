@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from diffusion_align.adapters import Adapter, shipped_path
+from diffusion_align.adapters import Adapter
 from diffusion_align.data import (
     CachedPairs,
     PairDataset,
@@ -78,13 +78,8 @@ def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTran
 def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
     """The pairs of ``config.dataset``, ties dropped."""
     return load_pairs(
-        dataset_source(config.dataset),
+        config.dataset,
         config.dataset_split,
         streaming=config.streaming,
         limit=config.max_pairs,
     )
-
-
-def dataset_source(name: str) -> str:
-    """Path of a shipped data set ("scenes-pairs"), or the name as it is."""
-    return str(shipped_path(name)) if name == "scenes-pairs" else name

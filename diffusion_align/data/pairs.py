@@ -22,7 +22,7 @@ def load_pairs(
     """Open preference pairs.
 
     Args:
-        source: hub name ("yuvalkirstain/pickapic_v2"), parquet file or folder with Pick-a-Pic's columns, or a folder
+        source: "scenes-pairs", hub name ("yuvalkirstain/pickapic_v2"), parquet file or folder with Pick-a-Pic's columns, or a folder
             (or file) metadata.jsonl / metadata.csv with columns chosen, rejected (paths), caption and, optionally,
             preference and weight.
         split: of a hub data set, or files named SPLIT-*.parquet in a folder.

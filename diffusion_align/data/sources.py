@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion_align.adapters import shipped_path
+
+#: Data sets that come with the package.
+SHIPPED_PAIRS = ("scenes-pairs",)
+
 #: Columns every source of a layout must have.
 PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
 FOLDER_COLUMNS = ("chosen", "rejected", "caption")
@@ -37,7 +42,7 @@ def open_source(source: str | Path, split: str, streaming: bool) -> Source:
         OSError: a hub name that cannot be read; the message says how to use a local copy.
         ValueError: a file that is no table, or one without the columns of a known layout.
     """
-    path = Path(source)
+    path = shipped_path(str(source)) if str(source) in SHIPPED_PAIRS else Path(source)
     if path.exists():
         files = _files(path, split)
         kind = {".parquet": "parquet", ".jsonl": "json", ".csv": "csv"}[files[0].suffix]
