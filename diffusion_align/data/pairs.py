@@ -22,9 +22,9 @@ def load_pairs(
     """Open preference pairs.
 
     Args:
-        source: "scenes-pairs", hub name ("yuvalkirstain/pickapic_v2"), parquet file or folder with Pick-a-Pic's columns, or a folder
-            (or file) metadata.jsonl / metadata.csv with columns chosen, rejected (paths), caption and, optionally,
-            preference and weight.
+        source: "scenes-pairs", a hub name ("yuvalkirstain/pickapic_v2"), a parquet file or folder with Pick-a-Pic's
+            columns, or a folder (or file) metadata.jsonl / metadata.csv with columns chosen, rejected (paths), caption
+            and, optionally, preference and weight.
         split: of a hub data set, or files named SPLIT-*.parquet in a folder.
         streaming: do not download or index; rows come in order, ties are skipped as they come.
         keep_ties: keep pairs without a preferred image (preference 0.5); image 0 is then "chosen".
