@@ -181,3 +181,17 @@ def test_chosen_and_rejected_share_noise_and_timestep(sdxl_folder: Path, loader:
     _, eps = GaussianNoising(adapter)(x0, torch.tensor([10, 900, 10, 900]), adapter.null_conditioning(4), seeds)
     assert torch.equal(eps[:2], eps[2:])
     assert not torch.equal(eps[0], eps[1])
+
+
+def test_a_batch_can_be_learned(sdxl_folder: Path, loader: PairLoader) -> None:
+    """That real policies get better is measured in benchmarks/results/scenes_dpo_inpo.json."""
+    adapter, batch = load_adapter(sdxl_folder).train_lora(rank=8), loader.load(0)
+    method = PairMethod(DPOConfig(beta=500.0), adapter, loader, GaussianNoising(adapter))
+    optimizer = torch.optim.AdamW(adapter.trainable_parameters().values(), lr=3e-3)
+    for _ in range(25):
+        loss, metrics = method.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+    assert metrics["implicit_accuracy"].item() == 1
