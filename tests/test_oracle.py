@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from diffusion_align.scenes.grammar import PromptSpec, Scene, SceneObject, sample_prompt, sample_scene
-from diffusion_align.scenes.oracle import OracleScore, score_image, score_images
-from diffusion_align.scenes.render import render
+from diffusion_align.scenes.grammar import COLORS, SHAPES, PromptSpec, Scene, SceneObject, sample_prompt, sample_scene
+from diffusion_align.scenes.oracle import OracleScore, check_facts, score_image, score_images
+from diffusion_align.scenes.render import COLOR_RGB, object_mask, render
+from diffusion_align.scenes.vision import detect
 
 Image = NDArray[np.uint8]
 COUNT = 400
@@ -36,6 +39,16 @@ def test_at_most_2_percent_of_other_prompts_scenes_are_accepted(world) -> None: 
     specs, images, _ = world
     others = [(specs[i], images[(i + 37) % COUNT]) for i in range(COUNT) if specs[i] != specs[(i + 37) % COUNT]]
     assert np.mean([score_image(image, spec.text()).correct for spec, image in others]) <= 0.02
+
+
+def test_one_wrong_shape_or_color_is_never_accepted(world) -> None:  # type: ignore[no-untyped-def]
+    specs, images, _ = world
+    for spec, image in list(zip(specs, images, strict=True))[:100]:
+        seen, (first, *rest) = detect(image), spec.objects
+        wrong = [replace(first, shape=shape) for shape in SHAPES if shape != first.shape]
+        wrong += [replace(first, color=color) for color in COLORS if color != first.color]
+        accepted = [w for w in wrong if all(check_facts(replace(spec, objects=(w, *rest)), seen).values())]
+        assert accepted == [], spec.text()
 
 
 def test_a_little_blur_and_noise_is_forgiven(world) -> None:  # type: ignore[no-untyped-def]
@@ -116,6 +129,22 @@ def test_an_empty_picture_scores_low() -> None:
     score = score_image(np.full((64, 64, 3), 30, np.uint8), PROMPT)
     assert score.aesthetic == 0
     assert [name for name, holds in score.facts.items() if holds] == ["background"]
+
+
+def flat(level: int, grain: float = 0.0) -> Image:
+    """STAR and RING on a background of one grey level."""
+    image = np.random.default_rng(4).normal(level, grain, (64, 64, 3))
+    for thing in (STAR, RING):
+        image[object_mask(thing)] = np.array(COLOR_RGB[thing.color]) * 255
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def test_objects_are_found_on_pure_black() -> None:
+    assert score_image(flat(0), PROMPT).correct
+
+
+def test_grain_near_white_is_not_taken_for_white_objects() -> None:
+    assert detect(flat(246, grain=3)).stray < 150
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ _TEMPLATE_SIDE = 28
 _TEMPLATE_REACH = 1.15
 _ANGLES = (-0.16, -0.08, 0.0, 0.08, 0.16)
 _SHADOW = len(COLORS)
+#: Squared distance from the background below which a colour cannot be told from it: grain would pass for white
+#: objects on near-white, and pure black is the shadow's own colour (0/0).
+_INDISTINCT = 8e-4
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,10 @@ def classify(picture: Array, rows: Array) -> tuple[NDArray[np.intp], Array]:
     direction = palette[None] - rows[:, None]  # (H, K, 3)
     difference = picture - rows[:, None]  # (H, W, 3)
     length = np.square(direction).sum(axis=2)[:, None]  # (H, 1, K)
-    cover = difference @ direction.transpose(0, 2, 1) / length
-    cover = np.clip(cover, 0, 1.15)
+    dot = difference @ direction.transpose(0, 2, 1)
+    cover = np.clip(dot / np.maximum(length, _INDISTINCT), 0, 1.15)
     cover[..., _SHADOW] = np.minimum(cover[..., _SHADOW], 0.32)
     square = np.square(difference).sum(axis=2)[..., None]
-    dot = difference @ direction.transpose(0, 2, 1)
     error = square - 2 * cover * dot + np.square(cover) * length
     error[..., _SHADOW] += 1e-4  # of two equal explanations, an object is the likelier one
     labels = error.argmin(axis=2)
