@@ -2,54 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from torch import Tensor
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .preprocess import to_pixels
+
+#: A batch (B, 3, H, W) float in [0, 1], or B pictures of any sizes.
+Images: TypeAlias = Tensor | Sequence[Image.Image]
+
+#: What a scorer may need beside images and prompts.
+CONTEXT: Mapping[str, str] = {
+    "source_images": "the images before the edit, like images",
+    "source_prompts": "B prompts that describe the source images",
+    "instructions": "B edit instructions",
+    "masks": "(B, 1, H, W), 1 where the image was inpainted",
+    "users": "B user names or numbers",
+}
 
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """Scores of a batch of images; higher is better.
+    """Scores of a batch of images.
 
     Attributes:
         reward: (B,) float32, the scorer's overall score.
         aspects: named parts of it, each (B,) float32.
+        std: (B,) float32, how unsure the scorer is, in units of ``reward``; None when it does not say.
     """
 
     reward: Tensor
     aspects: dict[str, Tensor] = field(default_factory=dict)
+    std: Tensor | None = None
+
+    @classmethod
+    def cat(cls, outputs: Sequence[RewardOutput]) -> RewardOutput:
+        """Outputs of consecutive batches as one."""
+        stds = [output.std for output in outputs if output.std is not None]
+        return cls(
+            torch.cat([output.reward for output in outputs]),
+            {name: torch.cat([output.aspects[name] for output in outputs]) for name in outputs[0].aspects},
+            torch.cat(stds) if len(stds) == len(outputs) else None,
+        )
 
 
-class RewardScorer(Protocol):
-    """Anything that scores images.
+class RewardScorer(nn.Module, ABC):
+    """Anything that scores images. Subclasses write ``evaluate`` and, if images must be resized, ``preprocess``.
 
     Attributes:
         name: as given to ``load_scorer``.
         differentiable: whether gradients flow from the reward to the pixels.
+        needs: names of the context (keys of ``CONTEXT``) that ``score`` must be given.
+        higher_is_better: False for e.g. BRISQUE; combinators turn the sign.
+        statistics: mean and standard deviation of the reward on ordinary pictures, as published; None if unknown.
+        gradient_checkpointing: recompute activations in the backward pass to the pixels.
     """
 
-    name: str
-    differentiable: bool
+    name: str = ""
+    differentiable: bool = False
+    needs: frozenset[str] = frozenset()
+    higher_is_better: bool = True
+    statistics: tuple[float, float] | None = None
+    gradient_checkpointing: bool = False
 
-    def score(self, images: Tensor, prompts: Sequence[str], **context: Any) -> RewardOutput:
-        """Score ``images`` (B, 3, H, W) float in [0, 1] made for ``prompts`` (B)."""
+    @abstractmethod
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        """Scores of checked and preprocessed ``images`` (B, ...), one of ``prompts`` each."""
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """What ``evaluate`` sees of ``images`` (B, 3, H, W) in [0, 1]; must be differentiable if the scorer is."""
+        return images
+
+    def score(self, images: Images, prompts: Sequence[str], **context: Any) -> RewardOutput:
+        """Score ``images`` made for ``prompts`` (B).
+
+        Gradients reach a tensor of images when the scorer is differentiable. Runs under the caller's autocast.
+
+        Raises:
+            ValueError: images of a wrong shape, dtype or range, another number of prompts, context that is missing or
+                of another length, or (scorers that do not resize) of different sizes; scorer and input are named.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"scorer {self.name}: prompts is one string; expected one prompt per image")
+        batch = to_pixels(images, f"scorer {self.name}: images")
+        if len(prompts) != len(batch):
+            raise ValueError(f"scorer {self.name}: {len(batch)} images but {len(prompts)} prompts")
+        given = self._checked_context(context, len(batch))
+        wanted = torch.is_grad_enabled() and self.differentiable
+        with torch.set_grad_enabled(wanted):
+            values = self._preprocessed(batch)
+            if "source_images" in given:
+                sources = to_pixels(given["source_images"], f"scorer {self.name}: source_images")
+                given["source_images"] = self._preprocessed(sources)
+            if self.gradient_checkpointing and values.requires_grad:
+                output: RewardOutput = checkpoint(self.evaluate, values, list(prompts), given, use_reentrant=False)
+                return output
+            return self.evaluate(values, list(prompts), given)
+
+    def _preprocessed(self, batch: Tensor | list[Tensor]) -> Tensor:
+        device = self.device
+        if isinstance(batch, Tensor):
+            return self.preprocess(batch.to(device))
+        parts = [self.preprocess(picture[None].to(device)) for picture in batch]
+        if len({part.shape for part in parts}) > 1:
+            sizes = sorted({tuple(part.shape[-2:]) for part in parts})
+            raise ValueError(f"scorer {self.name}: images of different sizes {sizes}; expected one size")
+        return torch.cat(parts)
+
+    def _checked_context(self, context: dict[str, Any], count: int) -> dict[str, Any]:
+        for key in sorted(self.needs):
+            if context.get(key) is None:
+                raise ValueError(f"scorer {self.name} needs {key}: {CONTEXT[key]}")
+        given = {key: value for key, value in context.items() if key in self.needs}
+        for key, value in given.items():
+            if len(value) != count:
+                raise ValueError(f"scorer {self.name}: {count} images but {len(value)} {key}")
+        return given
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; the CPU without weights."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
+    def frozen(self) -> RewardScorer:
+        """Itself, in eval mode, weights without gradients."""
+        self.requires_grad_(False)
+        return self.eval()
 
 
-def check_images(images: Tensor, prompts: Sequence[str], scorer: str) -> None:
-    """Refuse what no scorer can use.
-
-    Raises:
-        ValueError: wrong shape, a value outside [0, 1] (e.g. images in [-1, 1] or 0..255), or one prompt per image
-            missing; the message names the scorer.
-    """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"scorer {scorer}: expected images of shape (B, 3, H, W), found {tuple(images.shape)}")
-    if len(prompts) != len(images):
-        raise ValueError(f"scorer {scorer}: {len(images)} images but {len(prompts)} prompts")
-    low, high = float(images.min()), float(images.max())
-    if not images.is_floating_point() or low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"scorer {scorer}: expected float images in [0, 1], found {images.dtype} in [{low:g}, {high:g}]"
-        )
+def score_in_batches(
+    scorer: RewardScorer, images: Images, prompts: Sequence[str], batch_size: int = 32, **context: Any
+) -> RewardOutput:
+    """``scorer.score`` over any number of images without holding more than ``batch_size`` in the network."""
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        sliced = {key: value[part] for key, value in context.items() if value is not None}
+        outputs.append(scorer.score(images[part], prompts[part], **sliced))
+    return RewardOutput.cat(outputs)

@@ -3,23 +3,111 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+import torch
 
 from .base import RewardScorer
-from .oracle import ScenesOracle
 
-SCORERS: Mapping[str, Callable[[], RewardScorer]] = MappingProxyType({ScenesOracle.name: ScenesOracle})
+#: Name to "module:function" of this package; modules are imported when a scorer is asked for.
+SCORERS: Mapping[str, str] = MappingProxyType(
+    {
+        "scenes-oracle": "oracle:load_oracle",
+        "clip": "clip:load_clip",
+        "clip-l": "clip:load_clip",
+        "siglip": "clip:load_clip",
+        "scenes-clip": "shipped:load_shipped",
+        "aesthetic": "aesthetic:load_aesthetic",
+        "aesthetic-v1": "aesthetic:load_aesthetic",
+        "pickscore": "clip:load_pickscore",
+        "hps-v2": "clip:load_hps",
+        "hps-v2.1": "clip:load_hps",
+        "image-reward": "image_reward:load_image_reward",
+        "prefpaint": "prefpaint:load_prefpaint",
+        "clip-directional": "directional:load_directional",
+    }
+)
+
+#: Kind in scorer.json to "module:class".
+TRAINED: Mapping[str, str] = MappingProxyType({"vp-score": "vp:VPScore", "pal": "pal:PALScorer"})
+
+ENTRY_POINTS = "diffusion_align.rewards"
 
 
-def load_scorer(name: str) -> RewardScorer:
-    """Build the scorer ``name``.
+def load_scorer(
+    name: str | Path,
+    checkpoint: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    **options: object,
+) -> RewardScorer:
+    """Build the scorer ``name``, frozen and in eval mode.
+
+    Args:
+        name: a known name (see docs/rewards.md), that of an installed plug-in (entry points of the group
+            "diffusion_align.rewards": a function that takes ``name`` and ``checkpoint``), or the folder of a scorer
+            that was trained here.
+        checkpoint: weights file or folder instead of the published ones.
+        options: of the scorer's loader, e.g. ``model="ViT-L-14"`` for "clip".
 
     Raises:
-        ValueError: no such scorer; the message lists the known ones.
+        ValueError: no such scorer (the message lists the known ones), an option it does not have, or a checkpoint
+            whose keys do not fit.
+        FileNotFoundError: the weights are not there.
     """
-    if name not in SCORERS:
-        near = difflib.get_close_matches(name, SCORERS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown scorer {name!r}{hint}: known scorers are {', '.join(sorted(SCORERS))}")
-    return SCORERS[name]()
+    load = _find_loader(str(name))
+    known = inspect.signature(load).parameters
+    given = dict(options) if checkpoint is None else {"checkpoint": checkpoint, **options}
+    for option in given:
+        if option not in known:
+            expected = ", ".join(sorted(set(known) - {"name"})) or "no options"
+            raise ValueError(f"scorer {name} has no option {option!r}: expected {expected}")
+    return load(str(name), **given).frozen().to(device)
+
+
+def known_scorers() -> list[str]:
+    """Names that ``load_scorer`` takes, plug-ins included."""
+    return sorted({*SCORERS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def _find_loader(name: str) -> Callable[..., RewardScorer]:
+    if name in SCORERS:
+        loader: Callable[..., RewardScorer] = _resolve(SCORERS[name])
+        return loader
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            plugin: Callable[..., RewardScorer] = point.load()
+            return plugin
+    if Path(name).is_dir():
+        return load_trained
+    near = difflib.get_close_matches(name, known_scorers(), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(
+        f"unknown scorer {name!r}{hint}: known scorers are {', '.join(known_scorers())}, or the folder of a trained one"
+    )
+
+
+def load_trained(name: str) -> RewardScorer:
+    """The scorer saved in folder ``name``.
+
+    Raises:
+        FileNotFoundError, ValueError: it is none, of an unknown kind, or does not fit.
+    """
+    from .trained import read_config
+
+    kind = read_config(Path(name))["kind"]
+    if kind not in TRAINED:
+        raise ValueError(f"{name}: scorer of unknown kind {kind!r}: expected one of {', '.join(sorted(TRAINED))}")
+    scorer: RewardScorer = _resolve(TRAINED[kind]).from_pretrained(name)
+    return scorer
+
+
+def _resolve(address: str) -> Any:
+    module, _, attribute = address.partition(":")
+    return getattr(import_module(f".{module}", __package__), attribute)

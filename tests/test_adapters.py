@@ -189,7 +189,7 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_what_is_shipped() -> None:
-    with pytest.raises(FileNotFoundError, match="or one of: scenes-sdxl, scenes-sd"):
+    with pytest.raises(FileNotFoundError, match="or one of: scenes-sdxl, scenes-sd, scenes-inpaint"):
         load_adapter("scenes-sdxxl")
 
 

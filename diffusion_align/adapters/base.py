@@ -119,6 +119,20 @@ class Adapter:
         mean, std = self.encode_posterior(pixels)
         return mean if noise is None else mean + std * noise
 
+    def encode_inpaint(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """What an inpainting UNet sees beside the noise: the mask and the latents of the picture without its hole.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+            masks: (B, 1, H, W), 1 where the picture is to be repainted.
+
+        Returns:
+            (B, 1 + C, h, w), for ``Conditioning.inpaint``. The latents are posterior means (diffusers samples them).
+        """
+        latents, _ = self.encode_posterior(pixels * (masks < 0.5))
+        small = torch.nn.functional.interpolate(masks.to(latents), size=latents.shape[-2:])
+        return torch.cat([small, latents], dim=1)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped; gradients flow to ``latents``."""
         scale, shift = self._latent_affine()

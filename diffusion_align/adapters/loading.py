@@ -18,7 +18,7 @@ from diffusers import (
 
 from .base import Adapter
 
-SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd")
+SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint")
 
 _PIPELINES = {
     "sd": StableDiffusionPipeline,

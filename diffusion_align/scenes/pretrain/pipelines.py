@@ -62,7 +62,7 @@ def train_sdxl(corpus: Corpus, work: Path, out: Path, minutes: float) -> None:
 
 def train_sd(corpus: Corpus, work: Path, out: Path, sdxl: Path, minutes: float) -> None:
     """scenes-sd, started from scenes-sdxl: its UNet without size ids, its second text encoder without projection."""
-    source = StableDiffusionXLPipeline.from_pretrained(sdxl)
+    source = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
     tokenizer = source.tokenizer
     unet, encoder = build_unet(128, sdxl=False), build_sd_text_encoder(tokenizer)
     copy_matching(unet, source.unet.state_dict())
@@ -81,7 +81,7 @@ def train_sd(corpus: Corpus, work: Path, out: Path, sdxl: Path, minutes: float) 
 
 def train_inpaint(corpus: Corpus, work: Path, out: Path, sd: Path, minutes: float, images: int = 24_000) -> None:
     """scenes-inpaint, started from scenes-sd: five more input channels (mask, masked-image latents), zero at first."""
-    source = StableDiffusionPipeline.from_pretrained(sd)
+    source = StableDiffusionPipeline.from_pretrained(sd, torch_dtype=torch.float32)
     unet = build_unet(128, sdxl=False, in_channels=9)
     state = source.unet.state_dict()
     extra = unet.conv_in.weight.shape[1] - state["conv_in.weight"].shape[1]

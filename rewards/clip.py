@@ -1,0 +1,174 @@
+"""CLIP similarity and the scorers that are CLIP with other weights: HPSv2, HPSv2.1, PickScore."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .base import RewardOutput, RewardScorer
+from .preprocess import Preprocess
+from .weights import find_file, load_exactly, read_weights
+
+#: Scorer name to open_clip's architecture and pretrained tag.
+OPEN_CLIP = {
+    "clip": ("ViT-H-14", "laion2b_s32b_b79k"),
+    "clip-l": ("ViT-L-14-quickgelu", "openai"),  # "ViT-L-14" with these weights would silently use the wrong GELU
+    "siglip": ("ViT-SO400M-14-SigLIP-384", "webli"),
+}
+
+
+class CosineScorer(RewardScorer):
+    """cos(image, text), times ``scale``. The raw cosine: CLIPScore's max(cos, 0) has no gradient where it matters."""
+
+    differentiable = True
+
+    def __init__(self, name: str, preprocessing: Preprocess, scale: float = 1.0) -> None:
+        super().__init__()
+        self.name, self.preprocessing, self.scale = name, preprocessing, scale
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        return self.preprocessing(images)
+
+    @abstractmethod
+    def encode_images(self, values: Tensor) -> Tensor:
+        """Embeddings (B, D) of preprocessed images, not normalised."""
+
+    @abstractmethod
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Embeddings (B, D), not normalised."""
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        image = normalize(self.encode_images(images).float(), dim=-1)
+        text = normalize(self.encode_texts(prompts).float(), dim=-1)
+        return RewardOutput(self.scale * (image * text).sum(dim=-1))
+
+
+class OpenClipScorer(CosineScorer):
+    """A CLIP of open_clip; ``tokenizer`` maps texts to ids (B, L)."""
+
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], preprocessing: Preprocess
+    ) -> None:
+        super().__init__(name, preprocessing)
+        self.model, self.tokenizer = model, tokenizer
+
+    def encode_images(self, values: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_image(values.to(self.weight_dtype))  # type: ignore[operator]
+        return features
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        features: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device))  # type: ignore[operator]
+        return features
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+
+def build_open_clip(architecture: str, pretrained: str | None = None) -> tuple[nn.Module, Any, Preprocess]:
+    """Model, tokenizer and preprocessing.
+
+    Args:
+        architecture: open_clip's name, or "local-dir:FOLDER" / "hf-hub:REPO" with config, weights and tokenizer.
+        pretrained: open_clip's tag, a weights file, or None for random weights.
+
+    Raises:
+        ValueError: open_clip does not know the architecture or tag.
+        FileNotFoundError: the weights are neither in the local cache nor can they be fetched.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        model = open_clip.create_model(architecture, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"CLIP {architecture} {pretrained or ''} is not in the local cache and cannot be fetched "
+            f"({type(error).__name__})"
+        ) from None
+    except RuntimeError as error:
+        raise ValueError(f"CLIP {architecture} {pretrained or ''}: {str(error).splitlines()[0]}") from None
+    given = model.visual.preprocess_cfg
+    fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
+    side = given["size"][0] if isinstance(given["size"], list | tuple) else given["size"]
+    fit = fits[given.get("resize_mode") or "shortest"]
+    return model, tokenizer, Preprocess(side, fit, tuple(given["mean"]), tuple(given["std"]))  # type: ignore[arg-type]
+
+
+def load_clip(
+    name: str = "clip", checkpoint: str | None = None, model: str | None = None, pretrained: str | None = None
+) -> RewardScorer:
+    """CLIP similarity; another ``model`` of open_clip with its ``pretrained`` tag, or ``checkpoint``, its weights."""
+    architecture, tag = (model, pretrained) if model is not None else OPEN_CLIP[name]
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint {checkpoint}: no such file; expected open_clip weights of {architecture}")
+    clip, tokenizer, preprocessing = build_open_clip(architecture, checkpoint or tag)
+    return OpenClipScorer(name, clip, tokenizer, preprocessing)
+
+
+def load_hps(
+    name: str = "hps-v2.1",
+    checkpoint: str | None = None,
+    model: str = "ViT-H-14",
+) -> RewardScorer:
+    """Human Preference Score v2 or v2.1 (2306.09341): a tuned CLIP-H, cosine without the logit scale.
+
+    The two versions' scores are not comparable. Pictures are padded to a square, not cropped.
+    """
+    filename = {"hps-v2": "HPS_v2_compressed.pt", "hps-v2.1": "HPS_v2.1_compressed.pt"}[name]
+    path = find_file(checkpoint, "xswu/HPSv2", filename)
+    clip, tokenizer, published = build_open_clip(model)
+    load_exactly(clip, read_weights(path), path)
+    return OpenClipScorer(name, clip, tokenizer, Preprocess(published.size, "pad"))
+
+
+class PickScorer(CosineScorer):
+    """PickScore (2305.01569): transformers' CLIP-H tuned on Pick-a-Pic, exp(logit_scale) * cos; about 21.5 on average.
+
+    Takes what ``get_*_features`` returns in transformers 4 and 5.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, size: int) -> None:
+        super().__init__("pickscore", Preprocess(size), scale=float(model.logit_scale.detach().exp()))
+        self.model, self.tokenizer = model, tokenizer
+
+    def encode_images(self, values: Tensor) -> Tensor:
+        return _projected(self.model.get_image_features(pixel_values=values.to(self.model.dtype)))
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        # Padded to the full length as in training: attention is causal, so the positions after the text do not matter.
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+        return _projected(self.model.get_text_features(input_ids=ids.input_ids.to(self.device)))
+
+
+def _projected(features: Any) -> Tensor:
+    """transformers 4 returns the projected embedding, transformers 5 an output whose pooler_output it is."""
+    projected: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return projected
+
+
+def load_pickscore(
+    name: str = "pickscore",
+    checkpoint: str = "yuvalkirstain/PickScore_v1",
+    tokenizer: str | None = None,
+) -> RewardScorer:
+    """PickScore from the hub or a local folder in transformers' layout.
+
+    Without ``tokenizer`` it is the checkpoint's, or laion's CLIP-H when the folder has none (the published one).
+    """
+    from transformers import AutoTokenizer, CLIPModel
+
+    try:
+        model = CLIPModel.from_pretrained(checkpoint, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"pickscore: {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from None
+    own = (Path(checkpoint) / "tokenizer_config.json").is_file()
+    source = tokenizer or (checkpoint if own else "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    return PickScorer(model, AutoTokenizer.from_pretrained(source), model.config.vision_config.image_size)

@@ -1,0 +1,139 @@
+"""VP-Score (2404.15100): ImageReward's design with a score per aspect, trained on pairs judged in several aspects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from .aesthetic import in_float32
+from .base import RewardOutput
+from .preprocess import HALF, Preprocess
+from .trained import TrainedScorer
+
+
+class ConvTower(nn.Module):
+    """A small ResNet whose last feature map is read as a sequence, with learned positions: (B, 3, S, S) to (B, N, D).
+
+    Learns from thousands of pictures, where a transformer on patches wants millions.
+    """
+
+    def __init__(self, config: ResNetConfig, image_size: int) -> None:
+        super().__init__()
+        self.net = ResNetModel(config)
+        side = image_size // (4 * 2 ** (len(config.hidden_sizes) - 1))
+        self.width: int = config.hidden_sizes[-1]
+        self.positions = nn.Parameter(0.02 * torch.randn(1, side * side, self.width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.net(images).last_hidden_state
+        return features.flatten(2).transpose(1, 2) + self.positions
+
+
+class PatchTower(nn.Module):
+    """BLIP's vision transformer: (B, 3, S, S) to (B, N, D)."""
+
+    def __init__(self, config: BlipVisionConfig, image_size: int) -> None:
+        super().__init__()
+        self.net = BlipVisionModel(config)
+        self.width: int = config.hidden_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        states: Tensor = self.net(pixel_values=images).last_hidden_state
+        return states
+
+
+TOWERS: dict[str, tuple[type[ConvTower] | type[PatchTower], type[ResNetConfig] | type[BlipVisionConfig]]] = {
+    "resnet": (ConvTower, ResNetConfig),
+    "blip": (PatchTower, BlipVisionConfig),
+}
+
+
+class PictureReader(nn.Module):
+    """A text read beside ``pictures`` pictures: the first token's state of BLIP's text encoder.
+
+    Args:
+        settings: "vision_type" (key of ``TOWERS``), "vision" and "text" (of their transformers configs), "image_size".
+        pictures: how many pictures are seen at once (1; 2 for before and after an edit).
+    """
+
+    def __init__(self, settings: dict[str, Any], pictures: int = 1) -> None:
+        super().__init__()
+        tower, config = TOWERS[settings["vision_type"]]
+        self.vision = tower(config(**settings["vision"]), settings["image_size"])
+        text = BlipTextConfig(**settings["text"], encoder_hidden_size=self.vision.width)
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        self.roles = nn.Parameter(0.02 * torch.randn(pictures, self.vision.width))
+        self.width: int = text.hidden_size
+
+    def forward(self, pictures: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Preprocessed pictures, each (B, 3, S, S), and a text's ids and mask (B, L) to (B, D)."""
+        tokens = self.vision(torch.cat(pictures)).chunk(len(pictures))
+        seen = torch.cat([part + role for part, role in zip(tokens, self.roles, strict=True)], dim=1)
+        mask = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
+        states = self.text(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=mask,
+        ).last_hidden_state
+        first: Tensor = states[:, 0]
+        return first
+
+
+def head(width: int, outputs: int) -> nn.Sequential:
+    """A small MLP."""
+    return nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, outputs))
+
+
+class VPScore(TrainedScorer):
+    """An overall score and one per aspect, all logits: P(a over b) = sigmoid(score_a - score_b).
+
+    Args:
+        settings: of :class:`PictureReader`, and "aspects" (names), "max_tokens".
+        tokenizer: of transformers.
+    """
+
+    kind = "vp-score"
+    name = "vp-score"
+    differentiable = True
+
+    def __init__(self, settings: dict[str, Any], tokenizer: Any) -> None:
+        super().__init__()
+        self._settings, self.tokenizer = settings, tokenizer
+        self.reader = PictureReader(settings)
+        self.aspects: list[str] = list(settings["aspects"])
+        self.head = head(self.reader.width, 1 + len(self.aspects))
+        self.preprocessing = Preprocess(settings["image_size"], "crop", HALF, HALF)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        return self.preprocessing(images)
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self._settings["max_tokens"],
+            return_tensors="pt",
+        ).to(self.device)
+        state = self.reader([images], tokens.input_ids, tokens.attention_mask).float()
+        with in_float32(state):
+            scores = self.head(state)
+        return RewardOutput(scores[:, 0], {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)})
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings
+
+    @classmethod
+    def build(cls, settings: dict[str, Any], folder: Path) -> Self:
+        from transformers import AutoTokenizer
+
+        return cls(settings, AutoTokenizer.from_pretrained(folder))
+
+    def save_extras(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
