@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from diffusion_align.training.config import CONFIGS, DPOConfig, TrainConfig
+from diffusion_align.training.config import CONFIGS, DPOConfig, RunConfig
 
 from .options import DemoOptions, GenerateOptions
 
-C = TypeVar("C", bound=TrainConfig)
+C = TypeVar("C", bound=RunConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

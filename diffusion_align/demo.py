@@ -66,6 +66,7 @@ def run_demo(options: DemoOptions) -> Path:
             report_to="none",
             **({} if steps is None else {"max_steps": steps}),
         )
+        assert isinstance(config, TrainConfig)
         outcomes[method] = run_method(config, prompts, base, scorer, settings)
         print(f"{METHODS[method]}: win rate over the base {outcomes[method].win_rate}")
     summary = {

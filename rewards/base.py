@@ -75,6 +75,10 @@ class RewardScorer(nn.Module, ABC):
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         """Scores of checked and preprocessed ``images`` (B, ...), one of ``prompts`` each."""
 
+    def forward(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        """``evaluate``, so that a distributed wrapper can stand between."""
+        return self.evaluate(images, prompts, context)
+
     def preprocess(self, images: Tensor) -> Tensor:
         """What ``evaluate`` sees of ``images`` (B, 3, H, W) in [0, 1]; must be differentiable if the scorer is."""
         return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -22,6 +24,9 @@ OPEN_CLIP = {
     "clip-l": ("ViT-L-14-quickgelu", "openai"),  # "ViT-L-14" with these weights would silently use the wrong GELU
     "siglip": ("ViT-SO400M-14-SigLIP-384", "webli"),
 }
+
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 class CosineScorer(RewardScorer):
@@ -51,13 +56,23 @@ class CosineScorer(RewardScorer):
 
 
 class OpenClipScorer(CosineScorer):
-    """A CLIP of open_clip; ``tokenizer`` maps texts to ids (B, L)."""
+    """A CLIP of open_clip.
+
+    Args:
+        tokenizer: maps texts to ids (B, L).
+        layout: content of open_clip_config.json, for ``save_pretrained``.
+    """
 
     def __init__(
-        self, name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], preprocessing: Preprocess
+        self,
+        name: str,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        preprocessing: Preprocess,
+        layout: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name, preprocessing)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.layout = model, tokenizer, layout
 
     def encode_images(self, values: Tensor) -> Tensor:
         features: Tensor = self.model.encode_image(values.to(self.weight_dtype))  # type: ignore[operator]
@@ -67,9 +82,30 @@ class OpenClipScorer(CosineScorer):
         features: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device))  # type: ignore[operator]
         return features
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder that ``load_scorer(folder)`` and open_clip's "local-dir:FOLDER" read.
+
+        Raises:
+            ValueError: the model did not come from such a folder, so its configuration is not known.
+        """
+        if self.layout is None:
+            raise ValueError(f"scorer {self.name} cannot be saved: it was not loaded from an open_clip folder")
+        return save_open_clip(Path(folder), self.model, self.layout, getattr(self.tokenizer, "tokenizer", None))
+
     @property
     def weight_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+
+def save_open_clip(folder: Path, model: nn.Module, layout: dict[str, Any], tokenizer: Any) -> Path:
+    """Configuration, weights and, if it is one of transformers, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(layout, indent=2) + "\n")
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    return folder
 
 
 def build_open_clip(architecture: str, pretrained: str | None = None) -> tuple[nn.Module, Any, Preprocess]:
@@ -110,7 +146,10 @@ def load_clip(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {checkpoint}: no such file; expected open_clip weights of {architecture}")
     clip, tokenizer, preprocessing = build_open_clip(architecture, checkpoint or tag)
-    return OpenClipScorer(name, clip, tokenizer, preprocessing)
+    layout = None
+    if architecture.startswith("local-dir:"):
+        layout = json.loads((Path(architecture.removeprefix("local-dir:")) / OPEN_CLIP_CONFIG).read_text())
+    return OpenClipScorer(name, clip, tokenizer, preprocessing, layout)
 
 
 def load_hps(

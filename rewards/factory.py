@@ -22,7 +22,6 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "clip": "clip:load_clip",
         "clip-l": "clip:load_clip",
         "siglip": "clip:load_clip",
-        "scenes-clip": "shipped:load_shipped",
         "aesthetic": "aesthetic:load_aesthetic",
         "aesthetic-v1": "aesthetic:load_aesthetic",
         "pickscore": "clip:load_pickscore",
@@ -35,7 +34,12 @@ SCORERS: Mapping[str, str] = MappingProxyType(
 )
 
 #: Kind in scorer.json to "module:class".
-TRAINED: Mapping[str, str] = MappingProxyType({"vp-score": "vp:VPScore", "pal": "pal:PALScorer"})
+TRAINED: Mapping[str, str] = MappingProxyType(
+    {"vp-score": "vp:VPScore", "edit": "edit:EditScore", "pal": "pal:PALScorer"}
+)
+
+#: Trained scorers that come with the package.
+SHIPPED_SCORERS = ("scenes-clip", "scenes-vp")
 
 ENTRY_POINTS = "diffusion_align.rewards"
 
@@ -73,13 +77,15 @@ def load_scorer(
 
 def known_scorers() -> list[str]:
     """Names that ``load_scorer`` takes, plug-ins included."""
-    return sorted({*SCORERS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return sorted({*SCORERS, *SHIPPED_SCORERS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
 
 def _find_loader(name: str) -> Callable[..., RewardScorer]:
     if name in SCORERS:
         loader: Callable[..., RewardScorer] = _resolve(SCORERS[name])
         return loader
+    if name in SHIPPED_SCORERS:
+        return load_shipped
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
             plugin: Callable[..., RewardScorer] = point.load()
@@ -93,13 +99,26 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
     )
 
 
+def load_shipped(name: str) -> RewardScorer:
+    """A scorer that comes with the package."""
+    from diffusion_align.adapters import shipped_path
+
+    scorer = load_trained(str(shipped_path(name)))
+    scorer.name = name
+    return scorer
+
+
 def load_trained(name: str) -> RewardScorer:
     """The scorer saved in folder ``name``.
 
     Raises:
         FileNotFoundError, ValueError: it is none, of an unknown kind, or does not fit.
     """
+    from .clip import OPEN_CLIP_CONFIG, load_clip
     from .trained import read_config
+
+    if (Path(name) / OPEN_CLIP_CONFIG).is_file():
+        return load_clip("clip", model=f"local-dir:{name}")
 
     kind = read_config(Path(name))["kind"]
     if kind not in TRAINED:

@@ -18,8 +18,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What every training method shares."""
+class RunConfig:
+    """What every run of the training loop shares, whatever it trains."""
 
     method: ClassVar[str]
 
@@ -27,30 +27,6 @@ class TrainConfig:
     """YAML recipe, or the config.yaml of an earlier run; flags override it."""
     dry_run: bool = False
     """Print the plan (resolved config, memory estimate, steps, data counts) and stop."""
-
-    # -- model
-    model: str = "scenes-sdxl"
-    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
-    model_config: str | None = None
-    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
-    variant: str | None = None
-    """Weight variant of a hub model, e.g. fp16."""
-    vae: str | None = None
-    """Another autoencoder, e.g. madebyollin/sdxl-vae-fp16-fix."""
-    init_weights: str | None = None
-    """LoRA file or UNet folder merged into the base before training (e.g. an SFT run); it is then the reference too."""
-
-    # -- policy
-    full_finetuning: bool = False
-    """Train all UNet weights against a frozen copy, instead of a LoRA whose reference is the UNet without it."""
-    lora_rank: Positive = 8
-    """Rank of the LoRA matrices."""
-    lora_alpha: PositiveFloat | None = None
-    """LoRA scale is alpha / rank; unset means alpha = rank."""
-    lora_dropout: Fraction = 0.0
-    """Dropout on the LoRA input."""
-    lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Suffixes of the UNet modules that get a LoRA."""
 
     # -- optimisation
     max_steps: Positive = 2000
@@ -84,20 +60,8 @@ class TrainConfig:
     """Decay of that average."""
     seed: int = 0
     """Seed of the run; every sample's noise, timestep and augmentation follow from it and the sample's position."""
-
-    # -- speed and memory
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the forward pass; LoRA weights and optimiser states stay float32."""
-    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy)."""
-    gradient_checkpointing: Literal["none", "attention", "full"] = "none"
-    """Recompute activations in the backward pass: nowhere, in the transformer layers, everywhere."""
-    attention: Literal["sdpa", "xformers"] = "sdpa"
-    """Attention kernels."""
-    torch_compile: bool = False
-    """Compile each transformer block of the UNet (torch.compile)."""
-    channels_last: bool = False
-    """Channels-last memory format of the UNet."""
 
     # -- the run
     output_dir: str = "runs/train"
@@ -116,10 +80,51 @@ class TrainConfig:
     """Tracker, besides metrics.jsonl."""
     progress: bool = True
     """Show a progress bar."""
-
-    # -- validation
     eval_steps: NonNegative = 0
     """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """What every method that trains a diffusion model shares."""
+
+    # -- model
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
+    model_config: str | None = None
+    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
+    variant: str | None = None
+    """Weight variant of a hub model, e.g. fp16."""
+    vae: str | None = None
+    """Another autoencoder, e.g. madebyollin/sdxl-vae-fp16-fix."""
+    init_weights: str | None = None
+    """LoRA file or UNet folder merged into the base before training (e.g. an SFT run); it is then the reference too."""
+
+    # -- policy
+    full_finetuning: bool = False
+    """Train all UNet weights against a frozen copy, instead of a LoRA whose reference is the UNet without it."""
+    lora_rank: Positive = 8
+    """Rank of the LoRA matrices."""
+    lora_alpha: PositiveFloat | None = None
+    """LoRA scale is alpha / rank; unset means alpha = rank."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the LoRA input."""
+    lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Suffixes of the UNet modules that get a LoRA."""
+
+    # -- speed and memory
+    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy)."""
+    gradient_checkpointing: Literal["none", "attention", "full"] = "none"
+    """Recompute activations in the backward pass: nowhere, in the transformer layers, everywhere."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels."""
+    torch_compile: bool = False
+    """Compile each transformer block of the UNet (torch.compile)."""
+    channels_last: bool = False
+    """Channels-last memory format of the UNet."""
+
+    # -- validation
     validation_prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet); unset takes captions of the validation split."""
     num_validation_prompts: Positive = 64
@@ -198,4 +203,46 @@ class InPOConfig(DPOConfig):
     """Weight of fresh noise in every inversion step."""
 
 
-CONFIGS: dict[str, type[TrainConfig]] = {c.method: c for c in (DPOConfig, InPOConfig)}
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(RunConfig):
+    """Train a scorer on judged pairs: vp-score, edit, pal or clip."""
+
+    method: ClassVar[str] = "reward"
+
+    # -- scorer
+    scorer: str = "vp-score"
+    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip; or the folder of a
+    trained scorer to go on from."""
+    architecture: str = "small"
+    """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score)."""
+    tokenizer: str = "scenes-sdxl"
+    """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
+    clip: str = "scenes-clip"
+    """Scorer whose frozen embeddings are used (pal)."""
+    pal_variant: Literal["a", "b"] = "b"
+    """a: ideal points; b: ideal points that depend on the prompt."""
+    pal_prototypes: Positive = 4
+    """Prototypes that users are mixtures of."""
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit)."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    validation_split: str | None = "validation"
+    """Split of the same data set that accuracy is measured on; unset: none."""
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""
+    dataloader_num_workers: NonNegative = 2
+    """Threads that read ahead."""
+
+    # -- objective
+    aspect_weight: NonNegativeFloat = 1.0
+    """Weight of the aspects' mean loss beside the overall one."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels."""
+
+
+CONFIGS: dict[str, type[RunConfig]] = {c.method: c for c in (DPOConfig, InPOConfig, RewardConfig)}

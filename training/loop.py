@@ -9,21 +9,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from diffusion_align.adapters import Adapter
-
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainConfig
+from .config import RunConfig
 from .guard import FiniteGuard, StopSignal
 from .metrics import MetricLog
 from .optimizer import build_optimizer
 from .state import collect_state, restore_state
+
+
+class Trainable(Protocol):
+    """What is trained: a diffusion model's policy, or a scorer."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Switched between train and eval mode."""
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, in a fixed order."""
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Replace the module that forward passes call by ``wrapper`` of it, and return it."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the trained weights; returns what to load."""
 
 
 class Method(Protocol):
@@ -44,6 +58,15 @@ class Method(Protocol):
 
 #: Called with the step as (step); returns metrics such as {"eval/win_rate": 0.6}.
 Validate = Callable[[int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run made ready: what is trained, how, and how it is validated."""
+
+    trained: Trainable
+    method: Method
+    validate: Validate | None
 
 
 @dataclass
@@ -71,7 +94,7 @@ def sync_gradients(accelerator: Accelerator, model: Any, last: bool) -> Abstract
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+def ema_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, the policy has its averaged weights."""
     if ema is None:
         yield
@@ -85,13 +108,13 @@ def ema_weights(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> I
 
 
 def run_loop(
-    config: TrainConfig,
-    adapter: Adapter,
+    config: RunConfig,
+    trained: Trainable,
     method: Method,
     accelerator: Accelerator,
     validate: Validate | None = None,
 ) -> TrainResult:
-    """Train ``adapter``'s policy with ``method`` for ``config.max_steps`` optimiser steps.
+    """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
 
     Raises:
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
@@ -99,7 +122,7 @@ def run_loop(
         CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
     """
     output_dir = Path(config.output_dir)
-    parameters = list(adapter.trainable_parameters().values())
+    parameters = list(trained.trainable_parameters().values())
     optimizer = accelerator.prepare(build_optimizer(config, parameters))
     scheduler = get_scheduler(
         config.lr_scheduler_type,
@@ -108,34 +131,34 @@ def run_loop(
         num_training_steps=config.max_steps,
     )
     ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
-    adapter.denoiser = accelerator.prepare(adapter.unet)
+    wrapped = trained.wrap(accelerator.prepare)
     step = 0
     if config.resume_from_checkpoint:
         checkpoint, warnings = find_checkpoint(config.resume_from_checkpoint, output_dir)
         for warning in warnings:
             accelerator.print(warning)
         state = load_checkpoint(checkpoint)
-        step = restore_state(state, adapter, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
+        step = restore_state(state, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         accelerator.print(f"resumed from {checkpoint}")
 
     guard = FiniteGuard(accelerator, optimizer, output_dir)
     log = MetricLog(config, accelerator, first_step=step)
     batches = method.batches()
     bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
-    adapter.unet.train()
+    trained.network.train()
 
     def checkpoint_now() -> None:
-        state = collect_state(step, adapter, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
+        state = collect_state(step, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         if accelerator.is_main_process:
             save_checkpoint(output_dir, state, step, config.save_total_limit)
         accelerator.wait_for_everyone()
 
     def validate_now() -> None:
         assert validate is not None
-        adapter.unet.eval()
+        trained.network.eval()
         with ema_weights(ema, parameters):
             log.add_evaluation(step, validate(step))
-        adapter.unet.train()
+        trained.network.train()
 
     with StopSignal() as stop:
         if validate is not None and step == 0:
@@ -145,7 +168,7 @@ def run_loop(
             for micro_step in range(config.gradient_accumulation_steps):
                 batch = next(batches)
                 last = micro_step + 1 == config.gradient_accumulation_steps
-                with sync_gradients(accelerator, adapter.denoiser, last):
+                with sync_gradients(accelerator, wrapped, last):
                     loss, metrics = method.loss(batch)
                     accelerator.backward(loss / config.gradient_accumulation_steps)
                 guard.watch(loss, batch)
@@ -169,12 +192,12 @@ def run_loop(
 
     bar.close()
     log.close()
-    adapter.denoiser = accelerator.unwrap_model(adapter.denoiser, keep_fp32_wrapper=False)
-    adapter.unet.eval()
+    trained.wrap(lambda module: accelerator.unwrap_model(module, keep_fp32_wrapper=False))
+    trained.network.eval()
     weights = None
     if step >= config.max_steps:
         if ema is not None:
             ema.copy_to(parameters)
         if accelerator.is_main_process:
-            weights = adapter.save(output_dir)
+            weights = trained.save(output_dir)
     return TrainResult(output_dir, weights, step, stop.received, log.history)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .config import TrainConfig
+from .config import RunConfig
 
 
 class MetricLog:
@@ -20,7 +20,7 @@ class MetricLog:
         summary: short text for the progress bar.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, first_step: int) -> None:
+    def __init__(self, config: RunConfig, accelerator: Accelerator, first_step: int) -> None:
         self.config, self.accelerator = config, accelerator
         self.path = Path(config.output_dir) / "metrics.jsonl"
         self.history: list[dict[str, float]] = []

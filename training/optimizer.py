@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import TrainConfig
+from .config import RunConfig
 
 
-def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(config: RunConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Optimiser named by ``config.optim``.
 
     Raises:

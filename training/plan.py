@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import yaml
 
-from diffusion_align.data import StreamedPairs
+from diffusion_align.data import Comparisons, StreamedPairs
 
-from .config import DPOConfig, TrainConfig
+from .config import DPOConfig, RewardConfig, RunConfig, TrainConfig
 from .memory import MemoryEstimate, estimate_memory
 from .settings import to_dict
 from .source import load_training_pairs
@@ -17,7 +17,7 @@ from .source import load_training_pairs
 GIB = 2**30
 
 
-def make_plan(config: TrainConfig, world_size: int = 1) -> str:
+def make_plan(config: RunConfig, world_size: int = 1) -> str:
     """Resolved settings, steps and epochs, data counts and memory, as text.
 
     Raises:
@@ -33,13 +33,17 @@ def make_plan(config: TrainConfig, world_size: int = 1) -> str:
             used = len(pairs)
             counts = pairs.counts | {"pairs used": used}
             sections["data"] = _lines({name: f"{count:,}" for name, count in counts.items()})
+    if isinstance(config, RewardConfig):
+        used = len(Comparisons(config.dataset, config.dataset_split, config.max_pairs))
+        sections["data"] = f"{used:,} judged pairs"
     sections["steps"] = _lines(_steps(config, world_size, used))
-    estimate = estimate_memory(config)
-    sections["memory"] = "unknown: give --model-config for a single file" if estimate is None else _memory(estimate)
+    if isinstance(config, TrainConfig):
+        estimate = estimate_memory(config)
+        sections["memory"] = "unknown: give --model-config for a single file" if estimate is None else _memory(estimate)
     return "\n\n".join(f"{title}\n{_indented(text)}" for title, text in sections.items())
 
 
-def _steps(config: TrainConfig, world_size: int, pairs: int | None) -> dict[str, str]:
+def _steps(config: RunConfig, world_size: int, pairs: int | None) -> dict[str, str]:
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
     rows = {
         "optimiser steps": f"{config.max_steps:,}",

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,26 +19,25 @@ from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.rewards import load_scorer
 
 from .checkpoint import CheckpointError, list_checkpoints
-from .config import DPOConfig, InPOConfig, TrainConfig
+from .config import DPOConfig, InPOConfig, RewardConfig, RunConfig, TrainConfig
 from .dpo import GaussianNoising
 from .inpo import InvertedNoising
-from .loop import Method, TrainResult, run_loop
+from .loop import Job, TrainResult, run_loop
 from .pairs import Noising, PairMethod
+from .reward import reward_job
 from .settings import save_config, to_dict, validated
 from .source import build_pair_source, build_transform, load_training_pairs
 from .validation import Validator
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-C = TypeVar("C", bound=TrainConfig)
 
-
-def train(config: TrainConfig, adapter: Adapter | None = None) -> TrainResult:
+def train(config: RunConfig, adapter: Adapter | None = None) -> TrainResult:
     """Run the method that ``config`` belongs to.
 
     Args:
         config: e.g. ``DPOConfig(model="scenes-sdxl", max_steps=100)``.
-        adapter: an already loaded model to train instead of ``config.model``; it keeps the trained policy.
+        adapter: an already loaded diffusion model to train instead of ``config.model``; it keeps the trained policy.
 
     Raises:
         ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
@@ -48,21 +47,18 @@ def train(config: TrainConfig, adapter: Adapter | None = None) -> TrainResult:
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
-    set_seed(config.seed, device_specific=True)  # of LoRA dropout; everything else is drawn from the samples' own seeds
-    if adapter is None:
-        adapter = load_policy_model(config, accelerator.device)
-    prepare_policy(config, adapter)
-    method = METHODS[config.method](config, adapter, accelerator)
-    validate = build_validator(config, adapter, output_dir) if config.eval_steps else None
+    set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
+    job = JOBS[config.method](config, accelerator, adapter)
     if accelerator.is_main_process:
         save_config(config, output_dir / "config.yaml")
     if config.report_to != "none":
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
         accelerator.init_trackers("diffusion-align", config=flat)
-    return run_loop(config, adapter, method, accelerator, validate if accelerator.is_main_process else None)
+    validate = job.validate if accelerator.is_main_process and config.eval_steps else None
+    return run_loop(config, job.trained, job.method, accelerator, validate)
 
 
-def prepare_folder(config: TrainConfig, output_dir: Path) -> None:
+def prepare_folder(config: RunConfig, output_dir: Path) -> None:
     """Make the run's folder, and refuse to mix two runs in one."""
     existing = list_checkpoints(output_dir)
     if existing and config.overwrite_output_dir:
@@ -77,7 +73,7 @@ def prepare_folder(config: TrainConfig, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def build_accelerator(config: TrainConfig) -> Accelerator:
+def build_accelerator(config: RunConfig) -> Accelerator:
     """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
     AcceleratorState._reset_state(reset_partial_state=False)
     tracker = None if config.report_to == "none" else config.report_to
@@ -132,16 +128,21 @@ def cache_pairs(config: DPOConfig) -> str:
     return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
 
 
-def pair_method(config: TrainConfig, adapter: Adapter, accelerator: Accelerator) -> Method:
+def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None) -> Job:
     """DPO or InPO, which differ in their noise only."""
     assert isinstance(config, DPOConfig)
+    if adapter is None:
+        adapter = load_policy_model(config, accelerator.device)
+    prepare_policy(config, adapter)
     source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
     noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
-    return PairMethod(config, adapter, source, noising, accelerator.autocast)
+    method = PairMethod(config, adapter, source, noising, accelerator.autocast)
+    validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
+    return Job(adapter, method, validate)
 
 
-METHODS: Mapping[str, Callable[[Any, Adapter, Accelerator], Method]] = MappingProxyType(
-    {DPOConfig.method: pair_method, InPOConfig.method: pair_method}
+JOBS: Mapping[str, Callable[[Any, Accelerator, Adapter | None], Job]] = MappingProxyType(
+    {DPOConfig.method: pair_job, InPOConfig.method: pair_job, RewardConfig.method: reward_job}
 )
 
 

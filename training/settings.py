@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import CONFIGS, TrainConfig
+from .config import CONFIGS, RunConfig
 
-C = TypeVar("C", bound=TrainConfig)
+C = TypeVar("C", bound=RunConfig)
 
 #: What ``save_config`` adds for the reader; never settings.
 _RECORD_KEYS = ("versions", "git_commit")
@@ -42,13 +42,14 @@ def validated(cls: type[C], values: dict[str, Any], source: str) -> C:
     return config
 
 
-def _check_combination(config: TrainConfig, source: str) -> None:
+def _check_combination(config: RunConfig, source: str) -> None:
     if getattr(config, "cache_dir", None) and getattr(config, "random_crop", False):
         raise ValueError(f"{source}: random_crop cannot be used with cache_dir: cached latents hold one crop per image")
     low, high = getattr(config, "min_timestep", 0), getattr(config, "max_timestep", 1000)
     if low >= high:
         raise ValueError(f"{source}: min_timestep = {low} must be smaller than max_timestep = {high}")
-    if config.full_finetuning and config.weight_dtype == "fp16" and config.mixed_precision == "no":
+    full_fp16 = getattr(config, "full_finetuning", False) and getattr(config, "weight_dtype", None) == "fp16"
+    if full_fp16 and config.mixed_precision == "no":
         raise ValueError(f"{source}: weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
 
 
@@ -81,7 +82,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_recipe(name: str, **overrides: Any) -> TrainConfig:
+def load_recipe(name: str, **overrides: Any) -> RunConfig:
     """Settings of a shipped recipe, e.g. ``load_recipe("scenes_dpo", max_steps=50)``; its method decides the class.
 
     Raises:
@@ -107,13 +108,13 @@ def recipe_path(name: str) -> Path:
     return folder / f"{name}.yaml"
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Every setting as plain YAML types, ``method`` first."""
     values = dataclasses.asdict(config)
     return {"method": config.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
+def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings with library versions and git commit; ``load_config`` reads them back."""
     from .environment import git_commit, versions
 

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.training_utils import EMAModel
 
-from diffusion_align.adapters import Adapter
-
 from .checkpoint import CheckpointError, TrainState, optimizer_to_state, state_to_optimizer
 
 if TYPE_CHECKING:
-    from .loop import Method
+    from .loop import Method, Trainable
 
 
 def collect_state(
     step: int,
-    adapter: Adapter,
+    trained: Trainable,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     ema: EMAModel | None,
@@ -26,7 +24,7 @@ def collect_state(
 ) -> TrainState:
     """Policy, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
     tensors, values = optimizer_to_state(optimizer)
-    policy = {name: p.detach() for name, p in adapter.trainable_parameters().items()}
+    policy = {name: p.detach() for name, p in trained.trainable_parameters().items()}
     state = TrainState(
         {"policy": policy, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
         {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": method.state_dict()},
@@ -43,7 +41,7 @@ def collect_state(
 
 def restore_state(
     state: TrainState,
-    adapter: Adapter,
+    trained: Trainable,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     ema: EMAModel | None,
@@ -55,7 +53,7 @@ def restore_state(
     Raises:
         CheckpointError: it was written by a run with other trained parameters (rank, targets, LoRA or full) or EMA.
     """
-    own, saved = adapter.trainable_parameters(), state.tensors["policy"]
+    own, saved = trained.trainable_parameters(), state.tensors["policy"]
     differing = own.keys() ^ saved.keys() | {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
     if differing:
         raise CheckpointError(

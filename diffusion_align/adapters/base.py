@@ -35,7 +35,7 @@ class Adapter:
         pipeline: the diffusers pipeline; always usable on its own.
         family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
         schedule: the training noise schedule.
-        denoiser: what ``predict`` calls; the training loop puts the distributed wrapper of ``unet`` here.
+        denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -43,7 +43,7 @@ class Adapter:
         self.pipeline = pipeline
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.prediction_type = pipeline.scheduler.config.prediction_type
-        self.denoiser: Callable[..., Any] = self.unet
+        self.denoiser: nn.Module = self.unet
         self._reference_unet: UNet2DConditionModel | None = None
         self._lora_targets: tuple[str, ...] | None = None
         for module in (self.unet, self.vae, *self.text_encoders):
@@ -54,6 +54,16 @@ class Adapter:
     @property
     def unet(self) -> UNet2DConditionModel:
         return self.pipeline.unet
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained: the UNet."""
+        return self.unet
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Put ``wrapper(denoiser)``, e.g. for distributed training, in the denoiser's place, and return it."""
+        self.denoiser = wrapper(self.denoiser)
+        return self.denoiser
 
     @property
     def vae(self) -> Any:

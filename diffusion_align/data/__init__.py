@@ -1,7 +1,8 @@
 """Where examples come from: preference pairs, prompts, and the cache of their latents."""
 
 from .cache import CachedPairs, CacheError, build_cache, fingerprint
-from .loader import PairLoader, PixelExamples, StreamLoader
+from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
+from .loader import ExampleLoader, PairLoader, PixelExamples, StreamLoader
 from .pairs import PairDataset, StreamedPairs, load_pairs
 from .prompts import load_prompts
 from .transforms import PairTransform, make_buckets
@@ -10,7 +11,11 @@ from .types import CorruptImageError, PairBatch, PairRecord
 __all__ = [
     "CacheError",
     "CachedPairs",
+    "ComparisonBatch",
+    "ComparisonExamples",
+    "Comparisons",
     "CorruptImageError",
+    "ExampleLoader",
     "PairBatch",
     "PairDataset",
     "PairLoader",
@@ -20,6 +25,7 @@ __all__ = [
     "StreamLoader",
     "StreamedPairs",
     "build_cache",
+    "collate_comparisons",
     "fingerprint",
     "load_pairs",
     "load_prompts",

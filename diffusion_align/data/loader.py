@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,16 @@ from .pairs import PairDataset, StreamedPairs
 from .transforms import PairTransform
 from .types import CorruptImageError, Example, PairBatch, PairRecord, collate
 
+E_co = TypeVar("E_co", covariant=True)
+E = TypeVar("E")
+B = TypeVar("B")
 
-class Examples(Protocol):
+
+class Examples(Protocol[E_co]):
     """Pairs ready to be batched: decoded images, or cached latents."""
 
     def __len__(self) -> int: ...
-    def example(self, index: int, seed: int, drop_caption: bool) -> Example:
+    def example(self, index: int, seed: int, drop_caption: bool) -> E_co:
         """Pair ``index``, augmented as ``seed`` says."""
 
     def sizes(self) -> list[tuple[int, int]]:
@@ -80,7 +84,7 @@ class Corruption:
             raise ValueError(f"more than max_corrupt = {self.limit} pairs cannot be decoded: {shown}")
 
 
-class PairLoader:
+class ExampleLoader(Generic[E, B]):
     """Shuffled batches of this process; an iterator that never ends.
 
     Batch k of all processes together holds positions k*B*W .. (k+1)*B*W - 1 of the run's sequence, B pairs for each of
@@ -89,6 +93,7 @@ class PairLoader:
 
     Args:
         batch_size: B, pairs per process.
+        collate: examples and their seeds to a batch.
         caption_dropout: share of pairs whose caption becomes "".
         num_workers: threads that read ahead; 0 reads when asked.
         max_corrupt: unreadable pairs replaced by their successors before the run stops.
@@ -99,8 +104,9 @@ class PairLoader:
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Examples[E],
         batch_size: int,
+        collate: Callable[[Sequence[E], Sequence[int]], B],
         *,
         seed: int = 0,
         rank: int = 0,
@@ -109,7 +115,7 @@ class PairLoader:
         num_workers: int = 0,
         max_corrupt: int = 100,
     ) -> None:
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.examples, self.batch_size, self.collate, self.seed = examples, batch_size, collate, seed
         self.rank, self.world_size = rank, world_size
         self.caption_dropout, self.num_workers = caption_dropout, num_workers
         self.corruption = Corruption(max_corrupt)
@@ -127,14 +133,14 @@ class PairLoader:
             )
         self.permutation = lru_cache(maxsize=4)(self._permutation)
 
-    def __iter__(self) -> Iterator[PairBatch]:
+    def __iter__(self) -> Iterator[B]:
         if not self.num_workers:
             while True:
                 batch = self.load(self.batches_read)
                 self.batches_read += 1
                 yield batch
         with ThreadPoolExecutor(self.num_workers) as pool:
-            ahead: dict[int, Future[PairBatch]] = {}
+            ahead: dict[int, Future[B]] = {}
             while True:
                 k = self.batches_read
                 for j in range(k, k + self.num_workers + 1):
@@ -144,16 +150,16 @@ class PairLoader:
                 self.batches_read = k + 1
                 yield batch
 
-    def load(self, k: int) -> PairBatch:
+    def load(self, k: int) -> B:
         """Batch ``k`` of this process."""
         full = self.batch_size * self.world_size
         start = k * full + self.rank * self.batch_size
         positions = range(start, start + self.batch_size)
         indices = self._indices(k, full)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         seeds = [sample_seed(self.seed, position) for position in positions]
-        return collate([self._example(int(i), s) for i, s in zip(indices, seeds, strict=True)], seeds)
+        return self.collate([self._example(int(i), s) for i, s in zip(indices, seeds, strict=True)], seeds)
 
-    def _example(self, index: int, seed: int) -> Example:
+    def _example(self, index: int, seed: int) -> E:
         drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
         group = next(g for g in self.groups if len(self.groups) == 1 or index in g)
         start = int(np.searchsorted(group, index))
@@ -191,6 +197,13 @@ class PairLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches_read = int(state["batches_read"])
+
+
+class PairLoader(ExampleLoader[Example, PairBatch]):
+    """The loader of preference pairs for diffusion models."""
+
+    def __init__(self, examples: Examples[Example], batch_size: int, **options: Any) -> None:
+        super().__init__(examples, batch_size, collate, **options)
 
 
 class StreamLoader:

@@ -157,11 +157,11 @@ def to_record(row: dict[str, Any], source: Source, index: int) -> PairRecord:
     weight = row.get("weight")
     if weight is not None and (isinstance(weight, str) or not weight >= 0):
         raise ValueError(f"{where}: weight = {weight!r} is wrong: expected a number of at least 0")
-    chosen, rejected = (_bytes(row[name], source, f"{where}, column {name}") for name in names)
+    chosen, rejected = (image_bytes(row[name], source, f"{where}, column {name}") for name in names)
     return PairRecord(chosen, rejected, row["caption"], value, 1.0 if weight is None else float(weight), f"row {index}")
 
 
-def _bytes(value: Any, source: Source, where: str) -> bytes:
+def image_bytes(value: Any, source: Source, where: str) -> bytes:
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):

@@ -1,0 +1,207 @@
+"""Judged pairs for training and testing scorers: both images as stored, labels per aspect, who judged."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from .pairs import image_bytes
+from .sources import Source, open_source
+from .types import CorruptImageError
+
+#: Column that holds the verdict on an aspect: label_0_aesthetic, ...
+ASPECT_PREFIX = "label_0_"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One judged pair.
+
+    Attributes:
+        images: both encoded images, in stored order.
+        prompt: what they were made for; for edits, the instruction.
+        labels: P(image 0 is preferred), "overall" first; NaN where an aspect was not judged.
+        user: who judged, "" if unknown.
+        source: the encoded image before the edit, or None.
+        weight: factor of the pair's loss.
+        key: names the pair in messages.
+    """
+
+    images: tuple[bytes, bytes]
+    prompt: str
+    labels: dict[str, float]
+    user: str
+    source: bytes | None
+    weight: float
+    key: str
+
+
+class Comparisons:
+    """Judged pairs with random access; ties are kept.
+
+    Reads Pick-a-Pic's columns and, where present, ``label_0_ASPECT`` (P(image 0 is better in that aspect)),
+    ``user_id``, ``source`` (the image before an edit) and ``num_example_per_prompt`` (weight 1 / it). Rows without a
+    label are left out.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as ``load_pairs``.
+    """
+
+    def __init__(self, source: str | Path, split: str = "train", limit: int | None = None) -> None:
+        self.source: Source = open_source(source, split, streaming=False)
+        columns = self.source.columns
+        if "label_0" not in columns:
+            raise ValueError(
+                f"{self.source.name}: column 'label_0' is missing: scorers are trained on Pick-a-Pic's layout"
+            )
+        self.aspects = [c.removeprefix(ASPECT_PREFIX) for c in columns if c.startswith(ASPECT_PREFIX)]
+        names = [c for c in ("has_label", "label_0") if c in columns]
+        rows = self.source.table.select_columns(names).to_list()
+        self.rows = [i for i, row in enumerate(rows) if row.get("has_label", True) and row["label_0"] is not None][
+            :limit
+        ]
+        if not self.rows:
+            raise ValueError(f"{self.source.name}: no row of {len(rows)} has a label")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Comparison:
+        """Pair ``index``.
+
+        Raises:
+            ValueError: a label that is no number in [0, 1]; row and column are named.
+        """
+        number = self.rows[index]
+        row = self.source.table[number]
+        where = f"{self.source.name}, row {number}"
+        labels = {"overall": probability(row["label_0"], f"{where}: label_0")}
+        for aspect in self.aspects:
+            column = ASPECT_PREFIX + aspect
+            value = row[column]
+            labels[aspect] = math.nan if value is None else probability(value, f"{where}: {column}")
+        source = row.get("source")
+        return Comparison(
+            (self._image(row, "jpg_0", where), self._image(row, "jpg_1", where)),
+            str(row["caption"]),
+            labels,
+            str(row.get("user_id", "")),
+            None if source is None else self._image(row, "source", where),
+            1.0 / float(row.get("num_example_per_prompt") or 1),
+            f"row {number}",
+        )
+
+    def _image(self, row: dict[str, Any], column: str, where: str) -> bytes:
+        return image_bytes(row[column], self.source, f"{where}, column {column}")
+
+    def users(self) -> list[str]:
+        """Everyone who judged, sorted; [] without a user_id column."""
+        if "user_id" not in self.source.columns:
+            return []
+        column = self.source.table.select_columns(["user_id"]).to_dict()["user_id"]
+        return sorted({str(column[row]) for row in self.rows})
+
+
+def probability(value: Any, where: str) -> float:
+    """A label in [0, 1]."""
+    if isinstance(value, str | bool) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise ValueError(f"{where} = {value!r} is wrong: expected a number in [0, 1]")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class ComparisonExample:
+    """A comparison with its images ready for the scorer."""
+
+    images: Tensor
+    source: Tensor | None
+    record: Comparison
+
+
+@dataclass(frozen=True)
+class ComparisonBatch:
+    """B judged pairs.
+
+    Attributes:
+        images: (2, B, ...) as the scorer's ``preprocess`` gives them.
+        prompts: B.
+        labels: (B, 1 + aspects) float32: P(image 0 is preferred), overall first; NaN where not judged.
+        users: B.
+        weight: (B,) float32.
+        sources: (B, ...) preprocessed, or None.
+        keys: B.
+    """
+
+    images: Tensor
+    prompts: list[str]
+    labels: Tensor
+    users: list[str]
+    weight: Tensor
+    sources: Tensor | None
+    keys: list[str]
+
+    def to(self, device: torch.device | str) -> ComparisonBatch:
+        """Move every tensor."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            weight=self.weight.to(device),
+            sources=None if self.sources is None else self.sources.to(device),
+        )
+
+
+class ComparisonExamples:
+    """Comparisons decoded and preprocessed for one scorer, for ``ExampleLoader``."""
+
+    def __init__(self, comparisons: Comparisons, preprocess: Callable[[Tensor], Tensor]) -> None:
+        self.comparisons, self.preprocess = comparisons, preprocess
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def example(self, index: int, seed: int, drop_caption: bool) -> ComparisonExample:
+        record = self.comparisons[index]
+        images = [self._prepared(content, f"{record.key}, image {i}") for i, content in enumerate(record.images)]
+        source = None if record.source is None else self._prepared(record.source, f"{record.key}, source")
+        return ComparisonExample(torch.stack(images), source, record)
+
+    def _prepared(self, content: bytes, where: str) -> Tensor:
+        try:
+            picture = Image.open(io.BytesIO(content)).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise CorruptImageError(f"{where} cannot be decoded ({error})") from None
+        return self.preprocess(pil_to_tensor(picture)[None].float() / 255)[0]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(0, 0)] * len(self)  # the scorer's preprocessing makes one size of all
+
+
+def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[int]) -> ComparisonBatch:
+    """Stack examples, half of the pairs (by their seeds) exchanged, so that a scorer cannot learn their order."""
+    images, labels = [], []
+    for example, seed in zip(examples, seeds, strict=True):
+        label = torch.tensor(list(example.record.labels.values()), dtype=torch.float32)
+        exchange = seed % 2 == 1
+        images.append(example.images.flip(0) if exchange else example.images)
+        labels.append(1 - label if exchange else label)
+    records = [example.record for example in examples]
+    sources = [example.source for example in examples if example.source is not None]
+    return ComparisonBatch(
+        torch.stack(images, dim=1),
+        [record.prompt for record in records],
+        torch.stack(labels),
+        [record.user for record in records],
+        torch.tensor([record.weight for record in records], dtype=torch.float32),
+        torch.stack(sources) if len(sources) == len(examples) else None,
+        [record.key for record in records],
+    )

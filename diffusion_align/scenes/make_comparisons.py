@@ -1,0 +1,223 @@
+"""Judged pairs for training scorers: ``python -m diffusion_align.scenes.make_comparisons renders|judged OUT``.
+
+- ``renders``: rendered scenes. Most pairs are a scene of the prompt against one of a near miss (one word changed); some
+  are a scene against a blurred, noisy or stained copy; some are two scenes of one prompt, judged by a simulated user.
+- ``judged``: pictures of a model, several for each prompt, every pair judged by a simulated user.
+
+Both have Pick-a-Pic's columns and ``label_0_ASPECT`` for the three aspects of the oracle, each a Bradley-Terry draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from diffusion_align.adapters import load_adapter
+from diffusion_align.sampling.sampler import generate, to_uint8
+
+from .grammar import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    POSITIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    PromptSpec,
+    sample_prompt,
+    sample_scene,
+)
+from .make_pairs import GUIDANCE_SCALES, TEMPERATURE, TIE_MARGIN, USER_SHARES, USERS, draw_prompts, encode_jpeg, utility
+from .oracle import OracleScore, score_image
+from .render import IMAGE_SIZE, render
+
+ASPECTS = ("prompt_following", "aesthetic", "fidelity")
+#: An aspect decides as sharply as its weight in the balanced user's taste lets it.
+ASPECT_TEMPERATURE = 3 * TEMPERATURE
+
+
+def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
+    """``spec`` with one thing changed, so that no scene satisfies both."""
+    while True:
+        objects, changed = list(spec.objects), spec
+        i = int(rng.integers(len(objects)))
+        kind = rng.integers(5)
+        if kind == 0:
+            wanted = replace(objects[i], color=str(rng.choice(COLORS)))
+        elif kind == 1:
+            wanted = replace(objects[i], shape=str(rng.choice(SHAPES)))
+        elif kind == 2 and objects[i].size is not None:
+            wanted = replace(objects[i], size=next(size for size in SIZES if size != objects[i].size))
+        else:
+            wanted = objects[i]
+        if kind <= 2:
+            objects = [wanted] * len(objects) if spec.counted else [*objects[:i], wanted, *objects[i + 1 :]]
+            changed = replace(spec, objects=tuple(objects))
+        elif kind == 3:
+            changed = replace(spec, background=str(rng.choice(BACKGROUNDS)))
+        elif spec.counted:
+            changed = replace(spec, objects=(objects[0],) * int(rng.choice(list(COUNTS.values()))))
+        elif spec.relation is not None:
+            changed = replace(spec, relation=str(rng.choice(RELATIONS)))
+        elif spec.position is not None:
+            changed = replace(spec, position=str(rng.choice(POSITIONS)))
+        distinct = spec.counted or len({(o.shape, o.color) for o in changed.objects}) == len(changed.objects)
+        if changed != spec and distinct:
+            return changed
+
+
+def damaged(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture blurred, noisy or stained."""
+    kind = rng.integers(3)
+    if kind == 0:
+        blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.7, 1.6))))
+        return np.asarray(blurred)
+    if kind == 1:
+        noise = rng.normal(0, float(rng.uniform(6, 25)), image.shape)
+        return np.clip(image + noise, 0, 255).astype(np.uint8)
+    stained = image.copy()
+    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    for _ in range(int(rng.integers(1, 4))):
+        center = rng.uniform(0, IMAGE_SIZE, 2)
+        spot = np.hypot(x - center[0], y - center[1]) < rng.uniform(1.2, 3.2)
+        stained[spot] = rng.integers(0, 256, 3)
+    return stained
+
+
+def verdict(gap: float, temperature: float, rng: np.random.Generator) -> float:
+    """1, 0, or 0.5 where the difference is too small to see: a Bradley-Terry draw."""
+    if abs(gap) < TIE_MARGIN * temperature / TEMPERATURE:
+        return 0.5
+    return float(rng.random() < 1 / (1 + np.exp(-gap / temperature)))
+
+
+def preference_probability(first: OracleScore, second: OracleScore) -> tuple[float, float]:
+    """P(first preferred) and P(tie) over all simulated users: what a perfect judge who cannot see the user knows."""
+    gaps = np.array([utility(first, user) - utility(second, user) for user in USERS])
+    shares, ties = np.array(USER_SHARES), np.abs(gaps) < TIE_MARGIN
+    wins = np.where(ties, 0.0, 1 / (1 + np.exp(-gaps / TEMPERATURE)))
+    return float((shares * wins).sum()), float((shares * ties).sum())
+
+
+def judged_row(
+    files: Sequence[bytes], prompt: str, scores: tuple[OracleScore, OracleScore], rng: np.random.Generator, key: str
+) -> dict[str, Any]:
+    """A random user's verdict on the whole, and on each aspect; ``bayes_0`` is the best prediction of the former."""
+    first, second = scores
+    user = str(rng.choice(list(USERS), p=USER_SHARES))
+    label = verdict(utility(first, user) - utility(second, user), TEMPERATURE, rng)
+    win, tie = preference_probability(first, second)
+    aspects = {
+        f"label_0_{name}": verdict(getattr(first, name) - getattr(second, name), ASPECT_TEMPERATURE, rng)
+        for name in ASPECTS
+    }
+    return {**row(files, prompt, label, key), "user_id": user, **aspects, "bayes_0": win / max(1 - tie, 1e-9)}
+
+
+def row(files: Sequence[bytes], prompt: str, label: float, key: str) -> dict[str, Any]:
+    """Pick-a-Pic's columns that matter to a scorer."""
+    return {
+        "jpg_0": files[0], "jpg_1": files[1], "caption": prompt, "label_0": label, "label_1": 1 - label,
+        "has_label": True, "ranking_id": key, "user_id": "", "num_example_per_prompt": 1,
+        **{f"label_0_{name}": None for name in ASPECTS}, "bayes_0": None,
+    }  # fmt: skip
+
+
+def rendered_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` pairs of rendered scenes."""
+    rows = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        spec = sample_prompt(rng)
+        right = render(sample_scene(spec, rng))
+        kind = rng.random()
+        if kind < 0.65:
+            other, aspect = render(sample_scene(near_miss(spec, rng), rng)), "prompt_following"
+        elif kind < 0.8:
+            other, aspect = damaged(right, rng), "fidelity"
+        else:
+            other, aspect = render(sample_scene(spec, rng)), ""
+        files = [encode_jpeg(right), encode_jpeg(other)]
+        if aspect:
+            rows.append({**row(files, spec.text(), 1.0, f"render {i}"), f"label_0_{aspect}": 1.0})
+        else:
+            scores = score_image(right, spec.text()), score_image(other, spec.text())
+            rows.append(judged_row(files, spec.text(), scores, rng, f"render {i}"))
+    return rows
+
+
+def judged_rows(prompts: Sequence[str], model: str, per_prompt: int, seed: int, steps: int) -> list[dict[str, Any]]:
+    """Every pair of ``per_prompt`` pictures that ``model`` draws for each prompt, at scales drawn per picture."""
+    rng = np.random.default_rng(seed)
+    adapter = load_adapter(model)
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+    scales = rng.choice(GUIDANCE_SCALES, size=len(repeated))
+    images = np.empty((len(repeated), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for scale in GUIDANCE_SCALES:
+            rows = np.flatnonzero(scales == scale)
+            seeds = [seed * 1_000_003 + int(i) for i in rows]
+            drawn = generate(
+                adapter,
+                [repeated[i] for i in rows],
+                num_inference_steps=steps,
+                guidance_scale=float(scale),
+                seeds=seeds,
+                batch_size=64,
+            )
+            images[rows] = to_uint8(drawn)
+    files = [encode_jpeg(image) for image in images]
+    scores = [
+        score_image(np.array(Image.open(io.BytesIO(file))), prompt)
+        for file, prompt in zip(files, repeated, strict=True)
+    ]
+    found = []
+    for p, prompt in enumerate(prompts):
+        for a, b in combinations(range(p * per_prompt, (p + 1) * per_prompt), 2):
+            if rng.random() < 0.5:
+                a, b = b, a
+            found.append(judged_row((files[a], files[b]), prompt, (scores[a], scores[b]), rng, f"{p}"))
+    return found
+
+
+def main() -> None:
+    from datasets import Dataset
+
+    parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.make_comparisons", description=__doc__)
+    parser.add_argument("kind", choices=("renders", "judged"))
+    parser.add_argument("out", type=Path, help="folder for train/validation/test parquet files")
+    parser.add_argument(
+        "--train", type=int, default=1500, help="pairs (renders) or prompts (judged) of the train split"
+    )
+    parser.add_argument("--held-out", type=int, default=250, help="the same of validation and test, each")
+    parser.add_argument("--model", default="scenes-sdxl", help="model that draws the judged pictures")
+    parser.add_argument("--per-prompt", type=int, default=4, help="judged pictures per prompt")
+    parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
+    parser.add_argument("--seed", type=int, default=31)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
+    for i, (split, count) in enumerate(sizes.items()):
+        if args.kind == "renders":
+            rows = rendered_rows(count, args.seed + i)
+        else:
+            prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
+            seen.update(prompts)
+            rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps)
+        Dataset.from_list(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
+        print(f"{split}: {len(rows)} pairs", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Training scorers on judged pairs, on the same loop as the diffusion models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
+from diffusion_align.evaluation.accuracy import expected_calibration_error, pairwise_accuracy
+from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_loss, uncertain_difference
+from diffusion_align.rewards import RewardOutput, RewardScorer
+from diffusion_align.rewards.clip import OpenClipScorer
+
+from .config import RewardConfig
+from .loop import Job
+from .scorers import build_scorer
+
+Forward = Callable[[Tensor, list[str], dict[str, Any]], RewardOutput]
+
+
+class TrainableScorer:
+    """A scorer as the loop wants it."""
+
+    def __init__(self, scorer: RewardScorer) -> None:
+        self.scorer = scorer
+        self.module: nn.Module = scorer
+
+    @property
+    def network(self) -> nn.Module:
+        return self.scorer
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.scorer.named_parameters() if p.requires_grad}
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        self.module = wrapper(self.module)
+        return self.module
+
+    def save(self, folder: Path) -> Path:
+        return self.scorer.save_pretrained(folder / "scorer")  # type: ignore[operator]
+
+
+class RewardMethod:
+    """Bradley-Terry on the overall verdict and on every aspect that the scorer has a head for.
+
+    Scorers with a ``std`` (:class:`~diffusion_align.rewards.edit.EditScore`) are trained with their uncertainty.
+    """
+
+    def __init__(
+        self, config: RewardConfig, trained: TrainableScorer, aspects: list[str], loader: Any, accelerator: Accelerator
+    ) -> None:
+        self.config, self.trained, self.aspects, self.loader = config, trained, aspects, loader
+        self.device, self.autocast = accelerator.device, accelerator.autocast
+
+    def batches(self) -> Iterator[ComparisonBatch]:
+        return iter(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.loader.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+
+    def loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of the batch (scalar) and its metrics."""
+        batch = batch.to(self.device)
+        with self.autocast():
+            output = score_both(self.trained.module, batch)
+        labels = batch.labels * (1 - 2 * self.config.label_smoothing) + self.config.label_smoothing
+        overall = bradley_terry_loss(logits(output.reward, output.std), labels[:, 0], batch.weight)
+        metrics = {"loss": overall.detach()}
+        heads = [(i, name) for i, name in enumerate(self.aspects, start=1) if name in output.aspects]
+        loss = overall
+        if heads and self.config.aspect_weight:
+            parts = []
+            for i, name in heads:
+                part = logits(output.aspects[name], output.aspects.get(f"{name}_std"))
+                parts.append(bradley_terry_loss(part, labels[:, i], batch.weight))
+                metrics[f"loss/{name}"] = parts[-1].detach()
+            loss = loss + self.config.aspect_weight * torch.stack(parts).mean()
+        decisive = batch.labels[:, 0] != 0.5
+        right = (difference(output.reward) > 0) == (batch.labels[:, 0] > 0.5)
+        metrics["accuracy"] = (right & decisive).sum() / decisive.sum().clamp(min=1)
+        return loss, metrics
+
+
+class ContrastiveMethod(RewardMethod):
+    """CLIP's objective on the preferred picture of each pair and its caption."""
+
+    def loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(self.device)
+        rows = torch.arange(len(batch.prompts), device=batch.images.device)
+        preferred = batch.images[(batch.labels[:, 0] < 0.5).long(), rows]
+        scorer = self.trained.scorer
+        assert isinstance(scorer, OpenClipScorer)
+        with self.autocast():
+            images, texts = scorer.encode_images(preferred), scorer.encode_texts(batch.prompts)
+        images, texts = normalize(images.float(), dim=-1), normalize(texts.float(), dim=-1)
+        scale: Tensor = scorer.model.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
+        loss = contrastive_loss(images, texts, scale)
+        nearest = (images @ texts.T).argmax(dim=1)
+        return loss, {"loss": loss.detach(), "accuracy": (nearest == rows).float().mean()}
+
+
+def score_both(module: Any, batch: ComparisonBatch) -> RewardOutput:
+    """Scores of the 2B images, all first ones before all second ones."""
+    prompts = batch.prompts * 2
+    context: dict[str, Any] = {"users": batch.users * 2, "instructions": prompts}
+    if batch.sources is not None:
+        context["source_images"] = torch.cat([batch.sources] * 2)
+    output: RewardOutput = module(batch.images.flatten(0, 1), prompts, context)
+    return output
+
+
+def difference(scores: Tensor) -> Tensor:
+    """(2B,) scores to (B,): first image minus second."""
+    first, second = scores.chunk(2)
+    return first - second
+
+
+def logits(scores: Tensor, std: Tensor | None) -> Tensor:
+    """(2B,) scores and, if known, their spread to the (B,) log-odds of the first image."""
+    if std is None:
+        return difference(scores)
+    first, second = std.square().chunk(2)
+    return uncertain_difference(difference(scores), first + second)
+
+
+@torch.no_grad()
+def judge(scorer: RewardScorer, comparisons: Comparisons, batch_size: int = 64) -> dict[str, np.ndarray]:
+    """Log-odds of image 0 under ``scorer`` and labels, (N,) each, by aspect ("overall" and those the scorer has).
+
+    Keys: "overall", "overall/label", and so on.
+    """
+    examples = ComparisonExamples(comparisons, scorer.preprocess)
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, len(examples), batch_size):
+        rows = range(start, min(start + batch_size, len(examples)))
+        batch = collate_comparisons([examples.example(i, 0, False) for i in rows], [0] * len(rows)).to(scorer.device)
+        output = score_both(scorer, batch)
+        found.setdefault("overall", []).append(logits(output.reward, output.std))
+        found.setdefault("overall/label", []).append(batch.labels[:, 0])
+        for i, name in enumerate(comparisons.aspects, start=1):
+            if name in output.aspects:
+                found.setdefault(name, []).append(logits(output.aspects[name], output.aspects.get(f"{name}_std")))
+                found.setdefault(f"{name}/label", []).append(batch.labels[:, i])
+    return {name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}
+
+
+def evaluate_scorer(scorer: RewardScorer, comparisons: Comparisons) -> dict[str, float]:
+    """Accuracy on decisive pairs, overall and per aspect, and calibration of the overall probability."""
+    judged = judge(scorer, comparisons)
+    metrics = {}
+    for name in (key for key in judged if not key.endswith("/label")):
+        labels = judged[f"{name}/label"]
+        known = ~np.isnan(labels)
+        if (labels[known] != 0.5).any():
+            metrics[f"accuracy/{name}"] = pairwise_accuracy(judged[name][known], labels[known])
+    probabilities = 1 / (1 + np.exp(-judged["overall"]))
+    metrics["calibration_error"] = expected_calibration_error(probabilities, judged["overall/label"])
+    return metrics
+
+
+METHODS: Mapping[str, type[RewardMethod]] = MappingProxyType({"clip": ContrastiveMethod})
+
+
+def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Job:
+    """Scorer, loss and validation of a ``RewardConfig``."""
+    assert isinstance(config, RewardConfig)
+    comparisons = Comparisons(config.dataset, config.dataset_split, config.max_pairs)
+    scorer = build_scorer(config, comparisons).to(accelerator.device)
+    loader = ExampleLoader(
+        ComparisonExamples(comparisons, scorer.preprocess),
+        config.per_device_train_batch_size,
+        collate_comparisons,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=config.dataloader_num_workers,
+        max_corrupt=config.max_corrupt,
+    )
+    trained = TrainableScorer(scorer)
+    kind = "clip" if isinstance(scorer, OpenClipScorer) else config.scorer
+    method = METHODS.get(kind, RewardMethod)(config, trained, comparisons.aspects, loader, accelerator)
+    if config.validation_split is None or not config.eval_steps:
+        return Job(trained, method, None)
+    held_out = Comparisons(config.dataset, config.validation_split)
+
+    def validate(step: int) -> dict[str, float]:
+        return {f"eval/{name}": value for name, value in evaluate_scorer(scorer, held_out).items()}
+
+    return Job(trained, method, validate)

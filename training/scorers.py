@@ -1,0 +1,143 @@
+"""Fresh scorers to train, and trained ones to go on from."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import open_clip
+import torch
+from transformers import AutoTokenizer
+
+from diffusion_align.adapters.loading import SHIPPED_MODELS, shipped_path
+from diffusion_align.data import Comparisons
+from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.rewards.clip import OpenClipScorer, load_clip, save_open_clip
+from diffusion_align.rewards.edit import EditScore
+from diffusion_align.rewards.pal import PALScorer
+from diffusion_align.rewards.vp import VPScore
+
+from .config import RewardConfig
+
+#: Readers by ``RewardConfig.architecture``.
+READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "small": {
+            "vision_type": "resnet",
+            "vision": {
+                "embedding_size": 48,
+                "hidden_sizes": [48, 128],
+                "depths": [2, 2],
+                "layer_type": "basic",
+                "downsample_in_first_stage": False,
+            },
+            "text": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384},
+            "image_size": 64,
+            "max_tokens": 24,
+        },
+        "image-reward": {
+            "vision_type": "blip",
+            "vision": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 224,
+                "patch_size": 16,
+                "layer_norm_eps": 1e-6,
+            },
+            "text": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+            "image_size": 224,
+            "max_tokens": 35,
+        },
+    }
+)
+
+
+def build_scorer(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+    """The scorer of ``config.scorer``, fresh or continued, its weights ready for gradients.
+
+    Raises:
+        ValueError: no such scorer or architecture, or data that does not fit it (no users for PAL, no source images
+            for edits).
+    """
+    torch.manual_seed(config.seed)
+    if config.scorer in BUILDERS:
+        scorer = BUILDERS[config.scorer](config, comparisons)
+    elif Path(config.scorer).is_dir():
+        scorer = load_scorer(config.scorer)
+    else:
+        known = ", ".join(BUILDERS)
+        raise ValueError(f"scorer = {config.scorer!r}: expected one of {known}, or the folder of a trained scorer")
+    trained = getattr(scorer, "trained_module", lambda: scorer)()
+    trained.requires_grad_(True)
+    return scorer
+
+
+def reader_settings(config: RewardConfig, tokenizer: Any) -> dict[str, Any]:
+    """Settings of a :class:`~diffusion_align.rewards.vp.PictureReader`."""
+    if config.architecture not in READERS:
+        raise ValueError(f"architecture = {config.architecture!r}: expected one of {', '.join(READERS)}")
+    settings = json.loads(json.dumps(READERS[config.architecture]))
+    settings["text"] |= {"vocab_size": len(tokenizer), "max_position_embeddings": max(64, settings["max_tokens"])}
+    return dict(settings)
+
+
+def find_tokenizer(name: str) -> Any:
+    """The tokenizer of a shipped model, a folder or the hub."""
+    return AutoTokenizer.from_pretrained(str(shipped_path(name) / "tokenizer") if name in SHIPPED_MODELS else name)
+
+
+def new_vp(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+    tokenizer = find_tokenizer(config.tokenizer)
+    return VPScore({**reader_settings(config, tokenizer), "aspects": comparisons.aspects}, tokenizer)
+
+
+def new_edit(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+    if "source" not in comparisons.source.columns:
+        raise ValueError(f"{comparisons.source.name}: column 'source' is missing: edits are judged beside the original")
+    tokenizer = find_tokenizer(config.tokenizer)
+    return EditScore(reader_settings(config, tokenizer), tokenizer)
+
+
+def new_pal(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+    users = comparisons.users()
+    if not users:
+        raise ValueError(f"{comparisons.source.name}: column 'user_id' is missing: PAL learns who likes what")
+    return PALScorer(load_scorer(config.clip), config.clip, users, config.pal_variant, config.pal_prototypes)
+
+
+def new_clip(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+    """A small CLIP of open_clip with a ResNet, in open_clip's own folder layout."""
+    tokenizer = find_tokenizer(config.tokenizer)
+    model = {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 2, 1], "width": 16, "head_width": 16},
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": len(tokenizer),
+            "hf_tokenizer_name": "own",
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "pool_type": "eos",
+            "eos_id": tokenizer.eos_token_id,
+            "pad_id": tokenizer.pad_token_id,
+        },
+    }
+    half = [0.5, 0.5, 0.5]
+    layout = {"model_cfg": model, "preprocess_cfg": {"mean": half, "std": half}}
+    with tempfile.TemporaryDirectory() as folder:
+        save_open_clip(Path(folder), open_clip.CLIP(**model), layout, tokenizer)
+        scorer = load_clip("clip", model=f"local-dir:{folder}")
+    assert isinstance(scorer, OpenClipScorer)
+    return scorer
+
+
+BUILDERS: Mapping[str, Callable[[RewardConfig, Comparisons], RewardScorer]] = MappingProxyType(
+    {"vp-score": new_vp, "edit": new_edit, "pal": new_pal, "clip": new_clip}
+)
