@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from diffusion_align.training.config import CONFIGS, DPOConfig, RunConfig
 
-from .options import DemoOptions, GenerateOptions
+from .options import DemoOptions, GenerateOptions, ScoreOptions
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -116,7 +116,7 @@ def run_cache(arguments: list[str]) -> int:
     return 0
 
 
-# -- generate and demo -------------------------------------------------------------------------------------------------
+# -- generate, score and demo ------------------------------------------------------------------------------------------
 
 
 def run_generate(arguments: list[str]) -> int:
@@ -137,6 +137,20 @@ def run_generate(arguments: list[str]) -> int:
     return 0
 
 
+def run_score(arguments: list[str]) -> int:
+    import tyro
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--source", *arguments]
+    options = tyro.cli(ScoreOptions, prog="diffusion-align score", args=arguments)
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size}: expected at least 1")
+    from .scoring import score_files
+
+    print(score_files(options))
+    return 0
+
+
 def run_demo(arguments: list[str]) -> int:
     import tyro
 
@@ -149,8 +163,9 @@ def run_demo(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("DPO and InPO on the embedded world in about five minutes, with a report", run_demo),
-    "train": ("fine-tune on preference: dpo, inpo", run_train),
+    "train": ("fine-tune on preference: dpo, inpo; train a scorer: reward", run_train),
     "generate": ("draw images with a model and trained weights", run_generate),
+    "score": ("score pictures with any scorers", run_score),
     "cache": ("encode a training set's images and captions once", run_cache),
 }
 

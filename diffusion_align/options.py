@@ -58,3 +58,24 @@ class DemoOptions:
     """Optimiser steps; unset takes the recipe's."""
     seed: int = 0
     """Seed of both trainings."""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Score pictures with any scorers: a folder, or a table of pairs (Pick-a-Pic's columns)."""
+
+    source: str
+    """Folder of pictures, parquet file or folder, shipped or hub data set (may be given bare, as first argument)."""
+    scorers: tuple[str, ...]
+    """Names (docs/rewards.md) or folders of trained scorers."""
+    out: str = "scores.parquet"
+    """Table to write: .parquet or .jsonl."""
+    prompts: str | None = None
+    """For a folder: file with one prompt per picture, in the order of the file names; unset reads the metadata that
+    generate writes."""
+    split: str = "test"
+    """For a table: its split."""
+    batch_size: int = 32
+    """Pictures scored at once."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""

@@ -22,11 +22,12 @@ def collect_state(
     scaler: torch.amp.GradScaler | None,
     method: Method,
 ) -> TrainState:
-    """Policy, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
+    """Trained weights and buffers, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
     tensors, values = optimizer_to_state(optimizer)
     policy = {name: p.detach() for name, p in trained.trainable_parameters().items()}
+    buffers = {name: buffer.detach() for name, buffer in trained.network.named_buffers()}  # e.g. of batch norms
     state = TrainState(
-        {"policy": policy, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
+        {"policy": policy, "buffers": buffers, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
         {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": method.state_dict()},
     )
     if torch.cuda.is_available():
@@ -63,6 +64,8 @@ def restore_state(
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])
+        for name, buffer in trained.network.named_buffers():
+            buffer.copy_(state.tensors["buffers"][name])
     state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
     scheduler.load_state_dict(state.values["scheduler"])
     method.load_state_dict(state.values["method"])

@@ -29,11 +29,15 @@ from .grammar import (
     BACKGROUNDS,
     COLORS,
     COUNTS,
+    FORBIDDEN_ON,
     POSITIONS,
     RELATIONS,
     SHAPES,
     SIZES,
     PromptSpec,
+    Scene,
+    position_holds,
+    relation_holds,
     sample_prompt,
     sample_scene,
 )
@@ -46,8 +50,24 @@ ASPECTS = ("prompt_following", "aesthetic", "fidelity")
 ASPECT_TEMPERATURE = 3 * TEMPERATURE
 
 
+def near_miss_scene(spec: PromptSpec, rng: np.random.Generator) -> Scene:
+    """A scene of a near miss of ``spec`` that does not satisfy ``spec`` by accident."""
+    while True:
+        changed = near_miss(spec, rng)
+        scene = sample_scene(changed, rng)
+        if changed.relation == spec.relation and changed.position == spec.position:
+            return scene
+        centers = [
+            (obj.x, obj.y) for obj in scene.objects
+        ]  # left of and above, on the left and at the top are no rivals
+        if spec.relation is not None and not relation_holds(spec.relation, centers[0], centers[1]):
+            return scene
+        if spec.position is not None and not position_holds(spec.position, centers[0]):
+            return scene
+
+
 def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
-    """``spec`` with one thing changed, so that no scene satisfies both."""
+    """``spec`` with one thing changed."""
     while True:
         objects, changed = list(spec.objects), spec
         i = int(rng.integers(len(objects)))
@@ -72,7 +92,8 @@ def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
         elif spec.position is not None:
             changed = replace(spec, position=str(rng.choice(POSITIONS)))
         distinct = spec.counted or len({(o.shape, o.color) for o in changed.objects}) == len(changed.objects)
-        if changed != spec and distinct:
+        unseen = any(o.color in FORBIDDEN_ON.get(changed.background, ()) for o in changed.objects)
+        if changed != spec and distinct and not unseen and not changed.held_out():
             return changed
 
 
@@ -142,7 +163,7 @@ def rendered_rows(count: int, seed: int) -> list[dict[str, Any]]:
         right = render(sample_scene(spec, rng))
         kind = rng.random()
         if kind < 0.65:
-            other, aspect = render(sample_scene(near_miss(spec, rng), rng)), "prompt_following"
+            other, aspect = render(near_miss_scene(spec, rng)), "prompt_following"
         elif kind < 0.8:
             other, aspect = damaged(right, rng), "fidelity"
         else:
