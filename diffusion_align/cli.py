@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from diffusion_align.training.config import CONFIGS, DPOConfig, RunConfig
 
-from .options import DemoOptions, GenerateOptions, ScoreOptions
+from .options import AnnotateOptions, DemoOptions, GenerateOptions, ScoreOptions
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -151,6 +151,18 @@ def run_score(arguments: list[str]) -> int:
     return 0
 
 
+def run_annotate(arguments: list[str]) -> int:
+    import tyro
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--prompts", *arguments]
+    options = tyro.cli(AnnotateOptions, prog="diffusion-align annotate", args=arguments)
+    from .annotation import annotate_files
+
+    print(annotate_files(options))
+    return 0
+
+
 def run_demo(arguments: list[str]) -> int:
     import tyro
 
@@ -166,6 +178,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("fine-tune on preference: dpo, inpo; train a scorer: reward", run_train),
     "generate": ("draw images with a model and trained weights", run_generate),
     "score": ("score pictures with any scorers", run_score),
+    "annotate": ("make preference pairs by AI feedback: draw, score, compare", run_annotate),
     "cache": ("encode a training set's images and captions once", run_cache),
 }
 

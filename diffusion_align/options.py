@@ -79,3 +79,42 @@ class ScoreOptions:
     """Pictures scored at once."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
+
+    prompts: str
+    """File of prompts (.txt, .csv, .jsonl, .parquet); may be given bare, as first argument."""
+    scorers: tuple[str, ...]
+    """SCORER for the overall verdict, ASPECT=SCORER for an aspect, e.g. pickscore aesthetic=aesthetic; the scorer llm
+    asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
+    out: str = "annotated"
+    """Folder for pictures and pairs (train-00000-of-00001.parquet: give the folder as --dataset)."""
+    model: str = "scenes-sdxl"
+    """What draws the pictures: shipped name, pipeline folder, or hub name."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    per_prompt: int = 4
+    """Pictures per prompt."""
+    pairs: Literal["all", "best-worst"] = "all"
+    """Every pair of a prompt's pictures, or only the best with the worst."""
+    tie_margin: float = 0.1
+    """Scores closer than this, in standard deviations within a prompt, are a tie."""
+    num_inference_steps: int = 25
+    """Sampling steps."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance scale."""
+    seed: int = 0
+    """Picture i of prompt p has seed + p * per_prompt + i."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    llm_url: str = "http://localhost:8000/v1"
+    """OpenAI-compatible endpoint of the scorer llm; its key is read from OPENAI_API_KEY."""
+    llm_model: str = "default"
+    """The model's name there."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto is fp16 on a GPU and fp32 on the CPU."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""

@@ -29,6 +29,7 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "hps-v2.1": "clip:load_hps",
         "image-reward": "image_reward:load_image_reward",
         "prefpaint": "prefpaint:load_prefpaint",
+        "llm": "llm:load_llm",
         "clip-directional": "directional:load_directional",
     }
 )
