@@ -1,0 +1,196 @@
+"""Scorers trained on the embedded world, against what its generator knows: accuracy, calibration, speed, use.
+
+Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and other scorers), ``throughput`` (batched
+against one by one), ``feedback`` (DPO on pairs labelled by the scorer against pairs labelled by the simulated users),
+``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from diffusion_align.adapters import load_adapter
+from diffusion_align.data import Comparisons, PairDataset, load_pairs
+from diffusion_align.demo import held_out_prompts, run_method
+from diffusion_align.evaluation import clustered_win_rate
+from diffusion_align.evaluation.accuracy import calibration_curve, expected_calibration_error, pairwise_accuracy
+from diffusion_align.evaluation.compare import SamplingSettings, sample_and_score
+from diffusion_align.rewards import Ensemble, RewardScorer, load_scorer, score_in_batches
+from diffusion_align.sampling.sampler import generate
+from diffusion_align.scenes.grammar import parse_prompt
+from diffusion_align.training.reward import judge
+from diffusion_align.training.settings import load_recipe
+
+from .harness import RESULTS, ratio_interval, time_interleaved, write_result
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-rewards", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--scorer", default="scenes-vp")
+    parser.add_argument("--judged", type=Path, default=Path("runs/rewards/judged"), help="from make_comparisons judged")
+    parser.add_argument("--members", nargs="*", default=[], help="folders of the ensemble's members (best-of-n)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the DPO runs (feedback)")
+    parser.add_argument("--prompts", type=int, default=24, help="of best-of-n")
+    parser.add_argument("--n", type=int, default=256, help="pictures per prompt of best-of-n")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "scenes_rewards.json")
+    args = parser.parse_args(argv)
+    result: dict[str, Any] = {}
+    if args.out.is_file():  # parts may be measured one at a time
+        kept = json.loads(args.out.read_text())
+        result = {part: kept[part] for part in PARTS if part in kept}
+    for part in args.parts:
+        result[part] = {"command_arguments": argv, **PARTS[part](args)}
+        write_result("scenes_rewards", result, args.out)
+
+
+def accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """On the judged test pairs; a quarter of them needs colour-shape pairs never seen in training."""
+    comparisons = Comparisons(args.judged, "test")
+    bayes = np.array(comparisons.source.table["bayes_0"], float)[comparisons.rows]
+    held_out = np.array([parse_prompt(comparisons[i].prompt).held_out() for i in range(len(comparisons))])
+    judged = judge(load_scorer(args.scorer), comparisons)
+    labels = judged["overall/label"]
+    decisive = labels != 0.5
+    others: dict[str, np.ndarray] = {"bayes-optimal": bayes - 0.5, args.scorer: judged["overall"]}
+    others |= {f"{args.scorer}, {name} only": judged[name] for name in comparisons.aspects if name in judged}
+    others["scenes-clip"] = judge(load_scorer("scenes-clip"), comparisons)["overall"]
+    rows = {}
+    for name, differences in others.items():
+        right = ((differences > 0) == (labels > 0.5))[decisive]
+        rows[name] = {
+            "accuracy": pairwise_accuracy(differences, labels),
+            "standard_error": float(right.std() / len(right) ** 0.5),
+            "held_out_compositions": pairwise_accuracy(differences[held_out], labels[held_out]),
+        }
+    probabilities = 1 / (1 + np.exp(-judged["overall"]))
+    return {
+        "pairs": len(labels),
+        "decisive": int(decisive.sum()),
+        "judges": rows,
+        "share_of_bayes": rows[args.scorer]["accuracy"] / rows["bayes-optimal"]["accuracy"],
+        "expected_calibration_error": expected_calibration_error(probabilities[decisive], labels[decisive]),
+        "calibration_curve": calibration_curve(probabilities[decisive], labels[decisive]),
+    }
+
+
+def throughput(args: argparse.Namespace) -> dict[str, Any]:
+    """256 pictures in batches of 64 against one by one."""
+    scorer, images = load_scorer(args.scorer), torch.rand(256, 3, 64, 64)
+    prompts = held_out_prompts(64) * 4
+
+    def one_by_one() -> None:
+        for i in range(len(images)):
+            scorer.score(images[i : i + 1], prompts[i : i + 1])
+
+    with torch.no_grad():
+        seconds = time_interleaved(
+            {"batched": lambda: score_in_batches(scorer, images, prompts, 64), "one by one": one_by_one}, rounds=5
+        )
+    return {"images_per_second_over_one_by_one": ratio_interval(seconds["one by one"], seconds["batched"])}
+
+
+def feedback(args: argparse.Namespace) -> dict[str, Any]:
+    """The gain in win rate of DPO with the scorer's labels, as a share of the gain with the simulated users'."""
+    relabelled = args.work / "ai-feedback"
+    agreement = relabel(load_scorer(args.scorer), relabelled)
+    prompts, oracle, settings = held_out_prompts(250), load_scorer("scenes-oracle"), SamplingSettings()
+    base = sample_and_score(load_adapter("scenes-sdxl"), prompts, oracle, settings)
+    assert base.reward is not None
+    rates = {}
+    for name, dataset in (("users", "scenes-pairs"), ("scorer", str(relabelled))):
+        differences, singles = [], []
+        for seed in args.seeds:
+            config: Any = load_recipe(
+                "scenes_dpo", seed=seed, dataset=dataset, output_dir=str(args.work / f"feedback-{name}-{seed}"),
+                overwrite_output_dir=True, report_to="none", progress=False,
+            )  # fmt: skip
+            outcome = run_method(config, prompts, base, oracle, settings)
+            assert outcome.sampled.reward is not None
+            differences.append((outcome.sampled.reward.reward - base.reward.reward).tolist())
+            singles.append(outcome.win_rate.rate)
+            print(f"labels of {name}, seed {seed}: {outcome.win_rate}", flush=True)
+        rates[name] = {"win_rate": clustered_win_rate(differences).to_json(), "per_seed": singles}
+    gains = {name: rate["win_rate"]["rate"] - 0.5 for name, rate in rates.items()}
+    return {"agreement_with_users": agreement, "dpo": rates, "share_of_gain": gains["scorer"] / gains["users"]}
+
+
+def relabel(scorer: RewardScorer, folder: Path) -> float:
+    """Write scenes-pairs' training pairs with the scorer's verdicts; returns how often they agree with the users'."""
+    pairs = load_pairs("scenes-pairs", "train", keep_ties=True)
+    assert isinstance(pairs, PairDataset)
+    records = [pairs[i] for i in range(len(pairs))]
+    with torch.no_grad():
+        scores = [
+            score_in_batches(scorer, [r.images()[side] for r in records], [r.caption for r in records]).reward
+            for side in (0, 1)
+        ]
+    wins = (scores[0] > scores[1]).float().tolist()
+    rows = [
+        {"jpg_0": r.chosen, "jpg_1": r.rejected, "caption": r.caption, "label_0": win, "label_1": 1 - win}
+        for r, win in zip(records, wins, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+    Dataset.from_list(rows[:8]).to_parquet(folder / "validation-00000-of-00001.parquet")
+    return float(np.mean([win for win, r in zip(wins, records, strict=True) if r.preference == 1]))
+
+
+def best_of_n(args: argparse.Namespace) -> dict[str, Any]:
+    """Mean oracle reward of what each scorer chose among n pictures, and what it promised (standardised)."""
+    if not args.members:
+        raise ValueError("best-of-n needs --members, the folders of the ensemble's members")
+    members = [load_scorer(folder) for folder in args.members]
+    ensemble = Ensemble(members, "mean", standardise="prompt")
+    cautious = Ensemble(members, "mean-std", 0.5, standardise="prompt")
+    judges: dict[str, RewardScorer] = {"single": members[0], "ensemble mean": ensemble, "ensemble mean-std": cautious}
+    adapter, oracle = load_adapter("scenes-sdxl"), load_scorer("scenes-oracle")
+    sizes = [2**k for k in range(int(np.log2(args.n)) + 1)]
+    curves: dict[str, list[list[float]]] = {name: [] for name in [*judges, "oracle"]}
+    promises: dict[str, list[list[float]]] = {name: [] for name in judges}
+    started = time.perf_counter()
+    for p, prompt in enumerate(held_out_prompts(args.prompts)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            images = generate(
+                adapter, [prompt] * args.n, num_inference_steps=10, guidance_scale=3.5,
+                seeds=[10_000 * p + i for i in range(args.n)], batch_size=64,
+            )  # fmt: skip
+        truth = oracle.score(images, [prompt] * args.n).reward.numpy()
+        curves["oracle"].append([float(truth[:n].max()) for n in sizes])
+        for name, scorer in judges.items():
+            with torch.no_grad():
+                proxy = scorer.score(images, [prompt] * args.n).reward.numpy()
+            standard = (proxy - proxy.mean()) / max(float(proxy.std()), 1e-6)
+            best = [int(proxy[:n].argmax()) for n in sizes]
+            curves[name].append([float(truth[i]) for i in best])
+            promises[name].append([float(standard[i]) for i in best])
+        print(f"prompt {p + 1} of {args.prompts}, {time.perf_counter() - started:.0f} s", flush=True)
+    return {
+        "prompts": args.prompts,
+        "n": sizes,
+        "oracle_reward": {name: _mean_and_error(values) for name, values in curves.items()},
+        "proxy_reward": {name: _mean_and_error(values) for name, values in promises.items()},
+    }
+
+
+def _mean_and_error(values: list[list[float]]) -> dict[str, list[float]]:
+    table = np.array(values)
+    return {"mean": table.mean(axis=0).tolist(), "standard_error": (table.std(axis=0) / len(table) ** 0.5).tolist()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "accuracy": accuracy,
+    "throughput": throughput,
+    "feedback": feedback,
+    "best-of-n": best_of_n,
+}
