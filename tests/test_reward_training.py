@@ -27,8 +27,9 @@ from diffusion_align.rewards.clip import CosineScorer
 from diffusion_align.rewards.edit import EditScore, fuse
 from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.rewards.preprocess import Preprocess
+from diffusion_align.scenes.edits import damaged, edit_rows, sample_edit
 from diffusion_align.scenes.grammar import sample_prompt, sample_scene
-from diffusion_align.scenes.make_comparisons import damaged, near_miss_scene, preference_probability, rendered_rows
+from diffusion_align.scenes.make_comparisons import near_miss_scene, preference_probability, rendered_rows
 from diffusion_align.scenes.make_pairs import encode_jpeg, judge
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.scenes.render import render
@@ -112,6 +113,28 @@ def test_damage_costs_fidelity() -> None:
         image = render(sample_scene(spec, rng))
         better += score_image(image, spec.text()).fidelity > score_image(damaged(image, rng), spec.text()).fidelity
     assert better >= 36
+
+
+def test_edits_follow_their_instruction_or_not() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        edit = sample_edit(rng)
+        assert edit.right not in (edit.source, edit.wrong)
+        if edit.instruction.startswith("remove"):
+            shape = edit.instruction.split()[-1]
+            assert shape in [o.shape for o in edit.source.objects]
+            assert shape not in [o.shape for o in edit.right.objects]
+            assert len(edit.right.objects) == len(edit.source.objects) - 1
+        elif "background" in edit.instruction:
+            assert edit.right.background == edit.instruction.split()[-1]
+            assert edit.right.objects == edit.source.objects
+        else:
+            *_, shape, color = edit.instruction.split()
+            assert [o.color for o in edit.right.objects if o.shape == shape] == [color]
+    rows = edit_rows(40, 0)
+    ties = [row for row in rows if row["label_0"] == 0.5]
+    assert ties
+    assert all({row["label_0_instruction_following"], row["label_0_visual_quality"]} == {0.0, 1.0} for row in ties)
 
 
 def test_the_bayes_probability_is_the_frequency_of_the_verdicts() -> None:

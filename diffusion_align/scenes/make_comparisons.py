@@ -1,10 +1,11 @@
-"""Judged pairs for training scorers: ``python -m diffusion_align.scenes.make_comparisons renders|judged OUT``.
+"""Judged pairs for training scorers: ``python -m diffusion_align.scenes.make_comparisons renders|judged|edits OUT``.
 
 - ``renders``: rendered scenes. Most pairs are a scene of the prompt against one of a near miss (one word changed); some
   are a scene against a blurred, noisy or stained copy; some are two scenes of one prompt, judged by a simulated user.
 - ``judged``: pictures of a model, several for each prompt, every pair judged by a simulated user.
+- ``edits``: a rendered scene, an instruction and two attempts at it (see ``edits.py``).
 
-Both have Pick-a-Pic's columns and ``label_0_ASPECT`` for the three aspects of the oracle, each a Bradley-Terry draw.
+All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle's aspects are Bradley-Terry draws.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.sampling.sampler import generate, to_uint8
 
+from .edits import damaged, edit_rows
 from .grammar import (
     BACKGROUNDS,
     COLORS,
@@ -95,24 +96,6 @@ def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
         unseen = any(o.color in FORBIDDEN_ON.get(changed.background, ()) for o in changed.objects)
         if changed != spec and distinct and not unseen and not changed.held_out():
             return changed
-
-
-def damaged(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture blurred, noisy or stained."""
-    kind = rng.integers(3)
-    if kind == 0:
-        blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.7, 1.6))))
-        return np.asarray(blurred)
-    if kind == 1:
-        noise = rng.normal(0, float(rng.uniform(6, 25)), image.shape)
-        return np.clip(image + noise, 0, 255).astype(np.uint8)
-    stained = image.copy()
-    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    for _ in range(int(rng.integers(1, 4))):
-        center = rng.uniform(0, IMAGE_SIZE, 2)
-        spot = np.hypot(x - center[0], y - center[1]) < rng.uniform(1.2, 3.2)
-        stained[spot] = rng.integers(0, 256, 3)
-    return stained
 
 
 def verdict(gap: float, temperature: float, rng: np.random.Generator) -> float:
@@ -215,11 +198,9 @@ def main() -> None:
     from datasets import Dataset
 
     parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.make_comparisons", description=__doc__)
-    parser.add_argument("kind", choices=("renders", "judged"))
+    parser.add_argument("kind", choices=("renders", "judged", "edits"))
     parser.add_argument("out", type=Path, help="folder for train/validation/test parquet files")
-    parser.add_argument(
-        "--train", type=int, default=1500, help="pairs (renders) or prompts (judged) of the train split"
-    )
+    parser.add_argument("--train", type=int, default=1500, help="pairs (renders, edits) or prompts (judged)")
     parser.add_argument("--held-out", type=int, default=250, help="the same of validation and test, each")
     parser.add_argument("--model", default="scenes-sdxl", help="model that draws the judged pictures")
     parser.add_argument("--per-prompt", type=int, default=4, help="judged pictures per prompt")
@@ -232,6 +213,8 @@ def main() -> None:
     for i, (split, count) in enumerate(sizes.items()):
         if args.kind == "renders":
             rows = rendered_rows(count, args.seed + i)
+        elif args.kind == "edits":
+            rows = edit_rows(count, args.seed + i)
         else:
             prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
             seen.update(prompts)
