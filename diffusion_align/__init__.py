@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
     from diffusion_align.sampling.inversion import ddim_invert
     from diffusion_align.sampling.sampler import generate
-    from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
+    from diffusion_align.training.config import DPOConfig, InPOConfig, RewardConfig, TrainConfig
     from diffusion_align.training.loop import TrainResult
     from diffusion_align.training.run import train
     from diffusion_align.training.settings import load_recipe
@@ -36,6 +36,7 @@ _HOMES = {
     "PairStats": "objectives",
     "Prediction": "adapters",
     "Report": "evaluation",
+    "RewardConfig": "training.config",
     "RewardOutput": "rewards",
     "RewardScorer": "rewards",
     "SamplingSettings": "evaluation.compare",
@@ -67,6 +68,7 @@ __all__ = [
     "PairStats",
     "Prediction",
     "Report",
+    "RewardConfig",
     "RewardOutput",
     "RewardScorer",
     "SamplingSettings",

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .preprocess import to_pixels
 
-#: A batch (B, 3, H, W) float in [0, 1], or B pictures of any sizes.
-Images: TypeAlias = Tensor | Sequence[Image.Image]
+#: A batch (B, 3, H, W) float in [0, 1], or B pictures of any sizes: PIL, or tensors (3, H, W).
+Images: TypeAlias = Tensor | Sequence[Image.Image] | Sequence[Tensor]
 
 #: What a scorer may need beside images and prompts.
 CONTEXT: Mapping[str, str] = {
@@ -109,7 +109,7 @@ class RewardScorer(nn.Module, ABC):
                 return output
             return self.evaluate(values, list(prompts), given)
 
-    def _preprocessed(self, batch: Tensor | list[Tensor]) -> Tensor:
+    def _preprocessed(self, batch: Tensor | list[Tensor]) -> Any:
         device = self.device
         if isinstance(batch, Tensor):
             return self.preprocess(batch.to(device))

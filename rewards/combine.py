@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import RewardOutput, RewardScorer
+from .base import Images, RewardOutput, RewardScorer
 
 How = Literal["mean", "median", "min", "mean-std", "quantile"]
 
@@ -26,7 +26,10 @@ class Combined(RewardScorer):
         self.differentiable = all(member.differentiable for member in members)
         self.needs = frozenset[str]().union(*(member.needs for member in members))
 
-    def outputs(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> list[RewardOutput]:
+    def _preprocessed(self, batch: Tensor | list[Tensor]) -> Any:
+        return batch  # each member resizes as it must
+
+    def outputs(self, images: Images, prompts: list[str], context: dict[str, Any]) -> list[RewardOutput]:
         """Every member's output, in order, turned so that higher is better."""
         outputs = []
         for member in self.members:
@@ -107,7 +110,7 @@ class Ensemble(Combined):
         self.frozen_statistics = frozen
         return self
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+    def evaluate(self, images: Any, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         outputs = self.outputs(images, prompts, context)
         rows = []
         for standardiser, output in zip(self.standardisers, outputs, strict=True):
@@ -166,7 +169,7 @@ class Weighted(Combined):
         self.standardise = standardise
         self.standardisers = nn.ModuleList(Standardiser(scorer.statistics) for scorer, _ in members.values())
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+    def evaluate(self, images: Any, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         outputs = self.outputs(images, prompts, context)
         total = torch.zeros(len(prompts), device=outputs[0].reward.device)
         for (_, weight), output, standardiser in zip(self.weights.items(), outputs, self.standardisers, strict=True):
@@ -211,7 +214,7 @@ class Calibrated(Combined):
         self.temperature.copy_(torch.exp(-log_scale.detach()))  # type: ignore[operator]
         return self
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+    def evaluate(self, images: Any, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         output = self.outputs(images, prompts, context)[0]
         scale = 1 / float(self.temperature)  # type: ignore[arg-type]
         std = None if output.std is None else output.std * scale
@@ -230,7 +233,7 @@ class Cached(Combined):
         self.capacity = capacity
         self.rows: OrderedDict[str, RewardOutput] = OrderedDict()
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+    def evaluate(self, images: Any, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         keys = [
             content_key(images[i], prompt, {name: value[i] for name, value in context.items()})
             for i, prompt in enumerate(prompts)
@@ -240,7 +243,8 @@ class Cached(Combined):
         if new:
             part: dict[str, list[Any]] = {name: [value[i] for i in new] for name, value in context.items()}
             stacked = {name: torch.stack(v) if isinstance(v[0], Tensor) else v for name, v in part.items()}
-            output = self.outputs(images[new], [prompts[i] for i in new], stacked)[0]
+            wanted = images[new] if isinstance(images, Tensor) else [images[i] for i in new]
+            output = self.outputs(wanted, [prompts[i] for i in new], stacked)[0]
             for row, i in enumerate(new):
                 known[keys[i]] = RewardOutput(
                     output.reward[row : row + 1],

@@ -18,21 +18,28 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
 
-def to_pixels(images: Tensor | Sequence[Image.Image], what: str) -> Tensor | list[Tensor]:
+def to_pixels(images: Tensor | Sequence[Image.Image] | Sequence[Tensor], what: str) -> Tensor | list[Tensor]:
     """A checked batch (B, 3, H, W) float in [0, 1]; pictures of different sizes stay a list of (3, H, W).
 
     Raises:
         ValueError: empty, or a wrong type, shape, dtype or range (e.g. images in [-1, 1] or 0..255); starts with
             ``what``.
     """
-    if not isinstance(images, Tensor):
-        if not images or not all(isinstance(image, Image.Image) for image in images):
-            kinds = sorted({type(image).__name__ for image in images}) or "nothing"
-            raise ValueError(f"{what}: expected a float tensor (B, 3, H, W) or PIL pictures, found {kinds}")
-        pictures = [tv.pil_to_tensor(image.convert("RGB")).float() / 255 for image in images]
-        return torch.stack(pictures) if len({picture.shape for picture in pictures}) == 1 else pictures
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise ValueError(f"{what}: expected shape (B, 3, H, W), found {tuple(images.shape)}")
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+            raise ValueError(f"{what}: expected shape (B, 3, H, W), found {tuple(images.shape)}")
+        return _in_range(images, what)
+    kinds = sorted({type(image).__name__ for image in images}) or ["nothing"]
+    if len(images) and all(isinstance(image, Image.Image) for image in images):
+        pictures = [tv.pil_to_tensor(image.convert("RGB")).float() / 255 for image in images]  # type: ignore[union-attr]
+    elif len(images) and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
+        pictures = [_in_range(image, what) for image in images]  # type: ignore[arg-type]
+    else:
+        raise ValueError(f"{what}: expected a float tensor (B, 3, H, W) or PIL pictures, found {', '.join(kinds)}")
+    return torch.stack(pictures) if len({picture.shape for picture in pictures}) == 1 else pictures
+
+
+def _in_range(images: Tensor, what: str) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"{what}: expected floats in [0, 1], found {images.dtype}; divide uint8 by 255")
     low, high = (float(value) for value in images.detach().aminmax())

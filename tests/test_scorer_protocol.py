@@ -66,7 +66,7 @@ def pictures(count: int = 4, seed: int = 0) -> torch.Tensor:
         (torch.rand(2, 3, 8, 8), ["a"], "brightness: 2 images but 1 prompts"),
         (torch.rand(1, 3, 8, 8), "a", "prompts is one string"),
         ([], [], "found nothing"),
-        (["a.png"], ["a"], r"or PIL pictures, found \['str'\]"),
+        (["a.png"], ["a"], "or PIL pictures, found str"),
     ],
 )
 def test_bad_images_are_named(images: Any, prompts: Any, message: str) -> None:
@@ -248,3 +248,13 @@ def test_the_cache_scores_each_picture_once() -> None:
     assert member.scored == 4
     cached.score(images, ["b"] * 4)  # another prompt is another question
     assert member.scored == 8
+
+
+def test_combined_scorers_hand_pictures_of_any_sizes_on() -> None:
+    class Resizing(Brightness):
+        def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(images, size=(4, 4))
+
+    mixed = [Image.new("RGB", (8, 8), "white"), Image.new("RGB", (9, 5)), Image.new("RGB", (3, 7), "white")]
+    for scorer in (Cached(Resizing()), Ensemble([Resizing(), Resizing()], standardise="none")):
+        assert scorer.score(mixed, ["a", "b", "c"]).reward.tolist() == [1, 0, 1]

@@ -78,9 +78,9 @@ def image_grid(
 
 
 def curve_figure(
-    series: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str, smooth: int = 1
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str, smooth: int = 1, xlabel: str = "step"
 ) -> Figure:
-    """One line per series of (step, value) points, steps in any order.
+    """One line per series of (step, value) points, steps in any order; ``xlabel`` says what the steps are.
 
     ``smooth`` is the width in points of a centred running mean; the raw points stay visible behind it. Non-finite
     values leave a gap in the line. Raises ``ValueError`` for no series, an empty series, a point that is not a
@@ -100,7 +100,7 @@ def curve_figure(
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0)
         dash = "-" if index < len(COLOURS) else "--"
         axes.plot(steps, running_mean(values, smooth), dash, color=colour, linewidth=1.8, marker=marker, label=name)
-    axes.set_xlabel("step", color=MUTED)
+    axes.set_xlabel(xlabel, color=MUTED)
     axes.set_ylabel(ylabel, color=MUTED)
     axes.margins(x=0.01)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
