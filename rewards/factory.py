@@ -28,6 +28,8 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "hps-v2": "clip:load_hps",
         "hps-v2.1": "clip:load_hps",
         "image-reward": "image_reward:load_image_reward",
+        "hps-v3": "qwen:load_qwen",
+        "edit-reward": "qwen:load_qwen",
         "prefpaint": "prefpaint:load_prefpaint",
         "llm": "llm:load_llm",
         "clip-directional": "directional:load_directional",
