@@ -145,8 +145,8 @@ def load_qwen(
             Qwen/Qwen2-VL-7B-Instruct (HPSv3) or the checkpoint's folder (EditReward).
         templates: text files, one per head, with the instructions the weights were trained with. They are their
             authors' texts (``INSTRUCTION`` in the official hpsv3/dataset, ``INSTRUCTION_EDIT_FOLLOWING`` and
-            ``INSTRUCTION_EDIT_QUALITY`` in EditReward/dataset, each followed by the line with ``<|Reward|>``) and do not
-            come with this package.
+            ``INSTRUCTION_EDIT_QUALITY`` in EditReward/dataset, each followed by the line with ``<|Reward|>``) and do
+            not come with this package.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
