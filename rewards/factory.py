@@ -31,6 +31,8 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "hps-v3": "qwen:load_qwen",
         "edit-reward": "qwen:load_qwen",
         "prefpaint": "prefpaint:load_prefpaint",
+        "nsfw": "offline:load_nsfw",
+        "ocr": "offline:load_ocr",
         "llm": "llm:load_llm",
         "clip-directional": "directional:load_directional",
     }
