@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -70,6 +71,11 @@ class PictureReader(nn.Module):
         self.roles = nn.Parameter(0.02 * torch.randn(pictures, self.vision.width))
         self.width: int = text.hidden_size
 
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The first token's state of a text read alone, (B, D)."""
+        states: Tensor = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states[:, 0]
+
     def forward(self, pictures: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Preprocessed pictures, each (B, 3, S, S), and a text's ids and mask (B, L) to (B, D)."""
         tokens = self.vision(torch.cat(pictures)).chunk(len(pictures))
@@ -83,6 +89,10 @@ class PictureReader(nn.Module):
         ).last_hidden_state
         first: Tensor = states[:, 0]
         return first
+
+
+#: Width of the contrastive branch's embeddings.
+EMBEDDING = 128
 
 
 def head(width: int, outputs: int) -> nn.Sequential:
@@ -108,19 +118,33 @@ class VPScore(TrainedScorer):
         self.reader = PictureReader(settings)
         self.aspects: list[str] = list(settings["aspects"])
         self.head = head(self.reader.width, 1 + len(self.aspects))
+        self.image_projection = nn.Linear(self.reader.vision.width, EMBEDDING)
+        self.text_projection = nn.Linear(self.reader.width, EMBEDDING)
+        self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
         self.preprocessing = Preprocess(settings["image_size"], "crop", HALF, HALF)
 
     def preprocess(self, images: Tensor) -> Tensor:
         return self.preprocessing(images)
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        tokens = self.tokenizer(
+    def tokenize(self, prompts: list[str]) -> Any:
+        """Token ids and mask (B, max_tokens)."""
+        return self.tokenizer(
             prompts,
             padding="max_length",
             truncation=True,
             max_length=self._settings["max_tokens"],
             return_tensors="pt",
         ).to(self.device)
+
+    def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (B, E) of preprocessed images and of prompts, each seen alone (BLIP's contrastive branch)."""
+        tokens = self.tokenize(prompts)
+        picture = self.image_projection(self.reader.vision(images).mean(dim=1))
+        text = self.text_projection(self.reader.read_text(tokens.input_ids, tokens.attention_mask))
+        return normalize(picture.float(), dim=-1), normalize(text.float(), dim=-1)
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        tokens = self.tokenize(prompts)
         state = self.reader([images], tokens.input_ids, tokens.attention_mask).float()
         with in_float32(state):
             scores = self.head(state)

@@ -243,6 +243,8 @@ class RewardConfig(RunConfig):
     """Weight of the aspects' mean loss beside the overall one."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels."""
+    contrastive_weight: NonNegativeFloat = 0.0
+    """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
 
 
 CONFIGS: dict[str, type[RunConfig]] = {c.method: c for c in (DPOConfig, InPOConfig, RewardConfig)}

@@ -18,6 +18,7 @@ from diffusion_align.evaluation.accuracy import expected_calibration_error, pair
 from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_loss, uncertain_difference
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.clip import OpenClipScorer
+from diffusion_align.rewards.vp import VPScore
 
 from .config import RewardConfig
 from .loop import Job
@@ -87,10 +88,20 @@ class RewardMethod:
                 parts.append(bradley_terry_loss(part, labels[:, i], batch.weight))
                 metrics[f"loss/{name}"] = parts[-1].detach()
             loss = loss + self.config.aspect_weight * torch.stack(parts).mean()
+        if self.config.contrastive_weight and isinstance(self.trained.scorer, VPScore):
+            part = self.contrast(self.trained.scorer, batch)
+            metrics["loss/contrastive"] = part.detach()
+            loss = loss + self.config.contrastive_weight * part
         decisive = batch.labels[:, 0] != 0.5
         right = (difference(output.reward) > 0) == (batch.labels[:, 0] > 0.5)
         metrics["accuracy"] = (right & decisive).sum() / decisive.sum().clamp(min=1)
         return loss, metrics
+
+    def contrast(self, scorer: VPScore, batch: ComparisonBatch) -> Tensor:
+        """BLIP's image-text contrastive loss of the preferred pictures."""
+        with self.autocast():
+            images, texts = scorer.embed(preferred_images(batch), batch.prompts)
+        return contrastive_loss(images, texts, scorer.logit_scale.exp().clamp(max=100))
 
 
 class ContrastiveMethod(RewardMethod):
@@ -98,17 +109,21 @@ class ContrastiveMethod(RewardMethod):
 
     def loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device)
-        rows = torch.arange(len(batch.prompts), device=batch.images.device)
-        preferred = batch.images[(batch.labels[:, 0] < 0.5).long(), rows]
         scorer = self.trained.scorer
         assert isinstance(scorer, OpenClipScorer)
         with self.autocast():
-            images, texts = scorer.encode_images(preferred), scorer.encode_texts(batch.prompts)
+            images, texts = scorer.encode_images(preferred_images(batch)), scorer.encode_texts(batch.prompts)
         images, texts = normalize(images.float(), dim=-1), normalize(texts.float(), dim=-1)
         scale: Tensor = scorer.model.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
         loss = contrastive_loss(images, texts, scale)
-        nearest = (images @ texts.T).argmax(dim=1)
-        return loss, {"loss": loss.detach(), "accuracy": (nearest == rows).float().mean()}
+        found = (images @ texts.T).argmax(dim=1) == torch.arange(len(images), device=images.device)
+        return loss, {"loss": loss.detach(), "accuracy": found.float().mean()}
+
+
+def preferred_images(batch: ComparisonBatch) -> Tensor:
+    """(B, ...) the preferred picture of each pair; of ties the first."""
+    rows = torch.arange(len(batch.prompts), device=batch.images.device)
+    return batch.images[(batch.labels[:, 0] < 0.5).long(), rows]
 
 
 def score_both(module: Any, batch: ComparisonBatch) -> RewardOutput:
