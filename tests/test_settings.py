@@ -69,7 +69,7 @@ def test_recipes_are_found_by_name_with_overrides() -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(FileNotFoundError, match="no recipe .*scenes_dpo, .*scenes_inpo, "):
+    with pytest.raises(FileNotFoundError, match=r"no recipe .*scenes_dpo, .*scenes_inpo, "):
         recipe_path("scenes_ppo")
 
 
