@@ -27,6 +27,7 @@ from diffusion_align.rewards.clip import CosineScorer
 from diffusion_align.rewards.edit import EditScore, fuse
 from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.rewards.preprocess import Preprocess
+from diffusion_align.rewards.vp import VPScore
 from diffusion_align.scenes.edits import damaged, edit_rows, sample_edit
 from diffusion_align.scenes.grammar import sample_prompt, sample_scene
 from diffusion_align.scenes.make_comparisons import near_miss_scene, preference_probability, rendered_rows
@@ -256,6 +257,27 @@ def test_data_that_does_not_fit_is_named(scorer: str, message: str, renders: Pat
     Dataset.from_list(rows).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=message):
         train(config(tmp_path, tmp_path / "out", scorer=scorer))
+
+
+def test_an_edit_scorer_may_start_from_a_trained_reader(
+    renders: Path, tmp_path: Path, tokenizer: CLIPTokenizer
+) -> None:
+    rows = edit_rows(4, 3)
+    Dataset.from_list(rows).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    comparisons = Comparisons(str(tmp_path), "train")
+    teacher = build_scorer(RewardConfig(dataset=str(renders)), Comparisons(str(renders), "train"))
+    assert isinstance(teacher, VPScore)
+    teacher.save_pretrained(tmp_path / "teacher")
+    scorer = build_scorer(RewardConfig(scorer="edit", reader=str(tmp_path / "teacher")), comparisons)
+    assert isinstance(scorer, EditScore)
+    learned = teacher.reader.state_dict()
+    own = scorer.reader.state_dict()
+    assert own["roles"].shape[0] == 2
+    for key in learned.keys() - {"roles"}:
+        torch.testing.assert_close(own[key], learned[key], rtol=0, atol=0)
+    scorer.save_pretrained(tmp_path / "edit")
+    with pytest.raises(ValueError, match="expected a trained vp-score, found edit"):
+        build_scorer(RewardConfig(scorer="edit", reader=str(tmp_path / "edit")), comparisons)
 
 
 def test_a_label_out_of_range_is_named(tmp_path: Path) -> None:

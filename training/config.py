@@ -217,6 +217,8 @@ class RewardConfig(RunConfig):
     """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
+    reader: str | None = None
+    """Trained vp-score whose picture and text reader an edit scorer starts from; unset: a fresh one."""
     clip: str = "scenes-clip"
     """Scorer whose frozen embeddings are used (pal)."""
     pal_variant: Literal["a", "b"] = "b"

@@ -100,8 +100,17 @@ def new_vp(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
 def new_edit(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
     if "source" not in comparisons.source.columns:
         raise ValueError(f"{comparisons.source.name}: column 'source' is missing: edits are judged beside the original")
-    tokenizer = find_tokenizer(config.tokenizer)
-    return EditScore(reader_settings(config, tokenizer), tokenizer)
+    if config.reader is None:
+        tokenizer = find_tokenizer(config.tokenizer)
+        return EditScore(reader_settings(config, tokenizer), tokenizer)
+    teacher = load_scorer(config.reader)
+    if not isinstance(teacher, VPScore):
+        raise ValueError(f"reader = {config.reader!r}: expected a trained vp-score, found {teacher.name}")
+    settings = {key: value for key, value in teacher.settings().items() if key != "aspects"}
+    scorer = EditScore(settings, teacher.tokenizer)
+    learned = {key: value for key, value in teacher.reader.state_dict().items() if key != "roles"}
+    scorer.reader.load_state_dict(learned, strict=False)  # "roles" is per picture: one there, two here
+    return scorer
 
 
 def new_pal(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
