@@ -249,4 +249,41 @@ class RewardConfig(RunConfig):
     """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
 
 
-CONFIGS: dict[str, type[RunConfig]] = {c.method: c for c in (DPOConfig, InPOConfig, RewardConfig)}
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorConfig(RunConfig):
+    """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task."""
+
+    method: ClassVar[str] = "evaluator"
+
+    # -- evaluator
+    kinds: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "fidelity", "preference")
+    """What it judges; all kinds share one tower on the noisy latents."""
+    width: Positive = 48
+    """Channels of the tower."""
+    features: Positive = 128
+    """Width of the picture's and the prompt's embeddings."""
+    teacher: str | None = None
+    """Scorer whose reward the kind task predicts from noisy latents."""
+    model: str = "scenes-sdxl"
+    """Whose latents and prompt embeddings: shipped name, pipeline folder, or hub name."""
+    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Storage of the model's frozen encoders."""
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Judged pairs of generated pictures (Pick-a-Pic's columns), for preference, and against real ones for fidelity."""
+    real_dataset: str | None = None
+    """Pairs whose preferred picture is real and fits its caption, for alignment and fidelity; unset: dataset's."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split that scores are standardised and accuracy is measured on."""
+    alignment_aspect: str = "prompt_following"
+    """Aspect (column label_0_ASPECT) that says which picture fits the prompt; where it is missing the overall label."""
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""
+
+
+CONFIGS: dict[str, type[RunConfig]] = {c.method: c for c in (DPOConfig, InPOConfig, RewardConfig, EvaluatorConfig)}

@@ -19,8 +19,9 @@ from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.rewards import load_scorer
 
 from .checkpoint import CheckpointError, list_checkpoints
-from .config import DPOConfig, InPOConfig, RewardConfig, RunConfig, TrainConfig
+from .config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, RunConfig, TrainConfig
 from .dpo import GaussianNoising
+from .evaluator import evaluator_job
 from .inpo import InvertedNoising
 from .loop import Job, TrainResult, run_loop
 from .pairs import Noising, PairMethod
@@ -142,7 +143,12 @@ def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | Non
 
 
 JOBS: Mapping[str, Callable[[Any, Accelerator, Adapter | None], Job]] = MappingProxyType(
-    {DPOConfig.method: pair_job, InPOConfig.method: pair_job, RewardConfig.method: reward_job}
+    {
+        DPOConfig.method: pair_job,
+        InPOConfig.method: pair_job,
+        RewardConfig.method: reward_job,
+        EvaluatorConfig.method: evaluator_job,
+    }
 )
 
 

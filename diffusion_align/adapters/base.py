@@ -245,6 +245,16 @@ class Adapter:
     def is_lora(self) -> bool:
         return self._lora_targets is not None
 
+    @property
+    def has_lora(self) -> bool:
+        """Whether there are LoRA matrices, to be trained or loaded from a file."""
+        return self.is_lora or bool(getattr(self.unet, "peft_config", None))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether ``reference`` is another policy than the current one."""
+        return self.has_lora or self._reference_unet is not None
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, ``predict`` is the frozen reference policy and builds no graph."""
@@ -255,7 +265,7 @@ class Adapter:
                     yield
                 finally:
                     self._active_unet = None
-            elif self.is_lora:
+            elif self.has_lora:
                 self.unet.disable_adapters()
                 try:
                     yield

@@ -1,27 +1,96 @@
-"""Classifier-free guided sampling: the images diffusers' own pipelines give, one seed per image."""
+"""One sampler: any adapter, any guider, any diffusers scheduler; the images diffusers' own pipelines give."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers.guiders import BaseGuidance
 from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.guidance.base import StepGuidance, StepView
+from diffusion_align.guidance.schedules import as_guider
+
+from .levels import signal_levels
+
+#: A scale, one per image, a (steps, images) table, or a guider (ours or diffusers').
+Guidance: TypeAlias = float | Sequence[float] | Tensor | BaseGuidance
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Moment:
+    """A batch between two steps, as a callback sees it.
+
+    Attributes:
+        step: how many steps are done.
+        latents: (B, C, h, w) in the scheduler's own scaling, what the next step starts from.
+        x0: (B, C, h, w), the step's prediction of the clean latents.
+        scheduler: advanced to the next step.
+        cond, null: conditioning of prompts and null prompts (B).
+        rows: positions of the batch among all images.
+    """
+
+    step: int
+    latents: Tensor
+    x0: Tensor
+    scheduler: Any
+    cond: Conditioning
+    null: Conditioning
+    rows: range
+
+
+#: Called after every step; latents (B, C, h, w) that it returns replace the step's.
+StepCallback: TypeAlias = Callable[[Moment], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and how they were made.
+
+    Attributes:
+        images: (N, 3, H, W) float32 in [0, 1], on the CPU.
+        scales: (steps, N), the guidance scales; empty for diffusers' own guiders, which do not tell.
+        nfe: denoiser evaluations per image.
+        records: per image, what the guider tells of its choices (``DynamicGuidance``); else empty.
+        trajectory: (steps + 1, N, C, h, w) latents from noise to image on the CPU, if asked for.
+    """
+
+    images: Tensor
+    scales: Tensor
+    nfe: float
+    records: list[dict[str, Any]] = field(default_factory=list)
+    trajectory: Tensor | None = None
+
+
 def generate(
     adapter: Adapter,
     prompts: Sequence[str],
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
+    seeds: Sequence[int],
+    **options: Any,
+) -> Tensor:
+    """The images of :func:`sample` with constant guidance, (N, 3, height, width) float32 in [0, 1] on the CPU."""
+    return sample(
+        adapter, prompts, num_inference_steps=num_inference_steps, guidance=guidance_scale, seeds=seeds, **options
+    ).images
+
+
+@torch.no_grad()
+def sample(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    *,
+    num_inference_steps: int = 25,
+    guidance: Guidance = 5.0,
     seeds: Sequence[int],
     height: int | None = None,
     width: int | None = None,
@@ -30,26 +99,32 @@ def generate(
     negative_prompts: Sequence[str] | None = None,
     eta: float = 0.0,
     inpaint: Tensor | None = None,
-) -> Tensor:
+    alignment_strength: float | Sequence[float] = 1.0,
+    callback: StepCallback | None = None,
+    keep_trajectory: bool = False,
+) -> Samples:
     """Draw one image per prompt with the adapter's policy (inside ``adapter.reference()``: with the base).
 
-    An image depends on its prompt and seed alone, not on its batch; it is the one that the diffusers pipeline draws
-    with ``generator=torch.Generator().manual_seed(seed)`` and the same scheduler.
+    An image depends on its prompt and seed alone, not on its batch; with constant guidance it is the one that the
+    diffusers pipeline draws with ``generator=torch.Generator().manual_seed(seed)`` and the same scheduler.
 
     Args:
-        guidance_scale: w in eps_null + w (eps_prompt - eps_null) (2207.12598); 1 or less predicts with the prompt only.
+        guidance: w in eps_null + w (eps_prompt - eps_null) (2207.12598), 1 or less predicts with the prompt only; or
+            one w per image, a (steps, images) table, or a guider, ours or diffusers'.
         seeds: one per prompt.
         height, width: pixels, divisible by the VAE factor; None is the model's own.
         scheduler: a diffusers scheduler; None is the pipeline's. A copy is used.
         negative_prompts: one per prompt, instead of the pipeline's null prompt.
         eta: DDIM's share of fresh noise, for schedulers that have it.
         inpaint: mask and masked-image latents (N, 1 + C, h, w) for inpainting models.
-
-    Returns:
-        (N, 3, height, width) float32 in [0, 1], on the CPU.
+        alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
+            model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
+        callback: called after every step.
+        keep_trajectory: return the latents of every step.
 
     Raises:
-        ValueError: numbers of prompts, seeds or negative prompts differ, or a size the VAE cannot make.
+        ValueError: numbers of prompts, seeds or negative prompts differ, a size the VAE cannot make, guidance that does
+            not fit, or another ``alignment_strength`` than 1 without trained weights.
     """
     for name, values in (("seeds", seeds), ("negative_prompts", negative_prompts), ("inpaint", inpaint)):
         if values is not None and len(values) != len(prompts):
@@ -58,27 +133,46 @@ def generate(
     height, width = height or adapter.default_resolution, width or adapter.default_resolution
     if height % factor or width % factor:
         raise ValueError(f"images of {height}x{width} pixels cannot be made: both sides must be divisible by {factor}")
-    images = []
+    strengths = _strengths(adapter, alignment_strength, num_inference_steps)
+    guider = as_guider(guidance)
+    parts: list[Samples] = []
     for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        cond = _conditioning(adapter, prompts[rows], height, width, None if inpaint is None else inpaint[rows])
-        null = None
-        if guidance_scale > 1:
-            negative = [""] * len(cond) if negative_prompts is None else negative_prompts[rows]
-            null = _conditioning(adapter, negative, height, width, cond.inpaint)
-        latents = _sample(
+        rows = range(start, min(start + batch_size, len(prompts)))
+        texts = list(prompts[start : rows.stop])
+        cond = _conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
+        negative = [""] * len(rows) if negative_prompts is None else negative_prompts[start : rows.stop]
+        run = _Run(
             adapter,
-            cond,
-            null,
+            guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run
             copy.deepcopy(scheduler or adapter.pipeline.scheduler),
-            [torch.Generator().manual_seed(seed) for seed in seeds[rows]],
-            (height // factor, width // factor),
-            num_inference_steps,
-            guidance_scale,
+            texts,
+            cond,
+            _conditioning(adapter, negative, height, width, cond.inpaint),
+            rows,
+            strengths,
             eta,
         )
-        images.append((adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu())
-    return torch.cat(images) if images else torch.empty(0, 3, height, width)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : rows.stop]]
+        parts.append(run.draw(generators, (height // factor, width // factor), callback, keep_trajectory))
+    if not parts:
+        return Samples(torch.empty(0, 3, height, width), torch.empty(num_inference_steps, 0), 0.0)
+    paths = [part.trajectory for part in parts if part.trajectory is not None]
+    return Samples(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.scales for part in parts], dim=1),
+        sum(part.nfe * len(part.images) for part in parts) / len(prompts),
+        [record for part in parts for record in part.records],
+        torch.cat(paths, dim=1) if paths else None,
+    )
+
+
+def _strengths(adapter: Adapter, given: float | Sequence[float], steps: int) -> list[float]:
+    strengths = [float(given)] * steps if isinstance(given, int | float) else [float(value) for value in given]
+    if len(strengths) != steps:
+        raise ValueError(f"alignment_strength: expected one number or {steps}, one per step, found {len(strengths)}")
+    if any(value != 1 for value in strengths) and not adapter.has_reference:
+        raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
+    return strengths
 
 
 def _conditioning(
@@ -92,37 +186,104 @@ def _conditioning(
     return Conditioning(cond.embeds, cond.pooled, time_ids, None if inpaint is None else inpaint.to(adapter.device))
 
 
-def _sample(
-    adapter: Adapter,
-    cond: Conditioning,
-    null: Conditioning | None,
-    scheduler: Any,
-    generators: list[torch.Generator],
-    size: tuple[int, int],
-    steps: int,
-    guidance_scale: float,
-    eta: float,
-) -> Tensor:
-    """Latents (B, C, *size) of one batch."""
-    shape = (1, adapter.latent_channels, *size)
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(adapter.device)
-    both = cond if null is None else Conditioning.cat([null, cond])
-    # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
-    accepted = inspect.signature(scheduler.step).parameters
-    offered: dict[str, Any] = {"eta": eta, "generator": generators}
-    extras = {name: value for name, value in offered.items() if name in accepted}
-    scheduler.set_timesteps(steps, device=adapter.device)
-    latents = latents * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        x_t = scheduler.scale_model_input(latents, t)
-        if null is not None:
-            x_t = torch.cat([x_t, x_t])
-        output = adapter.predict(x_t, t.expand(len(x_t)), both).output
-        if null is not None:
-            unguided, guided = output.chunk(2)
-            output = unguided + guidance_scale * (guided - unguided)
-        latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
-    return latents
+@dataclass
+class _Run:
+    """One batch on its way from noise to pictures."""
+
+    adapter: Adapter
+    guider: BaseGuidance
+    scheduler: Any
+    prompts: list[str]
+    cond: Conditioning
+    null: Conditioning
+    rows: range
+    strengths: list[float]
+    eta: float
+    calls: int = 0
+
+    def draw(
+        self,
+        generators: list[torch.Generator],
+        size: tuple[int, int],
+        callback: StepCallback | None,
+        keep_trajectory: bool,
+    ) -> Samples:
+        adapter, scheduler = self.adapter, self.scheduler
+        shape = (1, adapter.latent_channels, *size)
+        latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(adapter.device)
+        # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
+        accepted = inspect.signature(scheduler.step).parameters
+        offered: dict[str, Any] = {"eta": self.eta, "generator": generators}
+        extras = {name: value for name, value in offered.items() if name in accepted}
+        scheduler.set_timesteps(len(self.strengths), device=adapter.device)
+        levels = signal_levels(scheduler).tolist()
+        latents = latents * scheduler.init_noise_sigma
+        path = [latents.cpu()] if keep_trajectory else []
+        for step, t in enumerate(scheduler.timesteps):
+            x_t = scheduler.scale_model_input(latents, t)
+            view = StepView(
+                step,
+                len(scheduler.timesteps),
+                x_t.float(),
+                levels[step],
+                levels[step + 1],
+                self.cond,
+                self.rows,
+                adapter.prediction_type,
+                adapter.decode,
+                self.prompts,
+            )
+            output = self.guided(view, t)
+            latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
+            if callback is not None:
+                moment = Moment(step + 1, latents, view.clean(output), scheduler, self.cond, self.null, self.rows)
+                replaced = callback(moment)
+                latents = latents if replaced is None else replaced
+            if keep_trajectory:
+                path.append(latents.cpu())
+        images = (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
+        guider, records = self.guider, []
+        scales = torch.empty(len(levels) - 1, 0)
+        if isinstance(guider, StepGuidance):
+            scales, records = torch.stack(guider.scales).float().cpu(), guider.records()
+        return Samples(
+            images, scales, self.calls / len(self.prompts), records, torch.stack(path) if keep_trajectory else None
+        )
+
+    def guided(self, view: StepView, t: Tensor) -> Tensor:
+        """The guider's combination of the predictions it asks for, (B, C, h, w)."""
+        guider, strength = self.guider, self.strengths[view.step]
+        if isinstance(guider, StepGuidance):
+            guider.bind(view)
+        guider.set_state(step=view.step, num_inference_steps=view.num_steps, timestep=t)
+        branches = guider.prepare_inputs({"cond": (self.cond, self.null)})
+        if type(guider).prepare_models is BaseGuidance.prepare_models:
+            conds = [branch.cond for branch in branches]
+            both = conds[0] if len(conds) == 1 else Conditioning.cat(conds)
+            outputs = self.predict(view.x_t.repeat(len(conds), 1, 1, 1), t, both, strength).chunk(len(conds))
+        else:  # guiders that perturb the network do so for one branch at a time
+            parts = []
+            for branch in branches:
+                guider.prepare_models(self.adapter.unet)
+                parts.append(self.predict(view.x_t, t, branch.cond, strength))
+                guider.cleanup_models(self.adapter.unet)
+            outputs = tuple(parts)
+        for branch, output in zip(branches, outputs, strict=True):
+            branch.noise_pred = output
+        combined: Tensor = guider(branches).pred
+        return combined
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float) -> Tensor:
+        """Denoiser output of policy and reference, mixed by the alignment strength."""
+        adapter, timesteps = self.adapter, t.expand(len(x_t))
+        self.calls += len(x_t) * (1 if strength in (0, 1) else 2)
+        if strength == 1:
+            return adapter.predict(x_t, timesteps, cond).output
+        with adapter.reference():
+            reference = adapter.predict(x_t, timesteps, cond).output
+        if strength == 0:
+            return reference
+        return reference + strength * (adapter.predict(x_t, timesteps, cond).output - reference)
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:

@@ -37,6 +37,7 @@ from .grammar import (
     SIZES,
     PromptSpec,
     Scene,
+    parse_prompt,
     position_holds,
     relation_holds,
     sample_prompt,
@@ -160,8 +161,14 @@ def rendered_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def judged_rows(prompts: Sequence[str], model: str, per_prompt: int, seed: int, steps: int) -> list[dict[str, Any]]:
-    """Every pair of ``per_prompt`` pictures that ``model`` draws for each prompt, at scales drawn per picture."""
+def judged_rows(
+    prompts: Sequence[str], model: str, per_prompt: int, seed: int, steps: int, rejudged: int = 0
+) -> list[dict[str, Any]]:
+    """Every pair of ``per_prompt`` pictures that ``model`` draws for each prompt, at scales drawn per picture.
+
+    The users also judge ``rejudged`` pairs of each prompt's pictures for other prompts, near misses of their own: more
+    verdicts on prompt-following from the same pictures.
+    """
     rng = np.random.default_rng(seed)
     adapter = load_adapter(model)
     repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
@@ -191,6 +198,12 @@ def judged_rows(prompts: Sequence[str], model: str, per_prompt: int, seed: int, 
             if rng.random() < 0.5:
                 a, b = b, a
             found.append(judged_row((files[a], files[b]), prompt, (scores[a], scores[b]), rng, f"{p}"))
+        spec = parse_prompt(prompt)
+        for _ in range(rejudged):
+            other = near_miss(spec, rng).text()
+            a, b = rng.choice(per_prompt, 2, replace=False) + p * per_prompt
+            pair = [score_image(np.array(Image.open(io.BytesIO(files[i]))), other) for i in (a, b)]
+            found.append(judged_row((files[a], files[b]), other, (pair[0], pair[1]), rng, f"{p}"))
     return found
 
 
@@ -204,6 +217,9 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=250, help="the same of validation and test, each")
     parser.add_argument("--model", default="scenes-sdxl", help="model that draws the judged pictures")
     parser.add_argument("--per-prompt", type=int, default=4, help="judged pictures per prompt")
+    parser.add_argument(
+        "--rejudged", type=int, default=0, help="training pairs per prompt judged for near misses of it"
+    )
     parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
     parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args()
@@ -218,7 +234,8 @@ def main() -> None:
         else:
             prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
             seen.update(prompts)
-            rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps)
+            rejudged = args.rejudged if split == "train" else 0
+            rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps, rejudged)
         Dataset.from_list(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
         print(f"{split}: {len(rows)} pairs", flush=True)
 

@@ -1,0 +1,1 @@
+"""Which guidance scale at which step: schedules, tables, and dynamic search with latent evaluators."""

@@ -1,0 +1,242 @@
+"""Small networks that judge noisy latents: does it become what the prompt says, is it good, would people prefer it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize, silu
+
+from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters.loading import shipped_path
+
+#: Evaluators that come with the package, by name.
+SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator",)
+
+#: What an evaluator can judge, and what it is trained on (2509.16131, sec. 4).
+KINDS = ("alignment", "fidelity", "preference", "task")
+
+#: Bins of log-SNR, between these, that scores are standardised in.
+BINS, LOW, HIGH = 16, -6.0, 7.0
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """Shape of a :class:`LatentEvaluator`.
+
+    Attributes:
+        latent_channels, latent_size: of the latents, e.g. 4 and 128 for SDXL at 1024 pixels.
+        embed_dim, pooled_dim: widths of the prompt embeddings and of the pooled one (0: there is none).
+        kinds: what it judges, of ``KINDS``.
+        width: channels after the first convolution; doubled with every halving.
+        features: width of the picture's and the prompt's embeddings.
+    """
+
+    latent_channels: int
+    latent_size: int
+    embed_dim: int
+    pooled_dim: int
+    kinds: tuple[str, ...] = ("alignment", "fidelity", "preference")
+    width: int = 48
+    features: int = 128
+
+
+class Block(nn.Module):
+    """Depthwise and pointwise convolutions with a residual, scaled and shifted by the noise level."""
+
+    def __init__(self, width: int, level_width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.level = nn.Linear(level_width, 2 * width)
+        self.widen = nn.Conv2d(width, 2 * width, 1)
+        self.narrow = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        inner = self.norm(self.depthwise(x)) * (1 + scale) + shift
+        return x + self.narrow(silu(self.widen(inner)))
+
+
+class LatentTower(nn.Module):
+    """Noisy latents (B, C, h, w) and log-SNR (B,) to features (B, F)."""
+
+    def __init__(self, settings: EvaluatorSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.level = nn.Sequential(nn.Linear(16, 64), nn.SiLU())
+        patch = max(2, settings.latent_size // 8)  # 8 x 8 patches whatever the picture's size
+        self.stem = nn.Conv2d(settings.latent_channels, width, patch + 2, stride=patch, padding=1)
+        self.blocks = nn.ModuleList([Block(width, 64), Block(2 * width, 64)])
+        self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
+        side = (settings.latent_size // patch) // 2
+        self.out = nn.Linear(2 * width * side * side, settings.features)
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        frequencies = torch.arange(1, 9, device=x.device) * (torch.pi / 16)
+        angles = log_snr.float().clamp(LOW, HIGH)[:, None] * frequencies
+        level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
+        h = self.blocks[0](self.stem(x), level)
+        h = self.blocks[1](self.down(silu(h)), level)
+        features: Tensor = self.out(silu(h).flatten(1))
+        return features
+
+
+class PromptTower(nn.Module):
+    """The denoiser's own prompt embeddings to features (B, F): one query over the tokens, then an MLP."""
+
+    def __init__(self, settings: EvaluatorSettings) -> None:
+        super().__init__()
+        hidden = 2 * settings.features
+        self.tokens = nn.Linear(settings.embed_dim, hidden)
+        layer = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, 0.0, batch_first=True, norm_first=True)
+        self.mixer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.query = nn.Linear(hidden, 4)
+        self.pooled = nn.Linear(settings.pooled_dim, hidden) if settings.pooled_dim else None
+        self.out = nn.Sequential(nn.Linear(4 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, settings.features))
+
+    def forward(self, cond: Conditioning) -> Tensor:
+        h = self.tokens(cond.embeds.float())
+        if self.pooled is not None and cond.pooled is not None:
+            h = h + self.pooled(cond.pooled.float())[:, None]
+        h = self.mixer(h)
+        weights = self.query(h).softmax(dim=1)
+        features: Tensor = self.out(torch.einsum("bln,bld->bnd", weights, h).flatten(1))
+        return features
+
+
+class LatentEvaluator(nn.Module):
+    """Scores of noisy latents for prompts, one per kind, from one tower: (2509.16131, sec. 4), much smaller.
+
+    "alignment" is the scaled cosine of the two towers (CLIP on noisy latents); "fidelity" the log-odds of a real
+    against a generated picture; "preference" a Bradley-Terry score; "task" the regression of another scorer.
+    ``mean`` and ``std`` (kinds, BINS) hold each score's statistics per bin of log-SNR.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: EvaluatorSettings) -> None:
+        super().__init__()
+        unknown = set(settings.kinds) - set(KINDS)
+        if unknown or not settings.kinds:
+            raise ValueError(f"evaluator kinds {settings.kinds}: expected some of {', '.join(KINDS)}")
+        self.settings = settings
+        self.picture, self.prompt = LatentTower(settings), PromptTower(settings)
+        self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
+        width = settings.features
+        self.heads = nn.ModuleDict(
+            {
+                kind: nn.Sequential(
+                    nn.Linear(width if kind == "fidelity" else 3 * width, 64), nn.SiLU(), nn.Linear(64, 1)
+                )
+                for kind in settings.kinds
+                if kind != "alignment"
+            }
+        )
+        self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
+        self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
+
+    def raw(self, picture: Tensor, prompt: Tensor) -> dict[str, Tensor]:
+        """Scores (B,) by kind of the two towers' features (B, F)."""
+        scores = {}
+        for kind in self.settings.kinds:
+            if kind == "alignment":
+                cosine = (normalize(picture, dim=-1) * normalize(prompt, dim=-1)).sum(dim=-1)
+                scores[kind] = self.logit_scale.exp().clamp(max=100) * cosine
+            elif kind == "fidelity":
+                scores[kind] = self.heads[kind](picture)[:, 0]
+            else:
+                scores[kind] = self.heads[kind](torch.cat([picture, prompt, picture * prompt], dim=-1))[:, 0]
+        return {kind: score.float() for kind, score in scores.items()}
+
+    def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Features of M latents (M, C, h, w) at ``log_snr`` (M,) and of N prompts: (M, F) and (N, F)."""
+        return self.picture(x, log_snr), self.prompt(cond)
+
+    def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> dict[str, Tensor]:
+        """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts."""
+        return self.standardised(self.raw(*self(x, log_snr, cond)), log_snr)
+
+    def standardised(self, scores: dict[str, Tensor], log_snr: Tensor) -> dict[str, Tensor]:
+        """z-scores with the statistics of the noise level."""
+        bins = level_bin(log_snr)
+        return {
+            kind: (scores[kind] - self.mean[i, bins]) / self.std[i, bins] for i, kind in enumerate(self.settings.kinds)
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write evaluator.json and model.safetensors; returns the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluator.json").write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LatentEvaluator:
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: weights that do not fit the settings.
+        """
+        folder = Path(folder)
+        for name in ("evaluator.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name}: no such file; expected the folder of a trained evaluator")
+        settings: dict[str, Any] = json.loads((folder / "evaluator.json").read_text())
+        evaluator = cls(EvaluatorSettings(**settings | {"kinds": tuple(settings["kinds"])}))
+        weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        try:
+            evaluator.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{folder / 'model.safetensors'} does not fit evaluator.json: {error}") from None
+        return evaluator.requires_grad_(False).eval()
+
+
+def level_bin(log_snr: Tensor) -> Tensor:
+    """Bin of each level, int64 in [0, BINS)."""
+    return ((log_snr - LOW) / (HIGH - LOW) * BINS).long().clamp(0, BINS - 1)
+
+
+def load_evaluator(name: str | Path) -> LatentEvaluator:
+    """A shipped evaluator, or the folder of a trained one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it cannot be read.
+    """
+    if name in SHIPPED_EVALUATORS:
+        return LatentEvaluator.from_pretrained(shipped_path(str(name)))
+    if not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"evaluator {str(name)!r}: expected a folder that 'train evaluator' wrote, or one of "
+            f"{', '.join(SHIPPED_EVALUATORS)}"
+        )
+    return LatentEvaluator.from_pretrained(name)
+
+
+def check_fit(evaluator: LatentEvaluator, x: Tensor, cond: Conditioning, kinds: Sequence[str]) -> None:
+    """Whether ``evaluator`` can judge these latents, prompts and kinds.
+
+    Raises:
+        ValueError: it was trained for another model, or does not judge one of ``kinds``.
+    """
+    settings = evaluator.settings
+    missing = [kind for kind in kinds if kind not in settings.kinds]
+    if missing:
+        raise ValueError(f"evaluator judges {', '.join(settings.kinds)}, not {', '.join(missing)}")
+    pooled = 0 if cond.pooled is None else cond.pooled.shape[-1]
+    found = (x.shape[1], x.shape[-1], cond.embeds.shape[-1], pooled)
+    expected = (settings.latent_channels, settings.latent_size, settings.embed_dim, settings.pooled_dim)
+    if found != expected or x.shape[-1] != x.shape[-2]:
+        raise ValueError(
+            f"evaluator was trained for latents and prompts of (channels, size, embedding, pooled) {expected}, "
+            f"this model has {found}: train one with 'diffusion-align train evaluator'"
+        )

@@ -1,0 +1,393 @@
+"""Training latent evaluators: pictures encoded once, noised to every level, judged from the noisy latents alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
+from tqdm.auto import tqdm
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
+from diffusion_align.data.comparisons import ComparisonExample
+from diffusion_align.data.types import CorruptImageError
+from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, EvaluatorSettings, LatentEvaluator, level_bin
+from diffusion_align.objectives.ranking import bradley_terry_loss
+from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.sampling.levels import log_snr
+
+from .config import EvaluatorConfig
+from .loop import Job
+from .randomness import NOISE, normal, timesteps
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """B judged pairs of clean latents, and the level and noise that they are judged at.
+
+    Attributes:
+        pairs: ``images`` are latents (2, B, C, h, w) float32; ``labels`` (B, 1 + aspects).
+        targets: (2, B) the teacher's standardised scores, or None.
+        t: (B,) timesteps; both pictures of a pair share it and ``noise`` (B, C, h, w).
+    """
+
+    pairs: ComparisonBatch
+    targets: Tensor | None
+    t: Tensor
+    noise: Tensor
+
+    def to(self, device: torch.device) -> NoisyBatch:
+        targets = None if self.targets is None else self.targets.to(device)
+        return NoisyBatch(self.pairs.to(device), targets, self.t.to(device), self.noise.to(device))
+
+
+class EncodedPairs:
+    """The pairs of a data set with their latents (posterior means, float16) in memory, for ``ExampleLoader``."""
+
+    def __init__(
+        self, adapter: Adapter, comparisons: Comparisons, teacher: RewardScorer | None = None, progress: bool = False
+    ) -> None:
+        self.comparisons = comparisons
+        side = adapter.default_resolution
+
+        def to_pixels(images: Tensor) -> Tensor:
+            return interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+
+        self.decoded = ComparisonExamples(comparisons, to_pixels)
+        self.latents: list[Tensor | None] = []
+        self.targets: list[Tensor] = []
+        self.device = adapter.device
+        batch = 32
+        bar = tqdm(range(0, len(comparisons), batch), desc="encoding pictures", disable=not progress)
+        for start in bar:
+            self._encode(adapter, teacher, range(start, min(start + batch, len(comparisons))))
+        if teacher is not None:
+            scores = torch.stack(self.targets)
+            self.targets = list((scores - scores.mean()) / scores.std().clamp(min=1e-6))
+
+    @torch.no_grad()
+    def _encode(self, adapter: Adapter, teacher: RewardScorer | None, rows: range) -> None:
+        pictures: list[Tensor | None] = []
+        for row in rows:
+            try:
+                pictures.append(self.decoded.example(row, 0, False).images)
+            except CorruptImageError:
+                pictures.append(None)
+        whole = [picture for picture in pictures if picture is not None]
+        if not whole:
+            self.latents += [None] * len(rows)
+            self.targets += [torch.zeros(2)] * len(rows)
+            return
+        both = torch.cat(whole).to(adapter.device)
+        encoded = iter(adapter.encode_images(both * 2 - 1).half().cpu().unflatten(0, (-1, 2)))
+        self.latents += [None if picture is None else next(encoded) for picture in pictures]
+        if teacher is not None:
+            prompts = [self.comparisons[row].prompt for row, p in zip(rows, pictures, strict=True) if p is not None]
+            reward = teacher.score(both, [prompt for prompt in prompts for _ in range(2)]).reward
+            scored = iter(reward.float().cpu().unflatten(0, (-1, 2)))
+            self.targets += [torch.zeros(2) if picture is None else next(scored) for picture in pictures]
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(0, 0)] * len(self)
+
+    def example(self, index: int, seed: int, drop_caption: bool) -> tuple[ComparisonExample, Tensor | None]:
+        latents = self.latents[index]
+        if latents is None:
+            raise CorruptImageError(f"row {self.comparisons.rows[index]}: an image cannot be decoded")
+        target = self.targets[index] if self.targets else None
+        return ComparisonExample(latents.float(), None, self.comparisons[index]), target
+
+
+def collate_noisy(
+    num_timesteps: int, examples: Sequence[tuple[ComparisonExample, Tensor | None]], seeds: Sequence[int]
+) -> NoisyBatch:
+    """Stack encoded pairs; level and noise of each follow from its seed."""
+    pairs = collate_comparisons([example for example, _ in examples], seeds)
+    targets = [
+        target.flip(0) if seed % 2 else target  # as collate_comparisons exchanges the pair
+        for (_, target), seed in zip(examples, seeds, strict=True)
+        if target is not None
+    ]
+    numbers = torch.tensor([seed % 2**63 for seed in seeds])
+    return NoisyBatch(
+        pairs,
+        torch.stack(targets, dim=1) if targets else None,
+        timesteps(numbers, 0, num_timesteps),
+        normal(numbers, NOISE, pairs.images.shape[2:]),
+    )
+
+
+class TrainableEvaluator:
+    """An evaluator as the loop wants it; its scores are standardised when it is saved."""
+
+    def __init__(self, evaluator: LatentEvaluator, calibrate: Callable[[LatentEvaluator], None]) -> None:
+        self.evaluator, self.calibrate = evaluator, calibrate
+        self.module: nn.Module = evaluator
+
+    @property
+    def network(self) -> nn.Module:
+        return self.evaluator
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.evaluator.named_parameters())
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        self.module = wrapper(self.module)
+        return self.module
+
+    def save(self, folder: Path) -> Path:
+        self.calibrate(self.evaluator)
+        return self.evaluator.save_pretrained(folder / "evaluator")
+
+
+class EvaluatorMethod:
+    """One loss per kind, summed; all on one pass of the tower over the noised pictures."""
+
+    def __init__(
+        self,
+        config: EvaluatorConfig,
+        adapter: Adapter,
+        trained: TrainableEvaluator,
+        generated: Any,
+        real: Any | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.adapter, self.trained = config, adapter, trained
+        self.loaders = {"generated": generated} | ({} if real is None else {"real": real})
+        self.device, self.autocast = accelerator.device, accelerator.autocast
+
+    def batches(self) -> Iterator[dict[str, NoisyBatch]]:
+        iterators = {name: iter(loader) for name, loader in self.loaders.items()}
+        while True:
+            yield {name: next(iterator) for name, iterator in iterators.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: loader.state_dict() for name, loader in self.loaders.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, loader in self.loaders.items():
+            loader.load_state_dict(state[name])
+
+    def loss(self, batches: dict[str, NoisyBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the kinds' mean losses (scalar) and their metrics."""
+        moved = {name: batch.to(self.device) for name, batch in batches.items()}
+        prompts = [prompt for batch in moved.values() for prompt in batch.pairs.prompts]
+        x_t = torch.cat([noised(self.adapter, batch) for batch in moved.values()], dim=1).flatten(0, 1)
+        t = torch.cat([batch.t for batch in moved.values()]).repeat(2)
+        level = log_snr(self.adapter.schedule.alpha_bar(t).flatten())
+        with self.autocast():
+            pictures, texts = self.trained.module(x_t, level, self.adapter.encode_prompts(prompts))
+        pictures, texts = pictures.float().unflatten(0, (2, -1)), texts.float()
+        splits = [len(batch.t) for batch in moved.values()]
+        parts = {
+            name: (picture, text)
+            for name, picture, text in zip(moved, pictures.split(splits, dim=1), texts.split(splits), strict=True)
+        }
+        metrics: dict[str, Tensor] = {}
+        for kind in self.config.kinds:
+            metrics[f"loss/{kind}"] = getattr(self, kind)(moved, parts)
+        loss = torch.stack(list(metrics.values())).sum()
+        return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in metrics.items()}
+
+    def alignment(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """CLIP's symmetric loss on pictures that fit their prompts, with the pairs' other pictures as hard negatives;
+        and Bradley-Terry on the pairs of generated pictures."""
+        evaluator = self.trained.evaluator
+        best = "real" if "real" in batches else "generated"
+        pictures, texts = parts[best]
+        label = self.fits(batches[best].pairs)
+        rows = torch.arange(len(label), device=label.device)
+        fitting, other = pictures[(label < 0.5).long(), rows], pictures[(label >= 0.5).long(), rows]
+        scale = evaluator.logit_scale.exp().clamp(max=100)
+        images = normalize(torch.cat([fitting, other]), dim=-1)
+        logits = scale * normalize(texts, dim=-1) @ images.T  # (B, 2B)
+        by_text = cross_entropy(logits, rows)
+        by_image = cross_entropy(logits[:, : len(rows)].T, rows)
+        loss = (by_text + by_image) / 2
+        if best == "real":
+            pictures, texts = parts["generated"]
+            first, second = (evaluator.raw(side, texts)["alignment"] for side in pictures)
+            loss = loss + bradley_terry_loss(first - second, self.fits(batches["generated"].pairs))
+        return loss
+
+    def fits(self, pairs: ComparisonBatch) -> Tensor:
+        """(B,) P(the first picture fits its prompt better)."""
+        names = self.aspects
+        if self.config.alignment_aspect not in names:
+            return pairs.labels[:, 0]
+        label = pairs.labels[:, 1 + names.index(self.config.alignment_aspect)]
+        return torch.where(label.isnan(), pairs.labels[:, 0], label)
+
+    @property
+    def aspects(self) -> list[str]:
+        loader = self.loaders["generated"]
+        names: list[str] = loader.examples.comparisons.aspects
+        return names
+
+    def fidelity(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Binary cross-entropy, real (1) against generated (0), at every level."""
+        real = batches["real"].pairs.labels[:, 0]
+        pictures, texts = parts["real"]
+        preferred = pictures[(real < 0.5).long(), torch.arange(len(real), device=real.device)]
+        evaluator = self.trained.evaluator
+        ones = evaluator.raw(preferred, texts)["fidelity"]
+        zeros = evaluator.raw(parts["generated"][0].flatten(0, 1), parts["generated"][1].repeat(2, 1))["fidelity"]
+        return (
+            binary_cross_entropy_with_logits(ones, torch.ones_like(ones))
+            + binary_cross_entropy_with_logits(zeros, torch.zeros_like(zeros))
+        ) / 2
+
+    def preference(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Bradley-Terry on the judged pairs, weighted by alpha_bar: near 0 where noise hides what was preferred."""
+        batch, (pictures, texts) = batches["generated"], parts["generated"]
+        first, second = (self.trained.evaluator.raw(side, texts)["preference"] for side in pictures)
+        weight = self.adapter.schedule.alpha_bar(batch.t).flatten()
+        return bradley_terry_loss(first - second, batch.pairs.labels[:, 0], weight)
+
+    def task(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Squared error against the teacher's standardised reward."""
+        batch, (pictures, texts) = batches["generated"], parts["generated"]
+        assert batch.targets is not None
+        predicted = torch.stack([self.trained.evaluator.raw(side, texts)["task"] for side in pictures])
+        return (predicted - batch.targets).square().mean()
+
+
+def noised(adapter: Adapter, batch: NoisyBatch) -> Tensor:
+    """Both pictures at the pair's level with the pair's noise, (2, B, C, h, w)."""
+    sides = [adapter.add_noise(side, batch.noise, batch.t) for side in batch.pairs.images]
+    return torch.stack(sides)
+
+
+def seeded_batches(examples: EncodedPairs, num_timesteps: int, batch_size: int = 64) -> Iterator[NoisyBatch]:
+    """Every readable pair once, at levels and with noise that are always the same."""
+    rows = [row for row, latents in enumerate(examples.latents) if latents is not None]
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        seeds = [2 * (row * 7919 + 1) for row in part]  # even: pairs are not exchanged
+        yield collate_noisy(num_timesteps, [examples.example(row, 0, False) for row in part], seeds)
+
+
+@torch.no_grad()
+def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPairs) -> None:
+    """Set the evaluator's mean and std per bin of log-SNR, over both pictures of the pairs at the bin's centre."""
+    centres = LOW + (torch.arange(BINS) + 0.5) * (HIGH - LOW) / BINS
+    alpha_bar = torch.sigmoid(centres)
+    scores: list[list[Tensor]] = [[] for _ in range(BINS)]
+    for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
+        batch = batch.to(adapter.device)
+        text = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts)).repeat(2, 1)
+        clean, noise = batch.pairs.images.flatten(0, 1), batch.noise.repeat(2, 1, 1, 1)
+        for b in range(BINS):
+            x_t = alpha_bar[b].sqrt() * clean + (1 - alpha_bar[b]).sqrt() * noise
+            raw = evaluator.raw(evaluator.picture(x_t, centres[b].to(x_t).expand(len(x_t))), text)
+            scores[b].append(torch.stack([raw[kind] for kind in evaluator.settings.kinds]))
+    for b, parts in enumerate(scores):
+        together = torch.cat(parts, dim=1)
+        evaluator.mean[:, b] = together.mean(dim=1)
+        evaluator.std[:, b] = together.std(dim=1).clamp(min=1e-3)
+
+
+@torch.no_grad()
+def evaluate(
+    evaluator: LatentEvaluator, method: EvaluatorMethod, examples: EncodedPairs, aspect: str
+) -> dict[str, float]:
+    """How often each kind tells the better one of a decisive pair, by thirds of the noise range."""
+    adapter = method.adapter
+    right: dict[str, list[Tensor]] = {}
+    thirds: list[Tensor] = []
+    for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
+        batch = batch.to(adapter.device)
+        level = log_snr(adapter.schedule.alpha_bar(batch.t).flatten())
+        texts = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts))
+        sides = [evaluator.raw(evaluator.picture(side, level), texts) for side in noised(adapter, batch)]
+        thirds.append(level_bin(level) * 3 // BINS)
+        for kind in evaluator.settings.kinds:
+            if kind == "fidelity":
+                continue  # both pictures are generated
+            truth = method.fits(batch.pairs) if kind == "alignment" else batch.pairs.labels[:, 0]
+            if kind == "task" and batch.targets is not None:
+                truth = (batch.targets[0] > batch.targets[1]).float()
+            hit = ((sides[0][kind] > sides[1][kind]) == (truth > 0.5)).float()
+            right.setdefault(kind, []).append(torch.where(truth == 0.5, torch.nan, hit))
+    where = torch.cat(thirds)
+    metrics = {}
+    for kind, hits in right.items():
+        together = torch.cat(hits)
+        for third, name in enumerate(("noisy", "middle", "clean")):
+            metrics[f"accuracy/{kind}/{name}"] = float(together[where == third].nanmean())
+    return metrics
+
+
+def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None = None) -> Job:
+    """Evaluator, losses and validation of an ``EvaluatorConfig``.
+
+    Raises:
+        ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher).
+    """
+    assert isinstance(config, EvaluatorConfig)
+    if "fidelity" in config.kinds and config.real_dataset is None:
+        raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")
+    if ("task" in config.kinds) != (config.teacher is not None):
+        raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
+    if adapter is None:
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.weight_dtype]
+        adapter = load_adapter(config.model, dtype=dtype, device=accelerator.device)
+    teacher = None if config.teacher is None else load_scorer(config.teacher).to(accelerator.device)
+    show = config.progress and accelerator.is_main_process
+    encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]
+    train_set, held_out = (
+        EncodedPairs(adapter, Comparisons(name, split, config.max_pairs), scorer, show)
+        for name, split, scorer in encode
+    )
+
+    def loader(examples: EncodedPairs, seed: int) -> Any:
+        count = adapter.schedule.num_timesteps
+        return ExampleLoader(
+            examples,
+            config.per_device_train_batch_size,
+            lambda found, seeds: collate_noisy(count, found, seeds),
+            seed=seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=1,
+            max_corrupt=config.max_corrupt,
+        )
+
+    real = None
+    if config.real_dataset is not None:
+        pairs = Comparisons(config.real_dataset, config.dataset_split, config.max_pairs)
+        if pairs.aspects != train_set.comparisons.aspects:
+            raise ValueError(
+                f"real_dataset judges {pairs.aspects}, dataset {train_set.comparisons.aspects}: must agree"
+            )
+        real = loader(EncodedPairs(adapter, pairs, None, show), config.seed + 1)
+    null = adapter.null_conditioning(1)
+    settings = EvaluatorSettings(
+        adapter.latent_channels,
+        adapter.unet.config.sample_size,
+        null.embeds.shape[-1],
+        0 if null.pooled is None else null.pooled.shape[-1],
+        tuple(config.kinds),
+        config.width,
+        config.features,
+    )
+    torch.manual_seed(config.seed)
+    evaluator = LatentEvaluator(settings).to(accelerator.device)
+    trained = TrainableEvaluator(evaluator, lambda module: calibrate(module, adapter, held_out))
+    method = EvaluatorMethod(config, adapter, trained, loader(train_set, config.seed), real, accelerator)
+    if not config.eval_steps:
+        return Job(trained, method, None)
+
+    def validate(step: int) -> dict[str, float]:
+        return {f"eval/{n}": v for n, v in evaluate(evaluator, method, held_out, config.alignment_aspect).items()}
+
+    return Job(trained, method, validate)
