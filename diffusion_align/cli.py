@@ -125,9 +125,10 @@ def run_generate(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--prompt", *arguments]
     options = tyro.cli(GenerateOptions, prog="diffusion-align generate", args=arguments)
-    if (options.prompt is None) == (options.prompts is None):
+    replayed = options.guidance == "replay" and options.schedule is not None
+    if (options.prompt is None) == (options.prompts is None) and not (replayed and options.prompt is None):
         raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
-    for name in ("num_images", "num_inference_steps", "batch_size"):
+    for name in ("num_images", "num_inference_steps", "batch_size", "particles"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
     from .generation import generate_files

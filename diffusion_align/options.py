@@ -26,8 +26,41 @@ class GenerateOptions:
     """Images per prompt."""
     num_inference_steps: int = 25
     """Sampling steps."""
+    scheduler: Literal["default", "ddim", "euler", "dpm++", "unipc"] = "default"
+    """Sampler; default is the model's own."""
+    guidance: Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic"] = "constant"
+    """How the guidance scale is chosen: fixed, by a schedule whose mean is --guidance-scale, in a noise interval, from
+    --scales or --schedule, or searched at every step for every image."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
+    power: float = 1.0
+    """Of the power schedule."""
+    sigma_interval: tuple[float, float] = (0.3, 5.0)
+    """Of interval guidance: it is on between these noise levels."""
+    scales: tuple[float, ...] = ()
+    """Of list guidance: one scale per step."""
+    schedule: str | None = None
+    """Of replay: the .json record of a picture. Without a prompt, its prompt, seed and steps are taken too."""
+    evaluator: str = "scenes-sdxl-evaluator"
+    """Of dynamic guidance: shipped evaluator, or the folder that train evaluator wrote."""
+    evaluators: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "preference")
+    """Of dynamic guidance: which of its judgements count."""
+    candidates: tuple[float, ...] = (1.0, 3.0, 5.0, 7.5, 11.0)
+    """Of dynamic guidance: the scales it chooses from."""
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "adaptive"
+    """Of dynamic guidance: how the evaluators are weighed."""
+    pixel_scorers: tuple[str, ...] = ()
+    """Of dynamic guidance: scorers that judge decoded predictions as well (dear: a decoding per candidate)."""
+    alignment_strength: float = 1.0
+    """With --lora: 0 draws with the base model, 1 with the trained one, more goes beyond it."""
+    search: Literal["none", "best-of-n", "fk", "gradient"] = "none"
+    """Steer with --scorer: keep the best of --particles images, resample particles, or follow the reward's gradient."""
+    scorer: str | None = None
+    """Scorer of --search."""
+    particles: int = 4
+    """Images drawn for one that is kept (best-of-n, fk)."""
+    steering_strength: float | None = None
+    """Of fk (10) and gradient (0.1)."""
     negative_prompt: str | None = None
     """What the unconditional branch is told instead of nothing."""
     seed: int = 0

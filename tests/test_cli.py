@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -82,6 +83,51 @@ def test_generate_writes_pictures_that_carry_their_settings(
     assert capsys.readouterr().out.split() == [str(file) for file in files]
     facts = [json.loads(Image.open(file).text["diffusion-align"]) for file in files]  # type: ignore[attr-defined]
     assert [(f["prompt"], f["seed"]) for f in facts] == [("a red star", 5), ("a red star", 6)]
+
+
+def test_a_picture_is_replayed_from_its_record(sdxl_folder: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(sdxl_folder), "--num-inference-steps", "3"]
+    dynamic = ["--guidance", "dynamic", "--evaluator", "", "--pixel-scorers", "scenes-oracle", "--candidates", "1", "4"]
+    prompt = "a large red star on a dark background"
+    assert main(["generate", prompt, *flags, *dynamic, "--num-images", "1", "--out", str(tmp_path / "first")]) == 0
+    (record,) = (tmp_path / "first").glob("*.json")
+    told = json.loads(record.read_text())
+    assert set(told["scales"]) <= {1.0, 4.0}
+    assert told["nfe"] == 6
+    assert len(told["scores"]["scenes-oracle"]) == 3
+    (plot,) = (tmp_path / "first").glob("*-schedule.png")
+    assert Image.open(plot).width > 300
+    replay = ["--guidance", "replay", "--schedule", str(record), "--out", str(tmp_path / "second")]
+    assert main(["generate", *replay, "--model", str(sdxl_folder)]) == 0
+    (again,) = (tmp_path / "second").glob("*.png")
+    assert np.array_equal(np.array(Image.open(again)), np.array(Image.open(record.with_suffix(".png"))))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--guidance", "cosine"],
+        ["--guidance", "interval", "--sigma-interval", "0.2", "2"],
+        ["--guidance", "list", "--scales", "1", "4"],
+        ["--search", "best-of-n", "--scorer", "scenes-oracle", "--particles", "2", "--scheduler", "dpm++"],
+        ["--search", "fk", "--scorer", "scenes-oracle", "--particles", "2"],
+    ],
+    ids=["cosine", "interval", "list", "best-of-n", "fk"],
+)
+def test_every_way_to_guide_and_steer_is_a_flag_away(flags: list[str], sdxl_folder: Path, tmp_path: Path) -> None:
+    basic = ["--model", str(sdxl_folder), "--out", str(tmp_path), "--num-inference-steps", "2", "--num-images", "2"]
+    assert main(["generate", "a large red star on a dark background", *basic, *flags]) == 0
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert [record["seed"] for record in records] == [0, 1]
+    assert all("reward" in record if "--search" in flags else len(record["scales"]) == 2 for record in records)
+
+
+def test_guidance_that_is_not_complete_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "--guidance replay needs --schedule" in fails(capsys, "generate", "a", "--guidance", "replay")
+    missing = str(tmp_path / "no.json")
+    assert f"{missing}: no such file" in fails(capsys, "generate", "--guidance", "replay", "--schedule", missing)
+    assert "0 scales for --num-inference-steps 25" in fails(capsys, "generate", "a", "--guidance", "list")
+    assert "--search fk needs --scorer" in fails(capsys, "generate", "a", "--search", "fk")
 
 
 def test_generate_wants_one_kind_of_prompt(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
 from diffusion_align.data.comparisons import ComparisonExample
 from diffusion_align.data.types import CorruptImageError
-from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, EvaluatorSettings, LatentEvaluator, level_bin
+from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, EvaluatorSettings, LatentEvaluator
 from diffusion_align.objectives.ranking import bradley_terry_loss
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
@@ -300,7 +300,7 @@ def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPai
 def evaluate(
     evaluator: LatentEvaluator, method: EvaluatorMethod, examples: EncodedPairs, aspect: str
 ) -> dict[str, float]:
-    """How often each kind tells the better one of a decisive pair, by thirds of the noise range."""
+    """How often each kind tells the better one of a decisive pair, by thirds of the timesteps."""
     adapter = method.adapter
     right: dict[str, list[Tensor]] = {}
     thirds: list[Tensor] = []
@@ -309,7 +309,7 @@ def evaluate(
         level = log_snr(adapter.schedule.alpha_bar(batch.t).flatten())
         texts = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts))
         sides = [evaluator.raw(evaluator.picture(side, level), texts) for side in noised(adapter, batch)]
-        thirds.append(level_bin(level) * 3 // BINS)
+        thirds.append(batch.t * 3 // adapter.schedule.num_timesteps)
         for kind in evaluator.settings.kinds:
             if kind == "fidelity":
                 continue  # both pictures are generated
@@ -322,7 +322,7 @@ def evaluate(
     metrics = {}
     for kind, hits in right.items():
         together = torch.cat(hits)
-        for third, name in enumerate(("noisy", "middle", "clean")):
+        for third, name in enumerate(("clean", "middle", "noisy")):
             metrics[f"accuracy/{kind}/{name}"] = float(together[where == third].nanmean())
     return metrics
 

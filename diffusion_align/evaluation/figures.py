@@ -156,6 +156,31 @@ def win_rate_bars(rates: Mapping[str, WinRate], title: str = "Win rate over the 
     return figure
 
 
+def schedule_figure(record: Mapping[str, Any], title: str = "") -> Figure:
+    """The scales that dynamic guidance chose, above the standardised scores of every candidate, by step.
+
+    ``record``: of :meth:`DynamicGuidance.records`: "scales", "candidates", "searched", "scores" by evaluator.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(record["scores"])
+    figure = Figure(figsize=(7, 2.2 * (1 + len(names))), layout="constrained")
+    axes = figure.subplots(1 + len(names), 1, sharex=True, squeeze=False)[:, 0]
+    axes[0].step(range(len(record["scales"])), record["scales"], where="mid", color=COLOURS[0])
+    axes[0].set_ylabel("guidance scale", color=MUTED)
+    axes[0].set_title(textwrap.fill(title, 70), loc="left", color=INK, fontsize=10)
+    for axis, name in zip(axes[1:], names, strict=True):
+        scores = np.array(record["scores"][name])
+        for k, scale in enumerate(record["candidates"]):
+            axis.plot(record["searched"], scores[:, k], color=COLOURS[k % len(COLOURS)], label=f"{scale:g}", lw=1)
+        axis.set_ylabel(f"{name} (z)", color=MUTED)
+    axes[1].legend(title="scale", fontsize=7, ncols=2)
+    axes[-1].set_xlabel("step", color=MUTED)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Centred running mean of (n,) values over ``window`` points, shorter at both ends; NaN stays where values are not
     finite, and such values do not enter their neighbours' means."""

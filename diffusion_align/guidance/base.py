@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -63,14 +64,19 @@ class StepGuidance(BaseGuidance):
 
     Attributes:
         scales: the scales of each step so far, (B,) each; emptied when a run starts.
+        branches: how many predictions each step so far was combined from, 1 (the prompt's) or 2.
     """
 
     _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
 
     def __init__(self, start: float = 0.0, stop: float = 1.0, enabled: bool = True) -> None:
+        notice = logging.getLogger("diffusers.guiders.guider_utils")
+        muted, notice.disabled = notice.disabled, True  # every construction would say that guiders are experimental
         super().__init__(start, stop, enabled)
+        notice.disabled = muted
         self.view: StepView | None = None
         self.scales: list[Tensor] = []
+        self.branches: list[int] = []
 
     def bind(self, view: StepView) -> None:
         """Show the guider the step; a run's first step makes it forget the run before."""
@@ -80,11 +86,12 @@ class StepGuidance(BaseGuidance):
 
     def reset(self) -> None:
         """Forget an earlier run."""
-        self.scales = []
+        self.scales, self.branches = [], []
 
     def records(self) -> list[dict[str, Any]]:
-        """What was chosen in the run, as JSON, one object per image: "scales", one per step."""
-        return [{"scales": column} for column in torch.stack(self.scales, dim=1).tolist()]
+        """What was chosen in the run, as JSON, one object per image: "scales" and "branches", one per step."""
+        columns = torch.stack(self.scales, dim=1).tolist()
+        return [{"scales": column, "branches": list(self.branches)} for column in columns]
 
     def scale(self, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
         """Guidance scales (B,) of this step."""
@@ -92,6 +99,7 @@ class StepGuidance(BaseGuidance):
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """pred_uncond + s (pred_cond - pred_uncond) (2207.12598), s per image."""
+        self.branches.append(1 if pred_uncond is None else 2)
         if pred_uncond is None:
             self.scales.append(pred_cond.new_ones(len(pred_cond)))
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)

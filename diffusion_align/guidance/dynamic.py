@@ -117,6 +117,7 @@ class DynamicGuidance(StepGuidance):
         self._history: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._weights: list[Tensor] = []
+        self._searched: list[int] = []
 
     @property
     def judges(self) -> list[str]:
@@ -130,7 +131,7 @@ class DynamicGuidance(StepGuidance):
 
     def reset(self) -> None:
         super().reset()
-        self._history, self._scores, self._weights = [], [], []
+        self._history, self._scores, self._weights, self._searched = [], [], [], []
         self._prompt = None
 
     def bind(self, view: StepView) -> None:
@@ -167,6 +168,7 @@ class DynamicGuidance(StepGuidance):
         self._history.append(scores.gather(2, best.expand(len(scores), batch)[:, :, None])[:, :, 0])
         self._scores.append(scores.cpu())
         self._weights.append(weights.cpu())
+        self._searched.append(view.step)
         return self.candidates.to(scores)[best]
 
     def score_candidates(self, view: StepView, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
@@ -201,13 +203,13 @@ class DynamicGuidance(StepGuidance):
         return together
 
     def records(self) -> list[dict[str, Any]]:
-        """Per image: "scales" by step, "candidates", "scores" and "weights" by evaluator and searched step."""
+        """Per image: "scales" by step, "candidates", "searched" (the steps), "scores" and "weights" by evaluator."""
         rows = super().records()
         if not self._scores:
             return rows
         scores, weights = torch.stack(self._scores, dim=2), torch.stack(self._weights, dim=2)  # (E, B, T, K), (E, B, T)
         for b, row in enumerate(rows):
-            row["candidates"] = self.candidates.tolist()
+            row["candidates"], row["searched"] = self.candidates.tolist(), list(self._searched)
             row["scores"] = {name: scores[i, b].tolist() for i, name in enumerate(self.judges)}
             row["weights"] = {name: weights[i, b].tolist() for i, name in enumerate(self.judges)}
         return rows

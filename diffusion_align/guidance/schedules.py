@@ -81,13 +81,15 @@ class TableGuidance(StepGuidance):
     Args:
         table: (steps,) numbers for all images; or (steps, images).
         per_image: ``table`` is (images,) numbers, constant over the steps.
+        branches: per step, whether it takes the null prompt's prediction (2) or not (1), as an earlier run did: a
+            scale of 1 gives the same image, but not the same last bit, with and without it. None: where it is needed.
 
     Raises:
         ValueError: a table that is no such list, or (at the first step) has not the run's steps and images.
     """
 
     @register_to_config
-    def __init__(self, table: Sequence[Any], per_image: bool = False) -> None:
+    def __init__(self, table: Sequence[Any], per_image: bool = False, branches: Sequence[int] | None = None) -> None:
         super().__init__()
         try:
             values = torch.tensor(table, dtype=torch.float32)
@@ -97,8 +99,11 @@ class TableGuidance(StepGuidance):
             raise ValueError("guidance table: expected numbers, a list per step or a list of lists (steps x images)")
         self.values = values[None] if per_image else values.view(len(values), -1)
         self.per_image = per_image
+        self._branches = None if branches is None else list(branches)
 
     def wants_null(self) -> bool:
+        if self.view is not None and self._branches is not None:
+            return self._branches[self.view.step] == 2
         return self.view is None or bool((self.row() > 1).any())
 
     def row(self) -> Tensor:
@@ -127,7 +132,8 @@ class TableGuidance(StepGuidance):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected a JSON record that generate wrote")
         try:
-            return cls(json.loads(path.read_text())["scales"])
+            record = json.loads(path.read_text())
+            return cls(record["scales"], branches=record.get("branches"))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected a JSON object with a list 'scales', one per step ({error})") from None
 

@@ -32,6 +32,7 @@ class Moment:
         step: how many steps are done.
         latents: (B, C, h, w) in the scheduler's own scaling, what the next step starts from.
         x0: (B, C, h, w), the step's prediction of the clean latents.
+        signal: share of x0 in the latents: sqrt(alpha_bar), or 1 in schedulers that scale their input.
         scheduler: advanced to the next step.
         cond, null: conditioning of prompts and null prompts (B).
         rows: positions of the batch among all images.
@@ -40,6 +41,7 @@ class Moment:
     step: int
     latents: Tensor
     x0: Tensor
+    signal: float
     scheduler: Any
     cond: Conditioning
     null: Conditioning
@@ -236,7 +238,11 @@ class _Run:
             output = self.guided(view, t)
             latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None:
-                moment = Moment(step + 1, latents, view.clean(output), scheduler, self.cond, self.null, self.rows)
+                # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
+                signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1] ** 0.5
+                moment = Moment(
+                    step + 1, latents, view.clean(output), signal, scheduler, self.cond, self.null, self.rows
+                )
                 replaced = callback(moment)
                 latents = latents if replaced is None else replaced
             if keep_trajectory:

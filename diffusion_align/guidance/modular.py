@@ -1,0 +1,91 @@
+"""Our guiders in diffusers' modular SDXL pipeline: a denoiser block that shows them each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import StableDiffusionXLInputStep
+from diffusers.modular_pipelines.stable_diffusion_xl.decoders import StableDiffusionXLDecodeStep
+from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
+    StableDiffusionXLDenoiseStep,
+    StableDiffusionXLLoopDenoiser,
+)
+from diffusers.modular_pipelines.stable_diffusion_xl.encoders import StableDiffusionXLTextEncoderStep
+from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
+    StableDiffusionXLBeforeDenoiseStep,
+)
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.sampling.levels import signal_levels
+
+from .base import StepGuidance, StepView
+
+
+class BoundDenoiser(StableDiffusionXLLoopDenoiser):
+    """diffusers' denoiser block, which first binds the guider (a :class:`StepGuidance`) to the step.
+
+    Set it as ``sub_blocks["denoiser"]`` of a ``StableDiffusionXLDenoiseStep``, or use :func:`modular_pipeline`.
+    """
+
+    @torch.no_grad()
+    def __call__(self, components: Any, block_state: Any, i: int, t: Any) -> Any:
+        guider = components.guider
+        if isinstance(guider, StepGuidance):
+            guider.bind(step_view(components, block_state, i))
+        return super().__call__(components, block_state, i, t)
+
+
+def step_view(components: Any, block_state: Any, step: int) -> StepView:
+    """The step as our guiders see it, from the pipeline's state."""
+    levels = signal_levels(components.scheduler)
+    vae = components.vae
+    cond = Conditioning(block_state.prompt_embeds, getattr(block_state, "pooled_prompt_embeds", None))
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
+        return pixels.float()
+
+    return StepView(
+        step,
+        len(block_state.timesteps),
+        block_state.scaled_latents.float(),
+        float(levels[step]),
+        float(levels[step + 1]),
+        cond,
+        range(len(block_state.scaled_latents)),
+        components.scheduler.config.prediction_type,
+        decode,
+        list(getattr(block_state, "prompt", None) or [""] * len(block_state.scaled_latents)),
+    )
+
+
+def modular_pipeline(adapter: Adapter, guider: Any) -> Any:
+    """diffusers' modular text-to-image pipeline with the adapter's parts and ``guider``.
+
+    Call it as ``modular_pipeline(adapter, guider)(prompt=..., num_inference_steps=..., output="images")``.
+
+    Raises:
+        ValueError: not an SDXL model: diffusers' modular Stable Diffusion pipelines are SDXL's.
+    """
+    if adapter.family.name != "sdxl" or adapter.is_inpainting:
+        raise ValueError("modular_pipeline: expected an SDXL text-to-image model")
+    denoise = StableDiffusionXLDenoiseStep()
+    denoise.sub_blocks["denoiser"] = BoundDenoiser()
+    blocks = SequentialPipelineBlocks.from_blocks_dict(
+        {
+            "text_encoder": StableDiffusionXLTextEncoderStep(),
+            "input": StableDiffusionXLInputStep(),
+            "before_denoise": StableDiffusionXLBeforeDenoiseStep(),
+            "denoise": denoise,
+            "decode": StableDiffusionXLDecodeStep(),
+        }
+    )
+    pipeline = blocks.init_pipeline()
+    parts = {
+        name: getattr(adapter.pipeline, name)
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+    }
+    pipeline.update_components(**parts, guider=guider)
+    return pipeline
