@@ -2,12 +2,14 @@
 
 Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and other scorers), ``throughput`` (batched
 against one by one), ``feedback`` (DPO on pairs labelled by the scorer against pairs labelled by the simulated users),
-``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose).
+``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose), ``edit``
+(held-out edits), ``pal`` (users told apart or not, and a new one).
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import Comparisons, PairDataset, load_pairs
@@ -25,9 +28,13 @@ from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.accuracy import calibration_curve, expected_calibration_error, pairwise_accuracy
 from diffusion_align.evaluation.compare import SamplingSettings, sample_and_score
 from diffusion_align.rewards import Ensemble, RewardScorer, load_scorer, score_in_batches
+from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.sampling.sampler import generate
 from diffusion_align.scenes.grammar import parse_prompt
+from diffusion_align.scenes.make_comparisons import ASPECTS
+from diffusion_align.scenes.oracle import score_image
 from diffusion_align.training.reward import judge
+from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
 from .harness import RESULTS, ratio_interval, time_interleaved, write_result
@@ -38,6 +45,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--scorer", default="scenes-vp")
     parser.add_argument("--judged", type=Path, default=Path("runs/rewards/judged"), help="from make_comparisons judged")
+    parser.add_argument("--edits", type=Path, default=Path("runs/rewards/edits"), help="from make_comparisons edits")
     parser.add_argument("--members", nargs="*", default=[], help="folders of the ensemble's members (best-of-n)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the DPO runs (feedback)")
     parser.add_argument("--prompts", type=int, default=24, help="of best-of-n")
@@ -188,9 +196,121 @@ def _mean_and_error(values: list[list[float]]) -> dict[str, list[float]]:
     return {"mean": table.mean(axis=0).tolist(), "standard_error": (table.std(axis=0) / len(table) ** 0.5).tolist()}
 
 
+def edit(args: argparse.Namespace) -> dict[str, Any]:
+    """scenes-edit on held-out edits: which attempt is better."""
+    judged = judge(load_scorer("scenes-edit"), Comparisons(args.edits, "test"))
+    rows = {}
+    for name in (key for key in judged if not key.endswith("/label")):
+        labels = judged[f"{name}/label"]
+        decisive = labels != 0.5
+        rows[name] = {"pairs": int(decisive.sum()), "accuracy": pairwise_accuracy(judged[name], labels)}
+    labels, probabilities = judged["overall/label"], 1 / (1 + np.exp(-judged["overall"]))
+    return {
+        "judgements": rows,
+        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+        "calibration_curve": calibration_curve(probabilities, labels),
+    }
+
+
+#: Weights of (prompt_following, aesthetic, fidelity) of a user who was not among those that scenes-pal was trained on.
+NEWCOMER = (0.0, 1.0, 0.0)
+
+
+def pal(args: argparse.Namespace) -> dict[str, Any]:
+    """scenes-pal told who judges, against the same model trained as if all were one user; and a new user."""
+    comparisons = Comparisons(args.judged, "test")
+    scorer = load_scorer("scenes-pal")
+    single = one_user_model(args.judged, args.work)
+    judged, lumped = judge(scorer, comparisons), judge(single, as_one_user(args.judged, "test", args.work))
+    labels = judged["overall/label"]
+    users = np.array([comparisons[i].user for i in range(len(comparisons))])
+    accuracies = {
+        name: {"pal": pairwise_accuracy(judged["overall"][rows], labels[rows]),
+               "one user": pairwise_accuracy(lumped["overall"][rows], labels[rows])}
+        for name, rows in {"all": users != "", **{user: users == user for user in sorted(set(users))}}.items()
+    }  # fmt: skip
+    decisive = labels != 0.5
+    hits = [((side["overall"] > 0) == (labels > 0.5))[decisive].astype(float) for side in (judged, lumped)]
+    gap = hits[0] - hits[1]
+    return {
+        "accuracy": accuracies,
+        "gain": {"mean": float(gap.mean()), "standard_error": float(gap.std() / len(gap) ** 0.5)},
+        "new_user": new_user(scorer, comparisons),
+    }
+
+
+def as_one_user(judged: Path, split: str, work: Path) -> Comparisons:
+    """The judged pairs of a split, all signed by the same user."""
+    folder = work / "one-user"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "validation", "test"):
+        file = f"{name}-00000-of-00001.parquet"
+        if not (folder / file).is_file():
+            rows = Dataset.from_parquet(str(judged / file))
+            rows.remove_columns("user_id").add_column("user_id", ["everyone"] * len(rows)).to_parquet(folder / file)
+    return Comparisons(folder, split)
+
+
+def one_user_model(judged: Path, work: Path) -> RewardScorer:
+    """scenes-pal's recipe without telling users apart."""
+    as_one_user(judged, "train", work)
+    config = load_recipe(
+        "scenes_pal", dataset=str(work / "one-user"), output_dir=str(work / "pal-one-user"), overwrite_output_dir=True,
+        progress=False, eval_steps=0,
+    )  # fmt: skip
+    weights = train(config).weights
+    assert weights is not None
+    return load_scorer(str(weights))
+
+
+def new_user(scorer: RewardScorer, comparisons: Comparisons, shown: int = 20, draws: int = 10) -> dict[str, Any]:
+    """Accuracy for a new taste before (the mean of the known users) and after ``shown`` comparisons."""
+    assert isinstance(scorer, PALScorer)
+    records = [comparisons[i] for i in range(0, len(comparisons), 3)]
+    pictures = [[np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in r.images] for r in records]
+    likes = np.array(
+        [
+            [sum(w * getattr(s, a) for w, a in zip(NEWCOMER, ASPECTS, strict=True))
+             for s in (score_image(picture, r.prompt) for picture in pair)]
+            for r, pair in zip(records, pictures, strict=True)
+        ]
+    )  # fmt: skip
+    images = torch.from_numpy(np.array(pictures)).permute(1, 0, 4, 2, 3).float() / 255  # (2, N, 3, H, W)
+    prompts, truth = [r.prompt for r in records], torch.from_numpy((likes[:, 0] > likes[:, 1]).astype(np.float32))
+    centre = {"mixture": scorer.head.mixture.data.mean(dim=0, keepdim=True)}
+    found: dict[str, list[float]] = {"before": [], "after": []}
+    rng = np.random.default_rng(0)
+    for draw in range(draws):
+        rows = rng.permutation(len(records))
+        few, rest = rows[:shown], rows[shown:]
+        for name in found:
+            user = f"newcomer {draw} {name}"
+            if name == "after":
+                scorer.add_user(user, images[0][few], images[1][few], [prompts[i] for i in few], truth[few])
+            else:
+                scorer.users.append(user)
+                scorer.head.mixture = torch.nn.Parameter(
+                    torch.cat([scorer.head.mixture.data, centre["mixture"]]), requires_grad=False
+                )
+            asked = [prompts[i] for i in rest]
+            with torch.no_grad():
+                sides = [score_in_batches(scorer, side[rest], asked, 64, users=[user] * len(rest)) for side in images]
+            right = (sides[0].reward > sides[1].reward) == (truth[rest] > 0.5)
+            found[name].append(float(right.float().mean()))
+    gain = np.array(found["after"]) - np.array(found["before"])
+    return {
+        "comparisons": shown,
+        "before": float(np.mean(found["before"])),
+        "after": float(np.mean(found["after"])),
+        "gain": {"mean": float(gain.mean()), "standard_error": float(gain.std() / draws**0.5), "draws": draws},
+    }
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "accuracy": accuracy,
     "throughput": throughput,
     "feedback": feedback,
     "best-of-n": best_of_n,
+    "edit": edit,
+    "pal": pal,
 }

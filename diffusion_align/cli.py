@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from diffusion_align.training.config import CONFIGS, DPOConfig, RunConfig
 
-from .options import AnnotateOptions, DemoOptions, GenerateOptions, ScoreOptions
+from .options import AnnotateOptions, DemoOptions, EvaluateGuidanceOptions, GenerateOptions, ScoreOptions
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -164,6 +164,21 @@ def run_annotate(arguments: list[str]) -> int:
     return 0
 
 
+def run_evaluate(arguments: list[str]) -> int:
+    import tyro
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: diffusion-align evaluate guidance [--FLAG VALUE ...]\n\n  guidance  ways to guide at equal cost")
+        return 0
+    if arguments[0] != "guidance":
+        raise ValueError(unknown("evaluation", arguments[0], ["guidance"]))
+    options = tyro.cli(EvaluateGuidanceOptions, prog="diffusion-align evaluate guidance", args=arguments[1:])
+    from .evaluate import evaluate_guidance
+
+    print(f"report: {evaluate_guidance(options)}")
+    return 0
+
+
 def run_demo(arguments: list[str]) -> int:
     import tyro
 
@@ -176,10 +191,11 @@ def run_demo(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("DPO and InPO on the embedded world in about five minutes, with a report", run_demo),
-    "train": ("fine-tune on preference: dpo, inpo; train a scorer: reward", run_train),
+    "train": ("fine-tune on preference: dpo, inpo; train a scorer: reward, evaluator", run_train),
     "generate": ("draw images with a model and trained weights", run_generate),
     "score": ("score pictures with any scorers", run_score),
     "annotate": ("make preference pairs by AI feedback: draw, score, compare", run_annotate),
+    "evaluate": ("compare ways to guide at equal cost: evaluate guidance", run_evaluate),
     "cache": ("encode a training set's images and captions once", run_cache),
 }
 

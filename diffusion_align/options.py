@@ -151,3 +151,47 @@ class AnnotateOptions:
     """auto is fp16 on a GPU and fp32 on the CPU."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class EvaluateGuidanceOptions:
+    """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
+
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, or hub name."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    scorer: str = "scenes-oracle"
+    """The judge; no way to guide sees it."""
+    prompts: str | None = None
+    """File of test prompts; unset: fresh held-out prompts of scenes."""
+    validation_prompts: str | None = None
+    """File of the prompts that the static scale is chosen on; unset: fresh ones of scenes."""
+    num_prompts: int = 500
+    """Test prompts."""
+    num_validation_prompts: int = 250
+    """Validation prompts."""
+    num_inference_steps: int = 20
+    """Sampling steps, two denoiser calls each."""
+    seeds: tuple[int, ...] = (0, 1_000_000, 2_000_000)
+    """Repetitions; image i of a repetition has this seed + i."""
+    sweep: tuple[float, ...] = (1.0, 2.0, 3.5, 5.0, 7.0, 10.0)
+    """Static scales tried on the validation prompts; the best one is the baseline."""
+    evaluator: str = "scenes-sdxl-evaluator"
+    """Evaluator of dynamic guidance."""
+    evaluators: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "preference")
+    """Judgements used together; each is tried alone, too."""
+    candidates: tuple[float, ...] = (1.0, 3.0, 5.0, 7.5, 11.0)
+    """Scales that dynamic guidance chooses from."""
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "adaptive"
+    """How the evaluators are weighed."""
+    normalise: Literal["population", "candidates"] = "population"
+    """Standardise scores over the noise level's population, or over each image's candidates."""
+    selector: str | None = None
+    """Scorer of a best-of-2 row; unset leaves it out."""
+    batch_size: int = 32
+    """Images drawn at once."""
+    out: str = "runs/evaluate-guidance"
+    """Folder of table.json and report.html."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""

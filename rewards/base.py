@@ -140,6 +140,14 @@ class RewardScorer(nn.Module, ABC):
         return self.eval()
 
 
+class Embedder(RewardScorer, ABC):
+    """A scorer whose embeddings of pictures and prompts others build on (PAL)."""
+
+    @abstractmethod
+    def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of preprocessed images, and of prompts, each (B, D) float32."""
+
+
 def score_in_batches(
     scorer: RewardScorer, images: Images, prompts: Sequence[str], batch_size: int = 32, **context: Any
 ) -> RewardOutput:

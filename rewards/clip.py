@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from .base import RewardOutput, RewardScorer
+from .base import Embedder, RewardOutput, RewardScorer
 from .preprocess import Preprocess
 from .weights import find_file, load_exactly, read_weights
 
@@ -29,7 +29,7 @@ OPEN_CLIP = {
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
-class CosineScorer(RewardScorer):
+class CosineScorer(Embedder):
     """cos(image, text), times ``scale``. The raw cosine: CLIPScore's max(cos, 0) has no gradient where it matters."""
 
     differentiable = True
@@ -49,9 +49,12 @@ class CosineScorer(RewardScorer):
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embeddings (B, D), not normalised."""
 
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+    def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         image = normalize(self.encode_images(images).float(), dim=-1)
-        text = normalize(self.encode_texts(prompts).float(), dim=-1)
+        return image, normalize(self.encode_texts(prompts).float(), dim=-1)
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        image, text = self.embed(images, prompts)
         return RewardOutput(self.scale * (image * text).sum(dim=-1))
 
 

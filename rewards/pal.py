@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize, softmax
 
-from .base import RewardOutput, RewardScorer
-from .clip import CosineScorer
+from .base import Embedder, RewardOutput, RewardScorer
 from .trained import TrainedScorer
 
 #: Pull of a new user's mixture to the known users' mean: what a handful of comparisons may change.
@@ -64,7 +63,7 @@ class PALScorer(TrainedScorer):
     """Scores for a user: ``score(images, prompts, users=[...])``.
 
     Args:
-        clip: what embeds images and prompts; frozen, and not saved with the scorer.
+        clip: what embeds images and prompts (any :class:`Embedder`); frozen, and not saved with the scorer.
         clip_name: how ``load_scorer`` finds it again.
         users: names in the order of the mixture's rows.
     """
@@ -84,12 +83,12 @@ class PALScorer(TrainedScorer):
         out: int = 64,
     ) -> None:
         super().__init__()
-        if not isinstance(clip, CosineScorer):
+        if not isinstance(clip, Embedder):
             raise ValueError(f"PAL needs a scorer with image and text embeddings, found {clip.name}")
         self.clip, self.clip_name = clip.frozen(), clip_name
         self.users = [str(user) for user in users]
         with torch.no_grad():
-            width = clip.encode_texts(["a"]).shape[-1]
+            width = clip.embed(clip.preprocess(torch.zeros(1, 3, 64, 64)), ["a"])[0].shape[-1]
         self.shape = {"variant": variant, "prototypes": prototypes, "out": out}
         self.head = PALHead(variant, width, out, prototypes, len(self.users))
 
@@ -97,10 +96,9 @@ class PALScorer(TrainedScorer):
         return self.clip.preprocess(images)
 
     def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of preprocessed images and of prompts, each (B, D) float32."""
-        assert isinstance(self.clip, CosineScorer)
-        pictures = normalize(self.clip.encode_images(images).float(), dim=-1)
-        return pictures, normalize(self.clip.encode_texts(prompts).float(), dim=-1)
+        """The frozen embeddings, each (B, D) float32."""
+        assert isinstance(self.clip, Embedder)
+        return self.clip.embed(images, prompts)
 
     def rows(self, users: Sequence[object]) -> Tensor:
         """Row of each user.

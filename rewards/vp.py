@@ -12,7 +12,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResN
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from .aesthetic import in_float32
-from .base import RewardOutput
+from .base import Embedder, RewardOutput
 from .preprocess import HALF, Preprocess
 from .trained import TrainedScorer
 
@@ -100,7 +100,7 @@ def head(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, outputs))
 
 
-class VPScore(TrainedScorer):
+class VPScore(TrainedScorer, Embedder):
     """An overall score and one per aspect, all logits: P(a over b) = sigmoid(score_a - score_b).
 
     Args:
@@ -136,12 +136,19 @@ class VPScore(TrainedScorer):
             return_tensors="pt",
         ).to(self.device)
 
-    def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def embed_apart(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) of preprocessed images and of prompts, each seen alone (BLIP's contrastive branch)."""
         tokens = self.tokenize(prompts)
         picture = self.image_projection(self.reader.vision(images).mean(dim=1))
         text = self.text_projection(self.reader.read_text(tokens.input_ids, tokens.attention_mask))
         return normalize(picture.float(), dim=-1), normalize(text.float(), dim=-1)
+
+    def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Of each image read beside its prompt, and of the prompt read alone."""
+        tokens = self.tokenize(prompts)
+        state = self.reader([images], tokens.input_ids, tokens.attention_mask).float()
+        text = self.reader.read_text(tokens.input_ids, tokens.attention_mask).float()
+        return normalize(state, dim=-1), normalize(text, dim=-1)
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         tokens = self.tokenize(prompts)

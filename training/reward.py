@@ -100,7 +100,7 @@ class RewardMethod:
     def contrast(self, scorer: VPScore, batch: ComparisonBatch) -> Tensor:
         """BLIP's image-text contrastive loss of the preferred pictures."""
         with self.autocast():
-            images, texts = scorer.embed(preferred_images(batch), batch.prompts)
+            images, texts = scorer.embed_apart(preferred_images(batch), batch.prompts)
         return contrastive_loss(images, texts, scorer.logit_scale.exp().clamp(max=100))
 
 

@@ -1,0 +1,113 @@
+"""``diffusion-align evaluate guidance``: the table of ways to guide, as JSON and as a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .adapters import load_adapter
+from .data import PairDataset, load_pairs, load_prompts
+from .evaluation import Report
+from .evaluation.figures import curve_figure
+from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep
+from .generation import DTYPES, pick_device
+from .guidance.dynamic import DynamicGuidance
+from .options import EvaluateGuidanceOptions
+from .rewards import load_scorer
+from .scenes.make_pairs import draw_prompts
+
+#: Seeds of the fresh scenes prompts; the shipped pairs and the evaluators' data were drawn from others.
+TEST_SEED, VALIDATION_SEED = 9001, 9002
+
+
+def guidance_table(options: EvaluateGuidanceOptions) -> dict[str, Any]:
+    """Sweep the static scale on validation prompts, then compare everything on the test prompts.
+
+    Raises:
+        ValueError, FileNotFoundError: a file, model or setting that cannot be used; or only one of the two prompt
+            files.
+    """
+    if (options.prompts is None) != (options.validation_prompts is None):
+        raise ValueError("give both --prompts and --validation-prompts, or neither")
+    test, validation = prompt_sets(options)
+    device = pick_device(options.device)
+    adapter = load_adapter(options.model, dtype=DTYPES["fp16" if device.type == "cuda" else "fp32"], device=device)
+    if options.lora is not None:
+        adapter.load_weights(options.lora)
+    judge = load_scorer(options.scorer).to(device)
+    settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
+    tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
+    static = max(tried, key=lambda scale: tried[scale])
+    print(f"best static scale on {len(validation)} validation prompts: {static:g}", flush=True)
+    ways = {" + ".join(options.evaluators): options.evaluators}
+    ways |= {kind: (kind,) for kind in options.evaluators if len(options.evaluators) > 1}
+    dynamic = {
+        name: DynamicGuidance(
+            options.evaluator, kinds, options.candidates, options.weighting, options.normalise, fallback=static
+        )
+        for name, kinds in ways.items()
+    }
+    selector = None if options.selector is None else load_scorer(options.selector).to(device)
+    comparison = GuidanceComparison(adapter, judge, test, seeds=options.seeds, **settings)
+    rows = compare_guidance(comparison, static, dynamic, selector, progress=lambda text: print(text, flush=True))
+    return {
+        "model": options.model,
+        "prompts": len(test),
+        "validation_prompts": len(validation),
+        "seeds": list(options.seeds),
+        "steps": options.num_inference_steps,
+        "candidates": list(options.candidates),
+        "weighting": options.weighting,
+        "normalise": options.normalise,
+        "sweep_on_validation": {f"{scale:g}": reward for scale, reward in tried.items()},
+        "best_static": static,
+        "rows": rows,
+    }
+
+
+def prompt_sets(options: EvaluateGuidanceOptions) -> tuple[list[str], list[str]]:
+    """Test and validation prompts: from the files, or fresh ones of scenes that no shipped training pair has."""
+    counts = options.num_prompts, options.num_validation_prompts
+    if options.prompts is not None and options.validation_prompts is not None:
+        files = load_prompts(options.prompts), load_prompts(options.validation_prompts)
+        return files[0][: counts[0]], files[1][: counts[1]]
+    pairs = load_pairs("scenes-pairs", "train", keep_ties=True)
+    assert isinstance(pairs, PairDataset)
+    seen = set(pairs.captions())
+    validation = draw_prompts(counts[1], 0.25, VALIDATION_SEED, seen)
+    return draw_prompts(counts[0], 0.25, TEST_SEED, seen | set(validation)), validation
+
+
+def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
+    """Write ``table.json`` and ``report.html``; returns the report's path."""
+    table = guidance_table(options)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
+    report = Report("Ways to guide, at equal denoiser calls")
+    report.text(
+        f"`{options.model}`, {table['prompts']} prompts x {len(options.seeds)} seeds, {options.num_inference_steps} "
+        f"steps, judged by `{options.scorer}`. The best static scale on {table['validation_prompts']} other prompts is "
+        f"{table['best_static']:g}; win rates are over it, with a 95% interval clustered by prompt."
+    )
+    report.table([readable(name, row) for name, row in table["rows"].items()])
+    curves = {
+        name: list(enumerate(row["mean_scale_by_step"]))
+        for name, row in table["rows"].items()
+        if "mean_scale_by_step" in row
+    }
+    report.figure(curve_figure(curves, "Mean guidance scale", "scale"), "Mean guidance scale by step")
+    return report.write(out)
+
+
+def readable(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the page's table."""
+    low, high = row["win_rate"]["interval"]
+    cells: dict[str, Any] = {"way": name, "calls": f"{row['nfe']:g}"}
+    cells["win rate"] = f"{row['win_rate']['rate']:.1%} [{low:.1%}, {high:.1%}]"
+    for aspect, gap in row["over_static"].items():
+        cells[aspect.replace("_", " ")] = (
+            f"{row[aspect]['mean']:.3f} ({gap['mean']:+.3f} ± {gap['standard_error']:.3f})"
+        )
+    return cells
