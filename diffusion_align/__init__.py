@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from diffusion_align.data import PairBatch, PairRecord, load_pairs, load_prompts
     from diffusion_align.evaluation import Report, WinRate, win_rate
     from diffusion_align.evaluation.compare import SamplingSettings, compare, sample_and_score
+    from diffusion_align.guidance.dynamic import DynamicGuidance
+    from diffusion_align.guidance.evaluators import load_evaluator
+    from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
     from diffusion_align.objectives import LossOutput, PairStats, preference_loss
     from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
     from diffusion_align.sampling.inversion import ddim_invert
-    from diffusion_align.sampling.sampler import generate
-    from diffusion_align.training.config import DPOConfig, InPOConfig, RewardConfig, TrainConfig
+    from diffusion_align.sampling.sampler import Samples, generate, sample
+    from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
+    from diffusion_align.training.config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, TrainConfig
     from diffusion_align.training.loop import TrainResult
     from diffusion_align.training.run import train
     from diffusion_align.training.settings import load_recipe
@@ -29,6 +33,8 @@ _HOMES = {
     "Adapter": "adapters",
     "Conditioning": "adapters",
     "DPOConfig": "training.config",
+    "DynamicGuidance": "guidance.dynamic",
+    "EvaluatorConfig": "training.config",
     "InPOConfig": "training.config",
     "LossOutput": "objectives",
     "PairBatch": "data",
@@ -39,19 +45,27 @@ _HOMES = {
     "RewardConfig": "training.config",
     "RewardOutput": "rewards",
     "RewardScorer": "rewards",
+    "Samples": "sampling.sampler",
     "SamplingSettings": "evaluation.compare",
+    "ScheduleGuidance": "guidance.schedules",
+    "TableGuidance": "guidance.schedules",
     "TrainConfig": "training.config",
     "TrainResult": "training.loop",
     "WinRate": "evaluation",
+    "best_of_n": "sampling.steering",
     "compare": "evaluation.compare",
     "ddim_invert": "sampling.inversion",
+    "fk_steering": "sampling.steering",
     "generate": "sampling.sampler",
     "load_adapter": "adapters",
+    "load_evaluator": "guidance.evaluators",
     "load_pairs": "data",
     "load_prompts": "data",
     "load_recipe": "training.settings",
     "load_scorer": "rewards",
     "preference_loss": "objectives",
+    "reward_gradient": "sampling.steering",
+    "sample": "sampling.sampler",
     "sample_and_score": "evaluation.compare",
     "train": "training.run",
     "win_rate": "evaluation",
@@ -61,6 +75,8 @@ __all__ = [
     "Adapter",
     "Conditioning",
     "DPOConfig",
+    "DynamicGuidance",
+    "EvaluatorConfig",
     "InPOConfig",
     "LossOutput",
     "PairBatch",
@@ -71,19 +87,27 @@ __all__ = [
     "RewardConfig",
     "RewardOutput",
     "RewardScorer",
+    "Samples",
     "SamplingSettings",
+    "ScheduleGuidance",
+    "TableGuidance",
     "TrainConfig",
     "TrainResult",
     "WinRate",
+    "best_of_n",
     "compare",
     "ddim_invert",
+    "fk_steering",
     "generate",
     "load_adapter",
+    "load_evaluator",
     "load_pairs",
     "load_prompts",
     "load_recipe",
     "load_scorer",
     "preference_loss",
+    "reward_gradient",
+    "sample",
     "sample_and_score",
     "train",
     "win_rate",

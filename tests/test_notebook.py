@@ -18,6 +18,7 @@ SHORTER = {
     "rendered_rows(400": "rendered_rows(32",
     "rendered_rows(100": "rendered_rows(8",
     "[:100]": "[:4]",
+    "STEPS = 20": "STEPS = 2",
 }
 
 
@@ -27,7 +28,7 @@ def test_the_notebook_runs(path: Path, tmp_path: Path) -> None:
     for cell in notebook.cells:
         for long, short in SHORTER.items():
             cell.source = cell.source.replace(long, short)
-    assert "max_steps=2" in "".join(cell.source for cell in notebook.cells)
+    assert any(short in cell.source for cell in notebook.cells for short in SHORTER.values())
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .figures import curve_figure, image_grid, win_rate_bars
+from .figures import curve_figure, image_grid, schedule_figure, win_rate_bars
 from .report import Report
 from .stats import MeanInterval, WinRate, clustered_win_rate, paired_difference, win_rate
 
@@ -14,6 +14,7 @@ __all__ = [
     "curve_figure",
     "image_grid",
     "paired_difference",
+    "schedule_figure",
     "win_rate",
     "win_rate_bars",
 ]
