@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--selector", default="scenes-vp", help="scorer of the best-of-2 row")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
+    parser.add_argument("--partial", type=Path, default=Path("runs/benchmarks/guidance_table.json"), help="rows so far")
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_guidance.json")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {}
@@ -43,13 +44,18 @@ def main(argv: list[str]) -> None:
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
     """The comparison with the shipped evaluator and the defaults."""
-    return guidance_table(EvaluateGuidanceOptions(num_prompts=args.prompts, selector=args.selector))
+
+    def keep(rows: dict[str, Any]) -> None:
+        args.partial.parent.mkdir(parents=True, exist_ok=True)
+        args.partial.write_text(json.dumps(rows, indent=2))
+
+    return guidance_table(EvaluateGuidanceOptions(num_prompts=args.prompts, selector=args.selector), keep)
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
     """Sampling time of dynamic guidance (5 scales, 3 evaluators) over static guidance, whole pictures, one run."""
     adapter, prompts = load_adapter("scenes-sdxl"), held_out_prompts(32)
-    guider = DynamicGuidance(kinds=("alignment", "fidelity", "preference"), candidates=(1.0, 3.0, 5.0, 7.5, 11.0))
+    guider = DynamicGuidance(kinds=("alignment", "fidelity", "preference"), candidates=(2.0, 2.5, 3.5, 5.0, 6.0))
     guider.use(load_evaluator("scenes-sdxl-evaluator"))
     options: dict[str, Any] = {"num_inference_steps": 10, "seeds": list(range(32)), "batch_size": 32}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .evaluation.figures import curve_figure
 from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep
 from .generation import DTYPES, pick_device
 from .guidance.dynamic import DynamicGuidance
+from .guidance.evaluators import load_evaluator
 from .options import EvaluateGuidanceOptions
 from .rewards import load_scorer
 from .scenes.make_pairs import draw_prompts
@@ -21,8 +23,13 @@ from .scenes.make_pairs import draw_prompts
 TEST_SEED, VALIDATION_SEED = 9001, 9002
 
 
-def guidance_table(options: EvaluateGuidanceOptions) -> dict[str, Any]:
+def guidance_table(
+    options: EvaluateGuidanceOptions, keep: Callable[[dict[str, Any]], object] = lambda table: None
+) -> dict[str, Any]:
     """Sweep the static scale on validation prompts, then compare everything on the test prompts.
+
+    Args:
+        keep: called with what there is of the table after each row: it takes long.
 
     Raises:
         ValueError, FileNotFoundError: a file, model or setting that cannot be used; or only one of the two prompt
@@ -40,18 +47,18 @@ def guidance_table(options: EvaluateGuidanceOptions) -> dict[str, Any]:
     tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
     static = max(tried, key=lambda scale: tried[scale])
     print(f"best static scale on {len(validation)} validation prompts: {static:g}", flush=True)
-    ways = {" + ".join(options.evaluators): options.evaluators}
-    ways |= {kind: (kind,) for kind in options.evaluators if len(options.evaluators) > 1}
+    kinds = load_evaluator(options.evaluator).settings.kinds
+    ways: dict[str, tuple[str, ...]] = {" + ".join(options.evaluators): options.evaluators}
+    ways |= {" + ".join(some): some for some in (*((kind,) for kind in kinds), kinds)}
     dynamic = {
         name: DynamicGuidance(
-            options.evaluator, kinds, options.candidates, options.weighting, options.normalise, fallback=static
+            options.evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
         )
-        for name, kinds in ways.items()
+        for name, some in ways.items()
     }
     selector = None if options.selector is None else load_scorer(options.selector).to(device)
     comparison = GuidanceComparison(adapter, judge, test, seeds=options.seeds, **settings)
-    rows = compare_guidance(comparison, static, dynamic, selector, progress=lambda text: print(text, flush=True))
-    return {
+    table: dict[str, Any] = {
         "model": options.model,
         "prompts": len(test),
         "validation_prompts": len(validation),
@@ -62,8 +69,13 @@ def guidance_table(options: EvaluateGuidanceOptions) -> dict[str, Any]:
         "normalise": options.normalise,
         "sweep_on_validation": {f"{scale:g}": reward for scale, reward in tried.items()},
         "best_static": static,
-        "rows": rows,
+        "rows": {},
     }
+    for name, row in compare_guidance(comparison, static, dynamic, selector):
+        table["rows"][name] = row
+        print(f"{name}: win rate {row['win_rate']['rate']:.3f}", flush=True)
+        keep(table)
+    return table
 
 
 def prompt_sets(options: EvaluateGuidanceOptions) -> tuple[list[str], list[str]]:

@@ -45,9 +45,9 @@ class GenerateOptions:
     """Of dynamic guidance: shipped evaluator, or the folder that train evaluator wrote."""
     evaluators: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "preference")
     """Of dynamic guidance: which of its judgements count."""
-    candidates: tuple[float, ...] = (1.0, 3.0, 5.0, 7.5, 11.0)
+    candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
     """Of dynamic guidance: the scales it chooses from."""
-    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "adaptive"
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
     """Of dynamic guidance: how the evaluators are weighed."""
     pixel_scorers: tuple[str, ...] = ()
     """Of dynamic guidance: scorers that judge decoded predictions as well (dear: a decoding per candidate)."""
@@ -181,11 +181,11 @@ class EvaluateGuidanceOptions:
     """Evaluator of dynamic guidance."""
     evaluators: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "preference")
     """Judgements used together; each is tried alone, too."""
-    candidates: tuple[float, ...] = (1.0, 3.0, 5.0, 7.5, 11.0)
+    candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
     """Scales that dynamic guidance chooses from."""
-    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "adaptive"
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
     """How the evaluators are weighed."""
-    normalise: Literal["population", "candidates"] = "population"
+    normalise: Literal["population", "candidates"] = "candidates"
     """Standardise scores over the noise level's population, or over each image's candidates."""
     selector: str | None = None
     """Scorer of a best-of-2 row; unset leaves it out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,32 +150,23 @@ def compare_guidance(
     static: float,
     dynamic: Mapping[str, DynamicGuidance],
     selector: RewardScorer | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, dict[str, Any]]:
-    """The table: every way by name, each with means, errors, and its win rate over static guidance at ``static``.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table, row by row: a way's name, its means, errors, and win rate over static guidance at ``static``.
 
     Args:
         dynamic: named settings of dynamic guidance; the first one's mean schedule is tried as a fixed one too.
         selector: scorer of the best-of-2 row; None leaves it out.
     """
     base = comparison.run(comparison.guided(static))
-    rows = {f"static {static:g}": base.table_row(base)}
-
-    def add(name: str, draw: Draw) -> GuidanceTrial:
-        trial = comparison.run(draw)
-        rows[name] = trial.table_row(base)
-        progress(f"{name}: win rate {rows[name]['win_rate']['rate']:.3f}")
-        return trial
-
-    first: GuidanceTrial | None = None
-    for name, guider in dynamic.items():
-        trial = add(f"dynamic, {name}", comparison.guided(guider))
-        first = first or trial
-    if first is not None:
-        mean = first.scales.mean(dim=(0, 2)).tolist()
-        add("mean of the dynamic schedules", comparison.guided(TableGuidance(mean)))
-    for name, guider in usual_ways(static).items():
-        add(name, comparison.guided(guider))
+    yield f"static {static:g}", base.table_row(base)
+    for i, (name, guider) in enumerate(dynamic.items()):
+        trial = comparison.run(comparison.guided(guider))
+        yield f"dynamic, {name}", trial.table_row(base)
+        if i == 0:
+            mean = TableGuidance(trial.scales.mean(dim=(0, 2)).tolist())
+            yield "mean of the dynamic schedules", comparison.run(comparison.guided(mean)).table_row(base)
     if selector is not None:
-        add(f"best of 2, half the steps, by {selector.name}", comparison.best_of(2, selector, static))
-    return rows
+        name = f"best of 2, half the steps, by {selector.name}"
+        yield name, comparison.run(comparison.best_of(2, selector, static)).table_row(base)
+    for name, guider in usual_ways(static).items():
+        yield name, comparison.run(comparison.guided(guider)).table_row(base)

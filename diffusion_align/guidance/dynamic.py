@@ -73,8 +73,8 @@ class DynamicGuidance(StepGuidance):
     Args:
         evaluator: shipped name or folder of a :class:`LatentEvaluator`; None if only pixel scorers judge.
         kinds: what of it is asked.
-        candidates: the scales.
-        weighting: how the evaluators are weighed: "uniform", "linear", "adaptive" (default) or "adaptive-signed".
+        candidates: the scales, around the best static one: of far ones the greedy choice is often wrong.
+        weighting: how the evaluators are weighed: "uniform" (default), "linear", "adaptive" or "adaptive-signed".
         normalise: "population": scores are standardised with the evaluator's statistics of the noise level;
             "candidates": over the candidates of each image, so that all evaluators have an equal say.
         pixel_scorers: names of scorers that judge the decoded x0 predictions. Dear: a decoding per candidate.
@@ -89,14 +89,14 @@ class DynamicGuidance(StepGuidance):
     def __init__(
         self,
         evaluator: str | None = "scenes-sdxl-evaluator",
-        kinds: Sequence[str] = ("alignment", "fidelity", "preference"),
-        candidates: Sequence[float] = (1.0, 3.0, 5.0, 7.5, 11.0),
-        weighting: str = "adaptive",
-        normalise: str = "population",
+        kinds: Sequence[str] = ("alignment", "preference"),
+        candidates: Sequence[float] = (2.5, 3.5, 5.0),
+        weighting: str = "uniform",
+        normalise: str = "candidates",
         pixel_scorers: Sequence[str] = (),
         start: float = 0.0,
         stop: float = 1.0,
-        fallback: float = 5.0,
+        fallback: float = 3.5,
     ) -> None:
         super().__init__(start, stop)
         if weighting not in WEIGHTINGS:
