@@ -265,7 +265,7 @@ def test_with_one_candidate_it_is_static_guidance_and_schedulers_stay_intact(sch
 
 
 def test_it_takes_the_scale_that_the_scorer_likes_best_and_tells(adapter: Adapter) -> None:
-    guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",), weighting="uniform")
+    guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",), normalise="population")
     guider.use(scorers=[Brightness()])
     samples = sample(adapter, PROMPTS, num_inference_steps=3, guidance=guider, seeds=SEEDS)
     assert samples.nfe == 6
