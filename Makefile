@@ -6,8 +6,8 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test lint docs bench install clean
 
-# The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of modules change.
-SOURCES := $(shell find diffusion_align rewards training -name '*.py' -type f 2>/dev/null)
+# The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of files change.
+SOURCES := $(shell find diffusion_align rewards training -type f -not -name '*.pyc' 2>/dev/null)
 STAMP   := $(VENV)/.installed
 
 install: $(STAMP)

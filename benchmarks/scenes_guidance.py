@@ -30,26 +30,24 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--selector", default="scenes-vp", help="scorer of the best-of-2 row")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
-    parser.add_argument("--partial", type=Path, default=Path("runs/benchmarks/guidance_table.json"), help="rows so far")
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_guidance.json")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {}
+    args.result = result
     if args.out.is_file():  # parts may be measured one at a time
         kept = json.loads(args.out.read_text())
-        result = {part: kept[part] for part in PARTS if part in kept}
+        result |= {part: kept[part] for part in PARTS if part in kept}
     for part in args.parts:
         result[part] = {"command_arguments": argv, **PARTS[part](args)}
         write_result("scenes_guidance", result, args.out)
 
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
-    """The comparison with the shipped evaluator and the defaults."""
-
-    def keep(rows: dict[str, Any]) -> None:
-        args.partial.parent.mkdir(parents=True, exist_ok=True)
-        args.partial.write_text(json.dumps(rows, indent=2))
-
-    return guidance_table(EvaluateGuidanceOptions(num_prompts=args.prompts, selector=args.selector), keep)
+    """The comparison with the shipped evaluator and the defaults; written after each row: it takes an hour."""
+    options = EvaluateGuidanceOptions(num_prompts=args.prompts, selector=args.selector)
+    return guidance_table(
+        options, lambda rows: write_result("scenes_guidance", {**args.result, "table": rows}, args.out)
+    )
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
