@@ -115,18 +115,15 @@ class Brightness(RewardScorer):
         return RewardOutput(images.mean(dim=(1, 2, 3)))
 
 
-def test_the_task_kind_predicts_a_scorer(
-    grey: Path, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion_align.training.evaluator.load_scorer", lambda name: Brightness())
     made = config(
-        grey, tmp_path, sdxl_folder, kinds=("task",), teacher="brightness", real_dataset=None, max_steps=80,
-        eval_steps=80,
+        grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), teacher="brightness", real_dataset=None, max_steps=60,
     )  # fmt: skip
     history = train(made).history
     losses = [line["loss/task"] for line in history if "loss/task" in line]
     assert losses[-1] < losses[0]
-    assert history[-1]["eval/accuracy/task/clean"] > 0.8
+    assert history[-1]["eval/accuracy/task/clean"] > 0.7
 
 
 @pytest.mark.parametrize(
