@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-guidance", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--selector", default="scenes-vp", help="scorer of the best-of-2 row")
+    parser.add_argument("--ways", nargs="+", choices=("dynamic", "usual"), default=["dynamic", "usual"])
+    parser.add_argument("--static", type=float, default=None, help="best static scale, if known: no sweep")
+    parser.add_argument("--selector", default=None, help="scorer of the best-of-2 row, e.g. scenes-vp")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_guidance.json")
     args = parser.parse_args(argv)
@@ -43,11 +45,25 @@ def main(argv: list[str]) -> None:
 
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
-    """The comparison with the shipped evaluator and the defaults; written after each row: it takes an hour."""
-    options = EvaluateGuidanceOptions(num_prompts=args.prompts, selector=args.selector)
-    return guidance_table(
-        options, lambda rows: write_result("scenes_guidance", {**args.result, "table": rows}, args.out)
+    """The comparison with the shipped evaluator and the defaults; written after each row: it takes an hour.
+
+    Rows measured earlier for the same static scale are kept, so that ``--ways`` may be measured one at a time.
+    """
+    options = EvaluateGuidanceOptions(
+        num_prompts=args.prompts, selector=args.selector, ways=tuple(args.ways), static=args.static
     )
+    earlier = args.result.get("table", {})
+
+    def joined(found: dict[str, Any]) -> dict[str, Any]:
+        if earlier.get("best_static") != found["best_static"]:
+            return found
+        sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
+        return {**found, "sweep_on_validation": sweep, "rows": {**earlier["rows"], **found["rows"]}}
+
+    def keep(found: dict[str, Any]) -> None:
+        write_result("scenes_guidance", {**args.result, "table": joined(found)}, args.out)
+
+    return joined(guidance_table(options, keep))
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:

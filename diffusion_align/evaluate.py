@@ -11,7 +11,7 @@ from .adapters import load_adapter
 from .data import PairDataset, load_pairs, load_prompts
 from .evaluation import Report
 from .evaluation.figures import curve_figure
-from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep
+from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep, usual_ways
 from .generation import DTYPES, pick_device
 from .guidance.dynamic import DynamicGuidance
 from .guidance.evaluators import load_evaluator
@@ -44,9 +44,11 @@ def guidance_table(
         adapter.load_weights(options.lora)
     judge = load_scorer(options.scorer).to(device)
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
-    tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
-    static = max(tried, key=lambda scale: tried[scale])
-    print(f"best static scale on {len(validation)} validation prompts: {static:g}", flush=True)
+    tried: dict[float, float] = {}
+    if options.static is None:
+        tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
+        print(f"mean reward of static scales on {len(validation)} validation prompts: {tried}", flush=True)
+    static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
     kinds = load_evaluator(options.evaluator).settings.kinds
     ways: dict[str, tuple[str, ...]] = {" + ".join(options.evaluators): options.evaluators}
     ways |= {" + ".join(some): some for some in (*((kind,) for kind in kinds), kinds)}
@@ -55,6 +57,7 @@ def guidance_table(
             options.evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
         )
         for name, some in ways.items()
+        if "dynamic" in options.ways
     }
     selector = None if options.selector is None else load_scorer(options.selector).to(device)
     comparison = GuidanceComparison(adapter, judge, test, seeds=options.seeds, **settings)
@@ -71,7 +74,8 @@ def guidance_table(
         "best_static": static,
         "rows": {},
     }
-    for name, row in compare_guidance(comparison, static, dynamic, selector):
+    usual = usual_ways(static) if "usual" in options.ways else {}
+    for name, row in compare_guidance(comparison, static, dynamic, selector, usual):
         table["rows"][name] = row
         print(f"{name}: win rate {row['win_rate']['rate']:.3f}", flush=True)
         keep(table)

@@ -175,6 +175,10 @@ class EvaluateGuidanceOptions:
     """Sampling steps, two denoiser calls each."""
     seeds: tuple[int, ...] = (0, 1_000_000, 2_000_000)
     """Repetitions; image i of a repetition has this seed + i."""
+    ways: tuple[Literal["dynamic", "usual"], ...] = ("dynamic", "usual")
+    """Rows of the table: dynamic guidance, and the usual ways (limited interval, linear, cosine, APG, CFG-Zero*)."""
+    static: float | None = None
+    """The best static scale, if it is known; unset: found by the sweep."""
     sweep: tuple[float, ...] = (1.0, 2.0, 3.5, 5.0, 7.0, 10.0)
     """Static scales tried on the validation prompts; the best one is the baseline."""
     evaluator: str = "scenes-sdxl-evaluator"

@@ -150,12 +150,14 @@ def compare_guidance(
     static: float,
     dynamic: Mapping[str, DynamicGuidance],
     selector: RewardScorer | None = None,
+    usual: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The table, row by row: a way's name, its means, errors, and win rate over static guidance at ``static``.
 
     Args:
         dynamic: named settings of dynamic guidance; the first one's mean schedule is tried as a fixed one too.
         selector: scorer of the best-of-2 row; None leaves it out.
+        usual: named guiders to try besides, e.g. ``usual_ways(static)``.
     """
     base = comparison.run(comparison.guided(static))
     yield f"static {static:g}", base.table_row(base)
@@ -168,5 +170,5 @@ def compare_guidance(
     if selector is not None:
         name = f"best of 2, half the steps, by {selector.name}"
         yield name, comparison.run(comparison.best_of(2, selector, static)).table_row(base)
-    for name, guider in usual_ways(static).items():
+    for name, guider in (usual or {}).items():
         yield name, comparison.run(comparison.guided(guider)).table_row(base)
