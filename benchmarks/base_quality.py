@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data.masks import sample_mask
 from diffusion_align.demo import held_out_prompts
 from diffusion_align.evaluation import image_grid
 from diffusion_align.rewards import load_scorer
 from diffusion_align.sampling.sampler import generate, to_uint8
 from diffusion_align.scenes.grammar import parse_prompt, sample_scene
-from diffusion_align.scenes.masks import sample_mask
-from diffusion_align.scenes.render import render
+from diffusion_align.scenes.render import IMAGE_SIZE, render
 
 from .harness import write_result
 
@@ -89,7 +89,7 @@ def holes(prompts: list[str], seed: int) -> tuple[Tensor, Tensor]:
     for i, prompt in enumerate(prompts):
         rng = np.random.default_rng([seed, i])
         scenes.append(render(sample_scene(parse_prompt(prompt), rng)))
-        masks.append(sample_mask(rng))
+        masks.append(sample_mask(rng, IMAGE_SIZE, IMAGE_SIZE))
     pixels = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float() / 255
     return pixels, torch.from_numpy(np.stack(masks)).unsqueeze(1).float()
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from diffusion_align.training.config import CONFIGS, DPOConfig, RunConfig
+from diffusion_align.training.config import DPOConfig, RunConfig
+from diffusion_align.training.methods import CONFIGS
 
 from .options import AnnotateOptions, DemoOptions, EvaluateGuidanceOptions, GenerateOptions, ScoreOptions
 

@@ -35,20 +35,24 @@ class RewardOutput:
         reward: (B,) float32, the scorer's overall score.
         aspects: named parts of it, each (B,) float32.
         std: (B,) float32, how unsure the scorer is, in units of ``reward``; None when it does not say.
+        features: (B, F) float32, what the reward is a linear function of; None when the scorer does not show it.
     """
 
     reward: Tensor
     aspects: dict[str, Tensor] = field(default_factory=dict)
     std: Tensor | None = None
+    features: Tensor | None = None
 
     @classmethod
     def cat(cls, outputs: Sequence[RewardOutput]) -> RewardOutput:
         """Outputs of consecutive batches as one."""
         stds = [output.std for output in outputs if output.std is not None]
+        features = [output.features for output in outputs if output.features is not None]
         return cls(
             torch.cat([output.reward for output in outputs]),
             {name: torch.cat([output.aspects[name] for output in outputs]) for name in outputs[0].aspects},
             torch.cat(stds) if len(stds) == len(outputs) else None,
+            torch.cat(features) if len(features) == len(outputs) else None,
         )
 
 

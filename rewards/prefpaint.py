@@ -72,7 +72,8 @@ class PrefPaintScorer(RewardScorer):
         return features, score
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        return RewardOutput((self.features(images, context)[1] - MEAN) / STD)
+        features, score = self.features(images, context)
+        return RewardOutput((score - MEAN) / STD, features=features)
 
 
 def rename_prefpaint(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

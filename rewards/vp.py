@@ -154,8 +154,10 @@ class VPScore(TrainedScorer, Embedder):
         tokens = self.tokenize(prompts)
         state = self.reader([images], tokens.input_ids, tokens.attention_mask).float()
         with in_float32(state):
-            scores = self.head(state)
-        return RewardOutput(scores[:, 0], {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)})
+            features = self.head[:-1](state)
+            scores = self.head[-1](features)
+        aspects = {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)}
+        return RewardOutput(scores[:, 0], aspects, features=features)
 
     def settings(self) -> dict[str, Any]:
         return self._settings

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_align.training.config import CONFIGS, DPOConfig, InPOConfig
+from diffusion_align.training.config import DPOConfig, InPOConfig
+from diffusion_align.training.methods import CONFIGS
 from diffusion_align.training.settings import load_config, load_recipe, recipe_path, save_config, to_dict, validated
 
 RECIPES = sorted(recipe_path("scenes_dpo").parent.glob("*.yaml"))

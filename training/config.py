@@ -82,6 +82,10 @@ class RunConfig:
     """Show a progress bar."""
     eval_steps: NonNegative = 0
     """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
+    early_stopping_patience: NonNegative = 0
+    """Stop after so many validations in a row without a new best; the best weights are kept in output_dir/best."""
+    metric_for_best_model: str = "eval/reward"
+    """Metric of validation that early stopping watches (larger is better)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +288,3 @@ class EvaluatorConfig(RunConfig):
     """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
     max_corrupt: NonNegative = 100
     """Unreadable images that are skipped and reported before the run stops."""
-
-
-CONFIGS: dict[str, type[RunConfig]] = {c.method: c for c in (DPOConfig, InPOConfig, RewardConfig, EvaluatorConfig)}

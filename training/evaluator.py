@@ -23,6 +23,7 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
 
 from .config import EvaluatorConfig
+from .dtypes import DTYPES
 from .loop import Job
 from .randomness import NOISE, normal, timesteps
 
@@ -339,8 +340,7 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
     if ("task" in config.kinds) != (config.teacher is not None):
         raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
     if adapter is None:
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.weight_dtype]
-        adapter = load_adapter(config.model, dtype=dtype, device=accelerator.device)
+        adapter = load_adapter(config.model, dtype=DTYPES[config.weight_dtype], device=accelerator.device)
     teacher = None if config.teacher is None else load_scorer(config.teacher).to(accelerator.device)
     show = config.progress and accelerator.is_main_process
     encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]

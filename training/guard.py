@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from .config import RunConfig
 
 #: Steps in a row with a loss or gradient that is not finite before the run stops.
 MAX_BAD_STEPS = 3
@@ -69,7 +73,9 @@ class FiniteGuard:
         from safetensors.torch import save_file
 
         tensors, notes = {}, {}
-        for name, value in vars(self.batch).items():
+        rollout = getattr(self.batch, "rollout", None)
+        content = vars(self.batch) if rollout is None else {"prompts": rollout.prompts, **rollout.tensors}
+        for name, value in content.items():
             if isinstance(value, Tensor):
                 tensors[name] = value.detach().cpu().contiguous()
             elif isinstance(value, list | str):
@@ -78,6 +84,48 @@ class FiniteGuard:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=notes)
         return path
+
+
+class Patience:
+    """Early stopping: watches one metric of validation (larger is better) and counts validations without a new best.
+
+    A resumed run reads what was seen before from the run's metrics.jsonl.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, metrics_file: Path) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.best, self.waited, self.seen = float("-inf"), 0, -1
+        if config.early_stopping_patience and metrics_file.is_file():
+            for line in metrics_file.read_text().splitlines():
+                values = json.loads(line)
+                if config.metric_for_best_model in values:
+                    self.is_best(values["step"], values)
+
+    def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Note a validation; whether its weights are the best so far and to be kept.
+
+        Raises:
+            ValueError: validation has no such metric.
+        """
+        if not self.config.early_stopping_patience or step <= self.seen:
+            return False
+        name = self.config.metric_for_best_model
+        if name not in metrics:
+            raise ValueError(f"metric_for_best_model = {name!r}: validation has {', '.join(metrics) or 'no metrics'}")
+        self.seen = step
+        better = metrics[name] > self.best
+        self.best, self.waited = (metrics[name], 0) if better else (self.best, self.waited + 1)
+        return better
+
+    def exhausted(self) -> bool:
+        """Whether the run should stop, on all processes alike (only the main one validates)."""
+        patience = self.config.early_stopping_patience
+        if not patience:
+            return False
+        waited = torch.tensor(float(self.waited), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            waited = self.accelerator.reduce(waited, "sum")
+        return int(waited) >= patience
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):

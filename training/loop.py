@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .config import RunConfig
-from .guard import FiniteGuard, StopSignal
+from .guard import FiniteGuard, Patience, StopSignal
 from .metrics import MetricLog
 from .optimizer import build_optimizer
+from .scoring import ScorerError
 from .state import collect_state, restore_state
 
 
@@ -50,7 +51,7 @@ class Method(Protocol):
         """Scalar loss with a graph, and scalar metrics that stay on the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able position of the method (data, schedules)."""
+        """Position of the method (data, schedules): JSON-able values and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo ``state_dict``; called before ``batches``."""
@@ -77,7 +78,7 @@ class TrainResult:
         output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints.
         weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted.
         step: optimiser steps done.
-        stopped: None when it ran to the end, else the name of the signal that stopped it.
+        stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it.
         history: every logged line: {"step": ..., "loss": ..., ...}.
     """
 
@@ -120,6 +121,7 @@ def run_loop(
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
             batch is saved in ``output_dir`` and named.
         CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
+        ScorerError: the reward of an online method failed; a checkpoint was written before.
     """
     output_dir = Path(config.output_dir)
     parameters = list(trained.trainable_parameters().values())
@@ -143,6 +145,7 @@ def run_loop(
 
     guard = FiniteGuard(accelerator, optimizer, output_dir)
     log = MetricLog(config, accelerator, first_step=step)
+    patience = Patience(config, accelerator, log.path)
     batches = method.batches()
     bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
     trained.network.train()
@@ -157,16 +160,23 @@ def run_loop(
         assert validate is not None
         trained.network.eval()
         with ema_weights(ema, parameters):
-            log.add_evaluation(step, validate(step))
+            metrics = validate(step)
+            if patience.is_best(step, metrics):
+                trained.save(output_dir / "best")
+        log.add_evaluation(step, metrics)
         trained.network.train()
 
     with StopSignal() as stop:
         if validate is not None and step == 0:
             validate_now()
-        while step < config.max_steps and not stop.received_anywhere(accelerator):
+        while step < config.max_steps and not stop.received_anywhere(accelerator) and not patience.exhausted():
             started = time.perf_counter()
             for micro_step in range(config.gradient_accumulation_steps):
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except ScorerError:
+                    checkpoint_now()
+                    raise
                 last = micro_step + 1 == config.gradient_accumulation_steps
                 with sync_gradients(accelerator, wrapped, last):
                     loss, metrics = method.loss(batch)
@@ -195,9 +205,10 @@ def run_loop(
     trained.wrap(lambda module: accelerator.unwrap_model(module, keep_fp32_wrapper=False))
     trained.network.eval()
     weights = None
-    if step >= config.max_steps:
+    early = patience.exhausted()
+    if step >= config.max_steps or early:
         if ema is not None:
             ema.copy_to(parameters)
         if accelerator.is_main_process:
             weights = trained.save(output_dir)
-    return TrainResult(output_dir, weights, step, stop.received, log.history)
+    return TrainResult(output_dir, weights, step, "early stopping" if early else stop.received, log.history)

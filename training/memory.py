@@ -22,9 +22,9 @@ from diffusion_align.adapters import SHIPPED_MODELS, shipped_path
 from diffusion_align.adapters.base import checkpoint_activations
 
 from .config import TrainConfig
+from .dtypes import DTYPES
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: Bytes per trained parameter that the optimiser keeps; Adafactor's factored moments are negligible.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class PromptEncoder:
         self.adapter, self.capacity = adapter, capacity
         self.rows: OrderedDict[str, Conditioning] = OrderedDict()
 
-    def __call__(self, prompts: list[str]) -> Conditioning:
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
         for prompt in prompts:
             if prompt not in self.rows:
                 # One at a time: in a batch the last bits would depend on what was remembered, and so on resuming.
@@ -113,7 +113,7 @@ class PairMethod:
         t = timesteps(seeds, config.min_timestep, high).repeat(2).to(device)
         with self.autocast():
             x_t, eps = self.noising(x0, t, cond, seeds)
-            target = self.training_target(x0, eps, t)
+            target = self.adapter.training_target(x0, eps, t)
             chosen, rejected = mse_per_sample(self.adapter.predict(x_t, t, cond).output, target).chunk(2)
             if config.loss_type == "mapo":  # reference-free
                 stats = PairStats(chosen, rejected, None, None)
@@ -133,12 +133,3 @@ class PairMethod:
         if config.sft_weight:
             loss = loss + config.sft_weight * chosen.mean()
         return loss, {"loss": loss.detach(), **result.metrics}
-
-    def training_target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network's raw output should be at x_t: noise, velocity or clean latents."""
-        kind = self.adapter.prediction_type
-        if kind == "epsilon":
-            return eps
-        if kind == "sample":
-            return x0
-        return self.adapter.schedule.alpha(t) * eps - self.adapter.schedule.sigma(t) * x0

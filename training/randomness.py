@@ -9,15 +9,25 @@ from torch import Tensor
 
 #: Streams of one sample's seed, so that its draws are independent of each other.
 TIMESTEP, NOISE, CHOSEN_POSTERIOR, REJECTED_POSTERIOR, INVERSION = range(5)
+#: Streams of a run's seed.
+TASKS, MASKS, PICTURES, STEPS, ITEMS = range(5, 10)
 
 _ODD = 0x9E3779B97F4A7C15
 
 
+def mix(seed: int, *numbers: int) -> int:
+    """A seed in [0, 2^63) for each combination of ``seed`` and ``numbers``, all its bits well mixed."""
+    mixed = seed % 2**64
+    for number in numbers:
+        mixed = (mixed ^ (number + 1) * _ODD) % 2**64
+        mixed = (mixed ^ (mixed >> 32)) * _ODD % 2**64  # torch seeds its CPU engine with the low 32 bits only
+        mixed ^= mixed >> 32
+    return mixed % 2**63
+
+
 def generator(seed: int, stream: int) -> torch.Generator:
     """CPU generator of one stream of a sample's 64-bit seed."""
-    mixed = (seed ^ (stream + 1) * _ODD) % 2**64
-    mixed = (mixed ^ (mixed >> 32)) * _ODD % 2**64  # torch seeds its CPU engine with the low 32 bits only
-    return torch.Generator().manual_seed((mixed ^ (mixed >> 32)) % 2**63)
+    return torch.Generator().manual_seed(mix(seed, stream))
 
 
 def normal(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

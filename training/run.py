@@ -14,23 +14,27 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from diffusion_align.adapters import Adapter, load_adapter
-from diffusion_align.data import StreamedPairs, build_cache, load_pairs, load_prompts
+from diffusion_align.data import StreamedPairs, build_cache, load_prompts
+from diffusion_align.data.inpainting import load_holes, open_inpainting
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.rewards import load_scorer
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, RunConfig, TrainConfig
 from .dpo import GaussianNoising
+from .dtypes import DTYPES
 from .evaluator import evaluator_job
 from .inpo import InvertedNoising
 from .loop import Job, TrainResult, run_loop
+from .online import online_method
+from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig
 from .pairs import Noising, PairMethod
+from .randomness import MASKS, mix
 from .reward import reward_job
 from .settings import save_config, to_dict, validated
 from .source import build_pair_source, build_transform, load_training_pairs
+from .tasks import training_prompts
 from .validation import Validator
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def train(config: RunConfig, adapter: Adapter | None = None) -> TrainResult:
@@ -142,10 +146,22 @@ def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | Non
     return Job(adapter, method, validate)
 
 
+def online_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None) -> Job:
+    """A method that learns from its own pictures."""
+    assert isinstance(config, OnlineConfig)
+    if adapter is None:
+        adapter = load_policy_model(config, accelerator.device)
+    prepare_policy(config, adapter)
+    method = online_method(config, adapter, accelerator)
+    validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
+    return Job(adapter, method, validate)
+
+
 JOBS: Mapping[str, Callable[[Any, Accelerator, Adapter | None], Job]] = MappingProxyType(
     {
         DPOConfig.method: pair_job,
         InPOConfig.method: pair_job,
+        **{cls.method: online_job for cls in (InpaintRLConfig, GRPOConfig, NFTConfig, RAFTConfig, DRaFTConfig)},
         RewardConfig.method: reward_job,
         EvaluatorConfig.method: evaluator_job,
     }
@@ -153,21 +169,30 @@ JOBS: Mapping[str, Callable[[Any, Accelerator, Adapter | None], Job]] = MappingP
 
 
 def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> Validator:
-    """Validation on the prompts of a file, or on captions of the data set's validation split."""
-    if config.validation_prompts is not None:
+    """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split."""
+    settings = SamplingSettings(
+        config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed
+    )
+    held_out = getattr(config, "held_out_scorers", ())
+    count, holes = config.num_validation_prompts, None
+    if adapter.is_inpainting and isinstance(config, OnlineConfig):
+        source = open_inpainting(config.dataset, "validation")
+        count, size = min(count, len(source)), config.resolution or adapter.default_resolution
+        seeds = [mix(config.validation_seed, MASKS, i) for i in range(count)]
+        holes = load_holes(source, range(count), seeds, size, config.mask_kinds)
+        prompts = holes.prompts
+    elif config.validation_prompts is not None:
         prompts = load_prompts(config.validation_prompts)
-    elif isinstance(config, DPOConfig):
-        pairs = load_pairs(config.dataset, "validation", keep_ties=True)
-        if isinstance(pairs, StreamedPairs):
-            raise ValueError("validation prompts cannot be taken from a stream: give validation_prompts, a file")
-        prompts = list(dict.fromkeys(pairs.captions()))
+    elif isinstance(config, DPOConfig | OnlineConfig):
+        prompts = training_prompts(config.dataset, "validation")
     else:
         raise ValueError(f"eval_steps = {config.eval_steps} needs validation_prompts, a file with one prompt a line")
-    scorer = None if config.validation_scorer is None else load_scorer(config.validation_scorer)
     return Validator(
         adapter,
-        prompts[: config.num_validation_prompts],
+        prompts[:count],
         output_dir / "samples",
-        scorer,
-        SamplingSettings(config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed),
+        None if config.validation_scorer is None else load_scorer(config.validation_scorer),
+        settings,
+        holes,
+        {name: load_scorer(name) for name in held_out},
     )

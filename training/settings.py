@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import CONFIGS, RunConfig
+from .config import RunConfig
+from .methods import CONFIGS
 
 C = TypeVar("C", bound=RunConfig)
 

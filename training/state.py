@@ -26,10 +26,15 @@ def collect_state(
     tensors, values = optimizer_to_state(optimizer)
     policy = {name: p.detach() for name, p in trained.trainable_parameters().items()}
     buffers = {name: buffer.detach() for name, buffer in trained.network.named_buffers()}  # e.g. of batch norms
+    position = method.state_dict()
+    of_method = {name: value for name, value in position.items() if isinstance(value, torch.Tensor)}
+    position = {name: value for name, value in position.items() if name not in of_method}
     state = TrainState(
         {"policy": policy, "buffers": buffers, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
-        {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": method.state_dict()},
+        {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": position},
     )
+    if of_method:
+        state.tensors["method"] = of_method
     if torch.cuda.is_available():
         state.tensors["rng"]["cuda"] = torch.cuda.get_rng_state()
     if scaler is not None:
@@ -68,7 +73,7 @@ def restore_state(
             buffer.copy_(state.tensors["buffers"][name])
     state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
     scheduler.load_state_dict(state.values["scheduler"])
-    method.load_state_dict(state.values["method"])
+    method.load_state_dict(state.values["method"] | state.tensors.get("method", {}))
     if scaler is not None and "scaler" in state.values:
         scaler.load_state_dict(state.values["scaler"])
     if (ema is not None) != ("ema" in state.values):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
+from diffusion_align.data.inpainting import Holes
+from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score, score_with_context
 from diffusion_align.evaluation.figures import image_grid
+from diffusion_align.evaluation.stats import win_rate
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.sampling.sampler import to_uint8
 
@@ -19,6 +21,8 @@ class Validator:
 
     Attributes:
         scorer: None saves pictures only.
+        holes: what inpainting models repaint, as many as prompts.
+        held_out: scorers that are only watched; their means and win rates come as eval/NAME and eval/NAME_win_rate.
         pictures: how many rows the saved grids have.
     """
 
@@ -27,6 +31,8 @@ class Validator:
     folder: Path
     scorer: RewardScorer | None
     settings: SamplingSettings
+    holes: Holes | None = None
+    held_out: Mapping[str, RewardScorer] = field(default_factory=dict)
     pictures: int = 6
     _base: Sampled | None = None
 
@@ -34,11 +40,19 @@ class Validator:
         """Validate now; writes ``step-STEP.png`` into the folder and returns metrics named ``eval/...``."""
         if self._base is None:
             with self.adapter.reference():
-                self._base = sample_and_score(self.adapter, self.prompts, self.scorer, self.settings)
-        policy = sample_and_score(self.adapter, self.prompts, self.scorer, self.settings)
+                self._base = self._draw()
+        policy = self._draw()
         self._save_grid(step, policy)
+        watched = {}
+        for name, scorer in self.held_out.items():
+            ours, theirs = (
+                score_with_context(scorer, sampled.images, self.prompts, self.holes).reward.tolist()
+                for sampled in (policy, self._base)
+            )
+            watched[f"eval/{name}"] = sum(ours) / len(ours)
+            watched[f"eval/{name}_win_rate"] = win_rate(ours, theirs).rate
         if policy.reward is None or self._base.reward is None:
-            return {}
+            return watched
         rate = compare(policy, self._base)
         metrics = {
             "eval/win_rate": rate.rate,
@@ -47,7 +61,12 @@ class Validator:
             "eval/reward": float(policy.reward.reward.mean()),
             "eval/base_reward": float(self._base.reward.reward.mean()),
         }
-        return metrics | {f"eval/{name}": float(values.mean()) for name, values in policy.reward.aspects.items()}
+        return (
+            watched | metrics | {f"eval/{name}": float(values.mean()) for name, values in policy.reward.aspects.items()}
+        )
+
+    def _draw(self) -> Sampled:
+        return sample_and_score(self.adapter, self.prompts, self.scorer, self.settings, self.holes)
 
     def _save_grid(self, step: int, policy: Sampled) -> None:
         assert self._base is not None

@@ -176,6 +176,14 @@ class Adapter:
         """x_t of the forward process at integer timesteps ``t`` (B,)."""
         return self.schedule.add_noise(x0, eps, t)
 
+    def training_target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser's raw output should be at ``add_noise(x0, eps, t)``: noise, velocity or clean latents."""
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "sample":
+            return x0
+        return self.schedule.alpha(t) * eps - self.schedule.sigma(t) * x0
+
     # -- prediction ----------------------------------------------------------------------------------------------
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:

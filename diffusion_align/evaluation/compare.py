@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.data.inpainting import Holes
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.sampler import generate
 
@@ -37,13 +38,25 @@ class Sampled:
 
 @torch.no_grad()
 def sample_and_score(
-    adapter: Adapter, prompts: Sequence[str], scorer: RewardScorer | None, settings: SamplingSettings
+    adapter: Adapter,
+    prompts: Sequence[str],
+    scorer: RewardScorer | None,
+    settings: SamplingSettings,
+    holes: Holes | None = None,
 ) -> Sampled:
     """Draw one image per prompt with the adapter's current policy and score it.
 
     Wrap the call in ``with adapter.reference()`` for the base model.
+
+    Args:
+        holes: for inpainting models, as many as prompts; outside the holes images are the given pictures, to the bit.
     """
+    inpaint = None
     with torch.autocast(adapter.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+        if holes is not None:
+            parts = zip(holes.pictures.split(settings.batch_size), holes.masks.split(settings.batch_size), strict=True)
+            encode, device = adapter.encode_inpaint, adapter.device
+            inpaint = torch.cat([encode(p.to(device) * 2 - 1, m.to(device)).float().cpu() for p, m in parts])
         images = generate(
             adapter,
             list(prompts),
@@ -51,8 +64,23 @@ def sample_and_score(
             guidance_scale=settings.guidance_scale,
             seeds=[settings.seed + i for i in range(len(prompts))],
             batch_size=settings.batch_size,
+            inpaint=inpaint,
         )
-    return Sampled(images, None if scorer is None else scorer.score(images, prompts))
+    if holes is not None:
+        images = holes.composite(images)
+    return Sampled(images, None if scorer is None else score_with_context(scorer, images, prompts, holes))
+
+
+def score_with_context(
+    scorer: RewardScorer, images: Tensor, prompts: Sequence[str], holes: Holes | None
+) -> RewardOutput:
+    """Scores of images, with what the scorer needs of the inpainting task.
+
+    Raises:
+        ValueError: it needs context that there is none of.
+    """
+    known = {} if holes is None else {"source_images": holes.pictures, "masks": holes.masks}
+    return scorer.score(images, prompts, **{name: value for name, value in known.items() if name in scorer.needs})
 
 
 def compare(policy: Sampled, base: Sampled) -> WinRate:

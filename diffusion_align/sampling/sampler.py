@@ -30,7 +30,8 @@ class Moment:
 
     Attributes:
         step: how many steps are done.
-        latents: (B, C, h, w) in the scheduler's own scaling, what the next step starts from.
+        before: (B, C, h, w), what the step started from, in the scheduler's own scaling.
+        latents: (B, C, h, w) likewise, what the next step starts from.
         x0: (B, C, h, w), the step's prediction of the clean latents.
         signal: share of x0 in the latents: sqrt(alpha_bar), or 1 in schedulers that scale their input.
         scheduler: advanced to the next step.
@@ -39,6 +40,7 @@ class Moment:
     """
 
     step: int
+    before: Tensor
     latents: Tensor
     x0: Tensor
     signal: float
@@ -58,6 +60,7 @@ class Samples:
 
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1], on the CPU.
+        latents: (N, C, h, w) float32 of the finished pictures, on the CPU.
         scales: (steps, N), the guidance scales; empty for diffusers' own guiders, which do not tell.
         nfe: denoiser evaluations per image.
         records: per image, what the guider tells of its choices (``DynamicGuidance``); else empty.
@@ -65,6 +68,7 @@ class Samples:
     """
 
     images: Tensor
+    latents: Tensor
     scales: Tensor
     nfe: float
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -99,7 +103,7 @@ def sample(
     batch_size: int = 16,
     scheduler: Any = None,
     negative_prompts: Sequence[str] | None = None,
-    eta: float = 0.0,
+    eta: float | Sequence[float] = 0.0,
     inpaint: Tensor | None = None,
     alignment_strength: float | Sequence[float] = 1.0,
     callback: StepCallback | None = None,
@@ -117,7 +121,7 @@ def sample(
         height, width: pixels, divisible by the VAE factor; None is the model's own.
         scheduler: a diffusers scheduler; None is the pipeline's. A copy is used.
         negative_prompts: one per prompt, instead of the pipeline's null prompt.
-        eta: DDIM's share of fresh noise, for schedulers that have it.
+        eta: DDIM's share of fresh noise, for schedulers that have it; one number or one per step.
         inpaint: mask and masked-image latents (N, 1 + C, h, w) for inpainting models.
         alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
             model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
@@ -135,13 +139,16 @@ def sample(
     height, width = height or adapter.default_resolution, width or adapter.default_resolution
     if height % factor or width % factor:
         raise ValueError(f"images of {height}x{width} pixels cannot be made: both sides must be divisible by {factor}")
-    strengths = _strengths(adapter, alignment_strength, num_inference_steps)
+    strengths = _per_step("alignment_strength", alignment_strength, num_inference_steps)
+    if any(value != 1 for value in strengths) and not adapter.has_reference:
+        raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
+    etas = _per_step("eta", eta, num_inference_steps)
     guider = as_guider(guidance)
     parts: list[Samples] = []
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
         texts = list(prompts[start : rows.stop])
-        cond = _conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
+        cond = conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
         negative = [""] * len(rows) if negative_prompts is None else negative_prompts[start : rows.stop]
         run = _Run(
             adapter,
@@ -149,18 +156,20 @@ def sample(
             copy.deepcopy(scheduler or adapter.pipeline.scheduler),
             texts,
             cond,
-            _conditioning(adapter, negative, height, width, cond.inpaint),
+            conditioning(adapter, negative, height, width, cond.inpaint),
             rows,
             strengths,
-            eta,
+            etas,
         )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : rows.stop]]
         parts.append(run.draw(generators, (height // factor, width // factor), callback, keep_trajectory))
     if not parts:
-        return Samples(torch.empty(0, 3, height, width), torch.empty(num_inference_steps, 0), 0.0)
+        nothing = torch.empty(0, adapter.latent_channels, height // factor, width // factor)
+        return Samples(torch.empty(0, 3, height, width), nothing, torch.empty(num_inference_steps, 0), 0.0)
     paths = [part.trajectory for part in parts if part.trajectory is not None]
     return Samples(
         torch.cat([part.images for part in parts]),
+        torch.cat([part.latents for part in parts]),
         torch.cat([part.scales for part in parts], dim=1),
         sum(part.nfe * len(part.images) for part in parts) / len(prompts),
         [record for part in parts for record in part.records],
@@ -168,19 +177,27 @@ def sample(
     )
 
 
-def _strengths(adapter: Adapter, given: float | Sequence[float], steps: int) -> list[float]:
-    strengths = [float(given)] * steps if isinstance(given, int | float) else [float(value) for value in given]
-    if len(strengths) != steps:
-        raise ValueError(f"alignment_strength: expected one number or {steps}, one per step, found {len(strengths)}")
-    if any(value != 1 for value in strengths) and not adapter.has_reference:
-        raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
-    return strengths
+def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[float]:
+    values = [float(given)] * steps if isinstance(given, int | float) else [float(value) for value in given]
+    if len(values) != steps:
+        raise ValueError(f"{name}: expected one number or {steps}, one per step, found {len(values)}")
+    return values
 
 
-def _conditioning(
-    adapter: Adapter, prompts: Sequence[str], height: int, width: int, inpaint: Tensor | None
+def conditioning(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    height: int,
+    width: int,
+    inpaint: Tensor | None = None,
+    encode: Callable[[Sequence[str]], Conditioning] | None = None,
 ) -> Conditioning:
-    cond = adapter.encode_prompts(prompts)
+    """What images of ``height`` x ``width`` pixels are drawn with: prompts, SDXL's size ids, hole and masked image.
+
+    Args:
+        encode: instead of ``adapter.encode_prompts``, e.g. one that remembers.
+    """
+    cond = (encode or adapter.encode_prompts)(prompts)
     time_ids = None
     if adapter.family.name == "sdxl":
         size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=adapter.device)
@@ -200,7 +217,7 @@ class _Run:
     null: Conditioning
     rows: range
     strengths: list[float]
-    eta: float
+    etas: list[float]
     calls: int = 0
 
     def draw(
@@ -215,8 +232,7 @@ class _Run:
         latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(adapter.device)
         # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
         accepted = inspect.signature(scheduler.step).parameters
-        offered: dict[str, Any] = {"eta": self.eta, "generator": generators}
-        extras = {name: value for name, value in offered.items() if name in accepted}
+        extras: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
         scheduler.set_timesteps(len(self.strengths), device=adapter.device)
         levels = signal_levels(scheduler).tolist()
         latents = latents * scheduler.init_noise_sigma
@@ -236,12 +252,14 @@ class _Run:
                 self.prompts,
             )
             output = self.guided(view, t)
-            latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
+            if "eta" in accepted:
+                extras["eta"] = self.etas[step]
+            before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
                 signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1] ** 0.5
                 moment = Moment(
-                    step + 1, latents, view.clean(output), signal, scheduler, self.cond, self.null, self.rows
+                    step + 1, before, latents, view.clean(output), signal, scheduler, self.cond, self.null, self.rows
                 )
                 replaced = callback(moment)
                 latents = latents if replaced is None else replaced
@@ -252,9 +270,8 @@ class _Run:
         scales = torch.empty(len(levels) - 1, 0)
         if isinstance(guider, StepGuidance):
             scales, records = torch.stack(guider.scales).float().cpu(), guider.records()
-        return Samples(
-            images, scales, self.calls / len(self.prompts), records, torch.stack(path) if keep_trajectory else None
-        )
+        trajectory = torch.stack(path) if keep_trajectory else None
+        return Samples(images, latents.float().cpu(), scales, self.calls / len(self.prompts), records, trajectory)
 
     def guided(self, view: StepView, t: Tensor) -> Tensor:
         """The guider's combination of the predictions it asks for, (B, C, h, w)."""

@@ -15,7 +15,9 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from ..masks import sample_mask
+from diffusion_align.data.masks import sample_mask
+
+from ..render import IMAGE_SIZE
 from .corpus import Corpus
 from .denoiser import (
     LatentSet,
@@ -110,7 +112,9 @@ def inpaint_channels(vae: AutoencoderKL, corpus: Corpus, rows: Tensor, batch_siz
     parts = []
     for batch in rows.split(batch_size):
         images = pixels(corpus.images, batch)
-        masks = torch.from_numpy(np.stack([sample_mask(rng) for _ in batch])).unsqueeze(1).float()
+        masks = (
+            torch.from_numpy(np.stack([sample_mask(rng, IMAGE_SIZE, IMAGE_SIZE) for _ in batch])).unsqueeze(1).float()
+        )
         latents = encode_pixels(vae, images * (masks < 0.5))[:, :4] * vae.config.scaling_factor
         parts.append(torch.cat([nn.functional.interpolate(masks, size=latents.shape[-2:]), latents], dim=1))
     return torch.cat(parts)

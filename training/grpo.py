@@ -1,0 +1,243 @@
+"""Policy gradient on the sampler's own steps: text to image (grpo) and inpainting with reward trust (inpaint-rl)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.objectives.policy_gradient import GaussianStep, clipped_policy_loss, ddim_step, sensitivity
+from diffusion_align.sampling.levels import signal_levels
+from diffusion_align.sampling.sampler import Moment
+
+from .dtypes import DTYPES
+from .online_config import GRPOConfig, InpaintRLConfig
+from .policy import GuidedPolicy
+from .randomness import STEPS, mix
+from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+
+#: Steps with less noise than this are as good as deterministic: their log-probabilities are not trained on.
+SMALLEST_STD = 1e-3
+#: Largest difference between the log-ratio 0 and what sampler and training batch make of it, by autocast dtype.
+RATIO_TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+
+
+class StepRecorder:
+    """A sampler callback that keeps chosen steps of every picture: latents before and after, and the log-probability.
+
+    Args:
+        steps: (N, T) which steps to keep.
+        levels: alpha_bar at every step and after the last (steps + 1,).
+        etas: of every step.
+        dtype: latents are rounded to it before the sampler goes on, so that what is stored is what was drawn.
+        masked: log-probabilities count the hole only.
+    """
+
+    def __init__(self, steps: Tensor, levels: Tensor, etas: list[float], dtype: torch.dtype, masked: bool) -> None:
+        self.steps, self.levels, self.etas, self.dtype, self.masked = steps, levels, etas, dtype, masked
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, moment: Moment) -> Tensor:
+        index = moment.step - 1
+        stored = moment.latents.to(self.dtype)
+        here = self.steps[moment.rows.start : moment.rows.stop] == index
+        rows, columns = here.nonzero(as_tuple=True)
+        if len(rows):
+            on_device = rows.to(stored.device)
+            before, after = moment.before[on_device], stored[on_device]
+            now, following = self.levels[index].to(stored.device), self.levels[index + 1].to(stored.device)
+            step = ddim_step(
+                before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
+            )
+            mask = moment.cond.inpaint[on_device, :1] if self.masked and moment.cond.inpaint is not None else None
+            values = {
+                "before": before.to(self.dtype),
+                "after": after,
+                "old_log_prob": step.log_prob(after.float(), mask),
+            }
+            for name, value in values.items():
+                if name not in self.kept:
+                    self.kept[name] = torch.zeros(*self.steps.shape, *value.shape[1:], dtype=value.dtype)
+                self.kept[name][rows + moment.rows.start, columns] = value.cpu()
+        return stored.float()
+
+
+class GRPOMethod:
+    """Rollouts with fresh noise; updates make the steps of better pictures likelier."""
+
+    def __init__(self, config: GRPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
+        self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
+        self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
+        self.scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config, clip_sample=False)
+        self.scheduler.set_timesteps(config.num_inference_steps)
+        self.levels = signal_levels(self.scheduler)
+        variance = (1 - self.levels[1:]) / (1 - self.levels[:-1]) * (1 - self.levels[:-1] / self.levels[1:])
+        self.noisy = (config.eta * variance.clamp(min=0).sqrt() > SMALLEST_STD).nonzero().flatten()
+        if config.train_steps > len(self.noisy):
+            raise ValueError(
+                f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise"
+            )
+        moves = sensitivity(self.levels[:-1], self.levels[1:], config.eta).sqrt()
+        self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
+        self.masked = isinstance(config, InpaintRLConfig) and config.masked_log_prob
+        self.kl_beta, self.kl_sum, self.kl_count = config.kl_beta, torch.zeros((), device=adapter.device), 0
+        self.tested = False
+        self.stream = RolloutStream(
+            self.draw,
+            config.train_steps,
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+            config.num_iterations,
+        )
+        items = config.prompts_per_rollout * config.num_generations * config.train_steps
+        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        self.one_step = config.num_iterations == 1 and items == used
+
+    # -- rollouts ------------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[MiniBatch]:
+        return iter(self.stream)
+
+    def draw(self, number: int) -> Rollout:
+        """A rollout with the chosen steps of its trajectories."""
+        config = self.config
+        if number and config.kl_target:
+            self.adapt_kl_beta()
+        pictures = config.prompts_per_rollout * config.num_generations
+        shuffle = torch.Generator().manual_seed(
+            mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
+        )
+        etas = [config.eta] * config.num_inference_steps
+        if config.stochastic_steps == "window":
+            start = int(torch.randint(len(self.noisy) - config.train_steps + 1, (1,), generator=shuffle))
+            window = self.noisy[start : start + config.train_steps]
+            etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
+            steps = window.expand(pictures, -1).clone()
+        else:
+            choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
+            steps = self.noisy[choice[:, : config.train_steps]]
+        dtype = DTYPES[config.trajectory_dtype]
+        recorder = StepRecorder(steps, self.levels, etas, dtype, self.masked)
+        rollout = self.engine.draw(number, recorder, scheduler=self.scheduler, eta=etas)
+        rollout.tensors |= {"steps": steps, **recorder.kept}
+        if not self.tested:
+            self.self_test(rollout, number)
+            self.tested = True
+        if not self.one_step:
+            self.recompute_log_probs(rollout, number)
+        return rollout
+
+    def recompute_log_probs(self, rollout: Rollout, number: int) -> None:
+        """Log-probabilities before the rollout's first update, in batches of the shape that updates have."""
+        everything = torch.arange(len(rollout) * self.config.train_steps)
+        for items in everything.split(self.config.per_device_train_batch_size):
+            pictures, columns = items // self.config.train_steps, items % self.config.train_steps
+            batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+            with torch.no_grad():
+                rollout.tensors["old_log_prob"][pictures, columns] = self.log_prob(batch)[0].cpu()
+
+    def self_test(self, rollout: Rollout, number: int) -> None:
+        """On the policy that drew them, steps must have the ratio 1: exactly when computed twice in the same way, and
+        within what other batch shapes and dtypes explain between sampler and update.
+
+        Raises:
+            RuntimeError: they have not; updates would follow noise.
+        """
+        config = self.config
+        count = min(config.per_device_train_batch_size, len(rollout) * config.train_steps)
+        items = torch.arange(count)
+        pictures, columns = items // config.train_steps, items % config.train_steps
+        batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+        with torch.no_grad():
+            first, second = self.log_prob(batch)[0].cpu(), self.log_prob(batch)[0].cpu()
+        again = float((first - second).abs().max())
+        sampled = float((first - batch.rollout.old_log_prob[torch.arange(count), columns]).abs().max())
+        limit = RATIO_TOLERANCE[config.mixed_precision]
+        self.accelerator.print(
+            f"on-policy self-test: |log ratio| {again:.1e} computed twice, {sampled:.1e} between sampler and update"
+        )
+        if again > 0:
+            raise RuntimeError(
+                f"on-policy self-test failed: the same log-probabilities differ by {again:.1e} when computed twice; "
+                "set lora_dropout to 0, or another attention"
+            )
+        if sampled > limit:
+            raise RuntimeError(
+                f"on-policy self-test failed: sampler and update disagree by {sampled:.1e} in log-probability "
+                f"(allowed with mixed_precision {config.mixed_precision}: {limit:.0e})"
+            )
+
+    # -- updates -------------------------------------------------------------------------------------------------
+
+    def step_at(self, x_t: Tensor, t: Tensor, steps: Tensor, conditions: Any) -> GaussianStep:
+        """The Gaussian over the next latents that the present weights predict."""
+        prediction = self.policy.predict(x_t, t, conditions)
+        levels = self.levels.to(x_t.device)
+        return ddim_step(x_t, prediction.x0, levels[steps], levels[steps + 1], self.config.eta)
+
+    def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""
+        device, rollout = self.adapter.device, batch.rollout
+        rows = torch.arange(len(batch.column))
+        steps = rollout.steps[rows, batch.column].to(device)
+        x_t = rollout.before[rows, batch.column].to(device).float()
+        after = rollout.after[rows, batch.column].to(device).float()
+        t = self.scheduler.timesteps.to(device)[steps]
+        inpaint = rollout.tensors.get("inpaint")
+        conditions = self.policy.conditions(rollout.prompts, inpaint)
+        mask = inpaint[:, :1].to(device) if self.masked and inpaint is not None else None
+        with self.accelerator.autocast():
+            step = self.step_at(x_t, t, steps, conditions)
+            kl = None
+            if with_reference:
+                with self.adapter.reference():
+                    reference = self.step_at(x_t, t, steps, conditions)
+                kl = step.kl(reference, mask)
+        return step.log_prob(after, mask), kl
+
+    def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped policy-gradient loss of the batch (scalar) and its metrics."""
+        config, device, rollout = self.config, self.adapter.device, batch.rollout
+        log_prob, kl = self.log_prob(batch, with_reference=bool(self.kl_beta or config.kl_target))
+        rows = torch.arange(len(batch.column))
+        # Where nothing was learned since, the ratio is 1 whatever the kernels do.
+        old = log_prob.detach() if self.one_step else rollout.old_log_prob[rows, batch.column].to(device)
+        scale = self.step_scale[rollout.steps[rows, batch.column]].to(device)
+        loss, metrics = clipped_policy_loss(
+            log_prob * scale,
+            old * scale,
+            rollout.advantage.to(device),
+            config.clip_range,
+            rollout.trust.to(device) if config.trust != "none" else None,
+        )
+        metrics |= {"reward": rollout.reward.mean().to(device), "trust": rollout.trust.mean().to(device)}
+        if kl is not None:
+            loss = loss + self.kl_beta * kl.mean()
+            metrics["kl"] = kl.detach().mean()
+            self.kl_sum, self.kl_count = self.kl_sum + metrics["kl"], self.kl_count + 1
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def adapt_kl_beta(self) -> None:
+        """Move kl_beta so that the divergence of the last rollout's updates would have been nearer to the target."""
+        mean = self.accelerator.reduce(self.kl_sum / max(self.kl_count, 1), "mean").item()
+        error = min(max(mean / self.config.kl_target - 1, -0.5), 0.5)
+        self.kl_beta = max(self.kl_beta, 1e-6) * (1 + error)
+        self.kl_sum, self.kl_count = torch.zeros_like(self.kl_sum), 0
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        kl = {"kl_beta": self.kl_beta, "kl_sum": float(self.kl_sum), "kl_count": self.kl_count}
+        return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict(), **kl}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state, self.accelerator)
+        self.engine.load_state_dict(state)
+        self.kl_beta, self.kl_count = state["kl_beta"], state["kl_count"]
+        self.kl_sum = torch.tensor(state["kl_sum"], device=self.adapter.device)

@@ -1,0 +1,69 @@
+"""Jobs of the online methods, from settings to something the loop can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from accelerate import Accelerator
+
+from diffusion_align.adapters import Adapter
+
+from .denoising import NFTMethod, RAFTMethod
+from .draft import DRaFTMethod
+from .grpo import GRPOMethod
+from .loop import Method
+from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig, RolloutConfig
+from .rollout import RolloutEngine
+from .trust import fit_trust
+
+
+def online_method(config: OnlineConfig, adapter: Adapter, accelerator: Accelerator) -> Method:
+    """The method that ``config`` describes.
+
+    Raises:
+        ValueError: settings that do not fit the model, the scorer or each other.
+    """
+    if isinstance(config, InpaintRLConfig) and not adapter.is_inpainting:
+        raise ValueError(f"inpaint-rl needs an inpainting model, {config.model} is not: use grpo")
+    if isinstance(config, DRaFTConfig):
+        return DRaFTMethod(config, adapter, accelerator)
+    assert isinstance(config, RolloutConfig)
+    check_rollout(config)
+    engine = RolloutEngine(config, adapter, accelerator)
+    if isinstance(config, GRPOConfig) and config.trust != "none":
+        engine.trust = fit_trust(config, engine.scorer)
+    return METHODS[type(config)](config, adapter, engine, accelerator)
+
+
+METHODS: Mapping[type[RolloutConfig], Callable[[Any, Adapter, RolloutEngine, Accelerator], Method]] = MappingProxyType(
+    {GRPOConfig: GRPOMethod, InpaintRLConfig: GRPOMethod, NFTConfig: NFTMethod, RAFTConfig: RAFTMethod}
+)
+
+
+def items_per_rollout(config: RolloutConfig) -> int:
+    """Training items of one process' rollout: pictures that are kept, times steps or noise levels of each."""
+    if isinstance(config, GRPOConfig):
+        return config.prompts_per_rollout * config.num_generations * config.train_steps
+    if isinstance(config, RAFTConfig):
+        return config.prompts_per_rollout * config.keep * config.updates_per_picture
+    assert isinstance(config, NFTConfig)
+    return config.prompts_per_rollout * config.num_generations * config.updates_per_picture
+
+
+def check_rollout(config: RolloutConfig) -> None:
+    """Rollouts must be whole numbers of optimiser steps: an update never mixes two of them.
+
+    Raises:
+        ValueError: they are not; or a group of one, which has nothing to be compared with.
+    """
+    items = items_per_rollout(config)
+    used = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if items % used:
+        raise ValueError(
+            f"a rollout has {items} training items, an optimiser step takes {used} (per_device_train_batch_size x "
+            "gradient_accumulation_steps): the first must be a multiple of the second"
+        )
+    if config.num_generations < 2 and config.advantage_scale != "none":
+        raise ValueError("num_generations = 1: pictures of a prompt are compared with each other, expected at least 2")
