@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from . import base_quality, dpo_step, scenes_dpo_inpo, scenes_guidance, scenes_rewards, sdxl_memory
+from . import base_quality, dpo_step, scenes_dpo_inpo, scenes_guidance, scenes_rewards, scenes_rl, sdxl_memory
 
 BENCHMARKS = {
     "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
     "scenes-dpo-inpo": (scenes_dpo_inpo.main, "win rates of DPO and InPO over the base, three training seeds"),
     "scenes-rewards": (scenes_rewards.main, "scorers trained on the embedded world: accuracy, calibration, speed, use"),
     "scenes-guidance": (scenes_guidance.main, "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
+    "scenes-rl": (scenes_rl.main, "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": (sdxl_memory.main, "memory of SDXL training, counted at its true size without weights"),
     "base-quality": (base_quality.main, "oracle scores of a shipped pipeline per guidance scale"),
 }

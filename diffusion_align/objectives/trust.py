@@ -36,7 +36,8 @@ class FeatureStatistics:
         Args:
             held_out: (M, G, F) features of pictures the reward was not trained on, in groups that share an error (the
                 two of a pair).
-            errors: (M,) the absolute errors; fitted by least squares with b >= 0: doubt never falls with distance.
+            errors: (M,) the absolute errors, to be fitted by least squares. Where they do not grow with distance, the
+                line is that of the bound for linear rewards: error = b distance.
         """
         psi = features.double()
         plain = cls(len(psi), psi.mean(dim=0), psi.T @ psi, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
@@ -46,7 +47,7 @@ class FeatureStatistics:
         design = torch.stack([torch.ones_like(distance), distance], dim=1)
         a, b = torch.linalg.lstsq(design, errors.double()[:, None]).solution[:, 0].tolist()
         mean = float(errors.double().mean())
-        line = (a, b, mean) if b > 0 else (mean, 0.0, mean)
+        line = (a, b, mean) if b > 0 else (0.0, mean / float(distance.mean()), mean)
         return cls(plain.count, plain.mean, plain.gram, torch.tensor(line, dtype=torch.float64))
 
     def mahalanobis(self, features: Tensor, regularisation: float = 0.01) -> Tensor:
