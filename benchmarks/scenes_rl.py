@@ -61,19 +61,24 @@ def measure(
     adapter, holes = load_adapter(config.model), None
     if adapter.is_inpainting:
         source = SceneHoles(len(prompts), seed=2, prompts=prompts)
-        holes = load_holes(source, range(len(prompts)), range(len(prompts)), adapter.default_resolution, ("box", "brush", "half"))
+        holes = load_holes(
+            source, range(len(prompts)), range(len(prompts)), adapter.default_resolution, ("box", "brush", "half")
+        )
     base = sample_and_score(adapter, prompts, oracle, settings, holes)
     base_proxy = proxy_rewards(proxy, base, prompts)
     differences, proxy_gains, seconds, sides = [], [], [], []
     for seed in args.seeds:
         folder = args.work / f"{recipe}-{options.get('trust', 'rl')}-{seed}"
-        config = load_recipe(recipe, **options, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False)
+        config = load_recipe(
+            recipe, **options, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False
+        )
         adapter = load_adapter(config.model)  # type: ignore[attr-defined]
         started = time.perf_counter()
         train(config, adapter)
         seconds.append(time.perf_counter() - started)
         tuned = sample_and_score(adapter, prompts, oracle, settings, holes)
-        assert tuned.reward is not None and base.reward is not None
+        assert tuned.reward is not None
+        assert base.reward is not None
         differences.append((tuned.reward.reward - base.reward.reward).numpy())
         proxy_gains.append(proxy_rewards(proxy, tuned, prompts) - base_proxy)
         sides.append(tuned)
@@ -134,5 +139,3 @@ def denoiser_calls(config: OnlineConfig) -> int:
         return drawn + 3 * trained
     old = 1 if config.method == "nft" else 0
     return drawn + (3 + old) * trained * branches
-
-

@@ -96,7 +96,16 @@ class TrustWeight:
         self.kind, self.statistics, self.max_weight = kind, statistics, max_weight
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Weights (B,) float32 on the CPU."""
+        """Weights (B,) float32 on the CPU.
+
+        Raises:
+            ValueError: features of another width than the statistics'.
+        """
+        if features.shape[1] != len(self.statistics.mean):
+            raise ValueError(
+                f"trust: {features.shape[1]} reward features, expected {len(self.statistics.mean)}: the statistics are "
+                "of another scorer"
+            )
         if self.kind == "prefpaint":
             return (-0.05 * self.statistics.boundary(features) + 0.7).exp().clamp(1.0, 2.21).float()
         a, b, mean = self.statistics.error_line.tolist()

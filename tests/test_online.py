@@ -1,0 +1,342 @@
+"""Online methods end to end on tiny models: rollouts, self-test, resume, and what happens when a scorer fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributions import Normal
+
+from diffusion_align.adapters import load_adapter
+from diffusion_align.rewards import RewardOutput, RewardScorer
+from diffusion_align.training import rollout as rollout_module
+from diffusion_align.training.checkpoint import list_checkpoints
+from diffusion_align.training.draft import DRaFTMethod
+from diffusion_align.training.grpo import GRPOMethod
+from diffusion_align.training.online import online_method
+from diffusion_align.training.online_config import (
+    DRaFTConfig,
+    GRPOConfig,
+    InpaintRLConfig,
+    NFTConfig,
+    OnlineConfig,
+    RAFTConfig,
+)
+from diffusion_align.training.run import build_accelerator, prepare_policy, train
+from diffusion_align.training.scoring import ScorerError, WatchedScorer
+
+PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
+
+
+class Brightness(RewardScorer):
+    """A reward whose best picture is known: white."""
+
+    name = "brightness"
+    differentiable = True
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        values = images.mean(dim=(1, 2, 3))
+        return RewardOutput(values, features=torch.stack([values, images.std(dim=(1, 2, 3))], dim=1))
+
+
+@pytest.fixture(autouse=True)
+def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(names: Any, how: str, device: Any) -> RewardScorer:
+        return Brightness()
+
+    monkeypatch.setattr(rollout_module, "load_reward", load)
+    monkeypatch.setattr("diffusion_align.training.draft.load_reward", load)
+
+
+@pytest.fixture
+def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return {
+        "model": str(sdxl_folder),
+        "dataset": str(prompts),
+        "output_dir": str(tmp_path / "run"),
+        "num_inference_steps": 4,
+        "guidance_scale": 2.0,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "lora_rank": 4,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "report_to": "none",
+        "progress": False,
+    }
+
+
+ROLLOUTS: dict[str, Any] = {"num_generations": 2, "prompts_per_rollout": 2, "rollout_batch_size": 3}
+METHODS: dict[str, tuple[type[OnlineConfig], dict[str, Any]]] = {
+    "grpo": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "kl_beta": 0.1, "kl_target": 0.01}),
+    "window": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "stochastic_steps": "window", "num_iterations": 2}),
+    "nft": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1}),
+    "raft": (RAFTConfig, {**ROLLOUTS, "updates_per_picture": 4, "kl_beta": 0.1}),
+    "draft": (DRaFTConfig, {"kl_beta": 0.1, "gradient_steps": 2}),
+    "draft-lv": (DRaFTConfig, {"lv_repeats": 2, "kl_beta": 0.1}),
+    "refl": (DRaFTConfig, {"random_last_step": True, "reward_loss": "hinge"}),
+}
+
+
+def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
+    cls, own = METHODS[name]
+    return cls(**{**settings, **own, **changes})
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_resumes_bit_for_bit(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = train(build(name, settings))
+    assert whole.step == 4
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in whole.history)
+    assert {"loss", "reward", "grad_norm"} <= whole.history[0].keys()
+    other = {**settings, "output_dir": str(tmp_path / "parts")}
+    # 3 of 4 steps: inside a rollout where one lasts two steps, so that its pictures must come from the checkpoint.
+    train(build(name, other, max_steps=3))
+    resumed = train(build(name, other, resume_from_checkpoint="latest"))
+    assert resumed.step == 4
+    first, second = weights(whole.output_dir), weights(resumed.output_dir)
+    assert any(tensor.abs().sum() > 0 for key, tensor in first.items() if "lora_B" in key or "lora.up" in key)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("grpo", {"train_steps": 2, "per_device_train_batch_size": 32, "clip_range": 1e-2, "kl_target": 0.0}),
+        ("nft", {"per_device_train_batch_size": 32}),
+        ("raft", {"per_device_train_batch_size": 16}),
+        ("draft", {"per_device_train_batch_size": 4, "gradient_steps": 1, "max_steps": 10}),
+    ],
+)
+def test_pictures_get_brighter_when_brightness_is_the_reward(
+    name: str, changes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    options = {"learning_rate": 3e-3, "save_steps": 100, "kl_beta": 0.0, "guidance_scale": 1.0, "max_steps": 16}
+    options["model"] = "scenes-sdxl"  # a model that has learned to denoise, which the forward-process methods build on
+    if name != "draft":  # every rollout draws all four prompts, so that mean rewards can be compared
+        options |= {"num_generations": 4, "prompts_per_rollout": 4, "rollout_batch_size": 16}
+    history = train(build(name, settings, **{**options, **changes})).history
+    rewards = torch.tensor([line["reward"] for line in history])
+    assert rewards[-4:].mean() > rewards[:4].mean() + 0.02, rewards.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[str, Any]) -> None:
+    config = build("grpo", settings, trajectory_dtype=dtype, mixed_precision=precision)
+    assert isinstance(config, GRPOConfig)
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    method = online_method(config, adapter, build_accelerator(config))
+    assert isinstance(method, GRPOMethod)
+    batch = next(method.batches())  # the self-test runs here and raises if sampler and update disagree
+    log_prob = method.log_prob(batch)[0].detach()
+    rows = torch.arange(len(log_prob))
+    assert torch.equal(log_prob, batch.rollout.old_log_prob[rows, batch.column])
+    assert batch.rollout.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
+    """Noise that explains a recorded step must be standard normal, and consecutive steps must fit together."""
+    config = build("grpo", settings, train_steps=4, prompts_per_rollout=8, per_device_train_batch_size=64)
+    assert isinstance(config, GRPOConfig)
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    method = online_method(config, adapter, build_accelerator(config))
+    assert isinstance(method, GRPOMethod)
+    rollout = method.draw(0)
+    order = rollout.steps.argsort(dim=1)
+    rows = torch.arange(len(rollout))[:, None]
+    assert torch.equal(rollout.after[rows, order][:, :-1], rollout.before[rows, order][:, 1:])
+    assert torch.equal(rollout.after[rows, order][:, -1], rollout.latents)
+    levels = method.levels.double()
+    ratio = levels[rollout.steps] / levels[rollout.steps + 1]
+    std = ((1 - levels[rollout.steps + 1]) / (1 - levels[rollout.steps]) * (1 - ratio)).sqrt()
+    # E[log p] of a Gaussian is minus its entropy; 64 steps of 1,024 values leave an error below 0.01.
+    expected = -Normal(0.0, std).entropy()
+    assert torch.allclose(rollout.old_log_prob.double(), expected, atol=0.12)
+    assert float((rollout.old_log_prob.double() - expected).mean().abs()) < 0.02
+
+
+def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) -> None:
+    """With K = all steps the gradient equals a straight-line computation with the scheduler and the VAE."""
+    config = build("draft", settings, gradient_steps=4, kl_beta=0.0, guidance_scale=1.0)
+    assert isinstance(config, DRaFTConfig)
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    method = online_method(config, adapter, build_accelerator(config))
+    assert isinstance(method, DRaFTMethod)
+    batch = next(method.batches())
+    parameters = list(adapter.trainable_parameters().values())
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):  # LoRA's second matrices start at zero, without gradient to A
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    loss, _ = method.loss(batch)
+    found = torch.autograd.grad(loss, parameters)
+
+    from diffusion_align.training.randomness import NOISE, normal
+
+    scheduler = adapter.pipeline.scheduler
+    scheduler.set_timesteps(4)
+    x = normal(batch.seeds, NOISE, (4, 16, 16))
+    cond = adapter.encode_prompts(batch.prompts)
+    for t in scheduler.timesteps:
+        output = adapter.predict(x, t.expand(len(x)), cond).output
+        x = scheduler.step(output, t, x).prev_sample
+    final = float(scheduler.final_alpha_cumprod)
+    assert final < 1  # the last step leaves a trace of noise, which x0 has not
+    pictures = adapter.decode(method.draw(batch, cond)[0]) / 2 + 0.5
+    assert float(loss.detach()) == pytest.approx(-float(pictures.clamp(0, 1).mean()), abs=1e-5)
+    expected = torch.autograd.grad(-(adapter.decode(x) / 2 + 0.5).mean(), parameters)
+    one, two = (torch.cat([part.flatten() for part in gradient]) for gradient in (found, expected))
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.99
+
+
+@pytest.fixture
+def inpainting(settings: dict[str, Any], inpaint_folder: Path) -> dict[str, Any]:
+    return {**settings, **METHODS["grpo"][1], "model": str(inpaint_folder), "dataset": "scenes-holes"}
+
+
+def test_inpainting_leaves_the_rest_of_the_picture_alone(inpainting: dict[str, Any]) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(Brightness):
+        needs = frozenset({"source_images", "masks"})
+
+        def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+            outside = (context["masks"] < 0.5).expand_as(images)
+            seen.append((images - context["source_images"])[outside].abs().max())
+            seen.append((images - context["source_images"])[~outside].abs().max())
+            return super().evaluate(images, prompts, context)
+
+    config = InpaintRLConfig(**inpainting, trust="none")
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    method = online_method(config, adapter, build_accelerator(config))
+    assert isinstance(method, GRPOMethod)
+    method.engine.score.scorer = Watching()
+    rollout = method.draw(0)
+    assert max(float(value) for value in seen[::2]) == 0
+    assert min(float(value) for value in seen[1::2]) > 0
+    assert rollout.inpaint.shape == (4, 5, 16, 16)
+    # The group shares picture and hole; another prompt has others.
+    assert torch.equal(rollout.inpaint[0], rollout.inpaint[1])
+    assert not torch.equal(rollout.inpaint[0], rollout.inpaint[2])
+
+
+@pytest.mark.parametrize("trust", ["prefpaint", "mahalanobis"])
+def test_inpaint_rl_trains_with_trust(trust: Any, inpainting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
+
+    statistics = FeatureStatistics.measure(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
+    monkeypatch.setattr(
+        "diffusion_align.training.online.fit_trust", lambda config, scorer: TrustWeight(trust, statistics)
+    )
+    history = train(InpaintRLConfig(**inpainting, trust=trust, masked_log_prob=trust == "mahalanobis")).history
+    assert all(line["trust"] > 0 for line in history)
+
+
+class Broken(Brightness):
+    name = "broken"
+    how = "raises"
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        if self.how == "raises":
+            raise KeyError("no such thing")
+        if self.how == "hangs":
+            time.sleep(3)
+        output = super().evaluate(images, prompts, context)
+        return RewardOutput(output.reward * (float("nan") if self.how == "nan" else 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("raises", "KeyError"), ("nan", "gave nan for picture 0"), ("hangs", "no answer within 0.2 s")]
+)
+def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(
+    how: str, message: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, calls = Broken(), 0
+    scorer.how = "well"
+
+    class Failing(WatchedScorer):
+        def __call__(self, *arguments: Any, **options: Any) -> RewardOutput:
+            nonlocal calls
+            calls += 1
+            if calls == 5:  # the first batch of the third rollout
+                scorer.how, self.timeout = how, 0.2
+            return super().__call__(*arguments, **options)
+
+    monkeypatch.setattr(rollout_module, "load_reward", lambda *_: scorer)
+    monkeypatch.setattr(rollout_module, "WatchedScorer", Failing)
+    config = build("nft", settings, updates_per_picture=1, save_steps=100)
+    with pytest.raises(ScorerError, match=f"scorer broken .*{message}") as raised:
+        train(config)
+    saved = Path(config.output_dir) / "failed_batch.safetensors"
+    assert str(saved) in str(raised.value)
+    assert load_file(saved)["images"].shape == (3, 3, 64, 64)
+    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["checkpoint-00000002"]
+    monkeypatch.undo()
+    monkeypatch.setattr(rollout_module, "load_reward", lambda *_: Brightness())
+    assert train(replace(config, resume_from_checkpoint="latest")).step == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("grpo", {"per_device_train_batch_size": 3}, "8 training items, an optimiser step takes 3"),
+        ("grpo", {"train_steps": 5, "prompts_per_rollout": 4}, "train_steps = 5: only 4"),
+        ("nft", {"num_generations": 1, "prompts_per_rollout": 4}, "num_generations = 1"),
+        ("raft", {"keep": 3, "updates_per_picture": 4}, "keep = 3: only 2"),
+        ("nft", {"min_timestep": 1000}, "min_timestep = 1000"),
+        ("draft", {"gradient_steps": 5}, "gradient_steps = 5: there are 4"),
+        ("draft", {"lv_repeats": 2}, "lv_repeats re-noises the last step"),
+        ("grpo", {"trust": "prefpaint", "scorers": ("scenes-clip",)}, "give trust_dataset"),
+        ("grpo", {"trust": "prefpaint"}, "2 reward features, expected 256"),
+        ("grpo", {"dataset": "nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_error(
+    name: str, changes: dict[str, Any], message: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(build(name, settings, **changes))
+
+
+def test_inpaint_rl_wants_an_inpainting_model(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs an inpainting model"):
+        train(InpaintRLConfig(**{**settings, **ROLLOUTS, "train_steps": 2}))
+
+
+def test_draft_wants_a_differentiable_scorer(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Brightness()
+    scorer.differentiable = False
+    monkeypatch.setattr("diffusion_align.training.draft.load_reward", lambda *_: scorer)
+    with pytest.raises(ValueError, match="needs a differentiable scorer, brightness is not"):
+        train(build("draft", settings))
+
+
+def test_early_stopping_keeps_the_best_weights(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(
+        "diffusion_align.training.run.build_validator", lambda *_: lambda step: {"eval/reward": next(values)}
+    )
+    config = build("nft", settings, eval_steps=1, early_stopping_patience=2, max_steps=10)
+    result = train(config)
+    assert (result.stopped, result.step) == ("early stopping", 3)
+    best, last = weights(Path(config.output_dir) / "best"), weights(config.output_dir)
+    assert not all(torch.equal(best[key], last[key]) for key in best)
+    one_step = train(build("nft", settings, max_steps=1, output_dir=str(Path(config.output_dir) / "one")))
+    assert all(torch.equal(tensor, best[key]) for key, tensor in weights(one_step.output_dir).items())
