@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import base_quality, dpo_step, scenes_dpo_inpo, scenes_guidance, scenes_rewards, scenes_rl, sdxl_memory
+from . import base_quality, dpo_step, plots, scenes_dpo_inpo, scenes_guidance, scenes_rewards, scenes_rl, sdxl_memory
 
 BENCHMARKS = {
     "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "scenes-guidance": (scenes_guidance.main, "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
     "scenes-rl": (scenes_rl.main, "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": (sdxl_memory.main, "memory of SDXL training, counted at its true size without weights"),
+    "plots": (plots.main, "the plots in docs/images, from the measured files"),
     "base-quality": (base_quality.main, "oracle scores of a shipped pipeline per guidance scale"),
 }
 

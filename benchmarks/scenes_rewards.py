@@ -53,12 +53,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_rewards.json")
     args = parser.parse_args(argv)
-    result: dict[str, Any] = {}
-    if args.out.is_file():  # parts may be measured one at a time
-        kept = json.loads(args.out.read_text())
-        result = {part: kept[part] for part in PARTS if part in kept}
     for part in args.parts:
-        result[part] = {"command_arguments": argv, **PARTS[part](args)}
+        measured = {"command_arguments": argv, **PARTS[part](args)}
+        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}  # parts may be measured one at a time
+        result = {name: kept[name] for name in PARTS if name in kept} | {part: measured}
         write_result("scenes_rewards", result, args.out)
 
 

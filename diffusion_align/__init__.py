@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
     from diffusion_align.training.config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, TrainConfig
     from diffusion_align.training.loop import TrainResult
+    from diffusion_align.training.online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
     from diffusion_align.training.run import train
     from diffusion_align.training.settings import load_recipe
 
@@ -33,14 +34,19 @@ _HOMES = {
     "Adapter": "adapters",
     "Conditioning": "adapters",
     "DPOConfig": "training.config",
+    "DRaFTConfig": "training.online_config",
     "DynamicGuidance": "guidance.dynamic",
     "EvaluatorConfig": "training.config",
+    "GRPOConfig": "training.online_config",
     "InPOConfig": "training.config",
+    "InpaintRLConfig": "training.online_config",
     "LossOutput": "objectives",
+    "NFTConfig": "training.online_config",
     "PairBatch": "data",
     "PairRecord": "data",
     "PairStats": "objectives",
     "Prediction": "adapters",
+    "RAFTConfig": "training.online_config",
     "Report": "evaluation",
     "RewardConfig": "training.config",
     "RewardOutput": "rewards",
@@ -75,14 +81,19 @@ __all__ = [
     "Adapter",
     "Conditioning",
     "DPOConfig",
+    "DRaFTConfig",
     "DynamicGuidance",
     "EvaluatorConfig",
+    "GRPOConfig",
     "InPOConfig",
+    "InpaintRLConfig",
     "LossOutput",
+    "NFTConfig",
     "PairBatch",
     "PairRecord",
     "PairStats",
     "Prediction",
+    "RAFTConfig",
     "Report",
     "RewardConfig",
     "RewardOutput",

@@ -192,7 +192,10 @@ def run_demo(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("DPO and InPO on the embedded world in about five minutes, with a report", run_demo),
-    "train": ("fine-tune on preference: dpo, inpo; train a scorer: reward, evaluator", run_train),
+    "train": (
+        "fine-tune on preference: dpo, inpo, inpaint-rl, grpo, nft, raft, draft; scorers: reward, evaluator",
+        run_train,
+    ),
     "generate": ("draw images with a model and trained weights", run_generate),
     "score": ("score pictures with any scorers", run_score),
     "annotate": ("make preference pairs by AI feedback: draw, score, compare", run_annotate),

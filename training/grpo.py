@@ -124,7 +124,8 @@ class GRPOMethod:
             steps = self.noisy[choice[:, : config.train_steps]]
         dtype = DTYPES[config.trajectory_dtype]
         recorder = StepRecorder(steps, self.levels, etas, dtype, self.masked)
-        rollout = self.engine.draw(number, recorder, scheduler=self.scheduler, eta=etas)
+        latents = self.engine.shared_noise(number) if config.shared_noise else None
+        rollout = self.engine.draw(number, recorder, scheduler=self.scheduler, eta=etas, latents=latents)
         rollout.tensors |= {"steps": steps, **recorder.kept}
         if not self.tested:
             self.self_test(rollout, number)

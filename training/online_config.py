@@ -71,6 +71,8 @@ class GRPOConfig(RolloutConfig):
     """Fresh noise in every step, or only in a random window of train_steps steps (MixGRPO 2507.21802)."""
     step_normalisation: bool = True
     """Divide log-ratios by how far each step's can move, so that all steps count alike (GRPO-Guard 2510.22319)."""
+    shared_noise: bool = True
+    """All pictures of a prompt start from the same noise, so that they differ by the policy's own steps alone."""
     num_iterations: Positive = 1
     """Passes over a rollout."""
     clip_range: PositiveFloat = 1e-4

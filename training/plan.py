@@ -11,6 +11,8 @@ from diffusion_align.data import Comparisons, StreamedPairs
 
 from .config import DPOConfig, RewardConfig, RunConfig, TrainConfig
 from .memory import MemoryEstimate, estimate_memory
+from .online import check_rollout, items_per_rollout
+from .online_config import RolloutConfig
 from .settings import to_dict
 from .source import load_training_pairs
 
@@ -36,6 +38,16 @@ def make_plan(config: RunConfig, world_size: int = 1) -> str:
     if isinstance(config, RewardConfig):
         used = len(Comparisons(config.dataset, config.dataset_split, config.max_pairs))
         sections["data"] = f"{used:,} judged pairs"
+    if isinstance(config, RolloutConfig):
+        check_rollout(config)
+        steps = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        sections["rollouts"] = _lines(
+            {
+                "pictures": f"{config.prompts_per_rollout * config.num_generations} = {config.prompts_per_rollout} "
+                f"prompts x {config.num_generations}, per device",
+                "training items": f"{items_per_rollout(config)} a rollout, {steps} an optimiser step",
+            }
+        )
     sections["steps"] = _lines(_steps(config, world_size, used))
     if isinstance(config, TrainConfig):
         estimate = estimate_memory(config)

@@ -19,7 +19,7 @@ from diffusion_align.objectives.trust import TrustWeight
 from diffusion_align.sampling.sampler import StepCallback, sample
 
 from .online_config import RolloutConfig
-from .randomness import ITEMS, PICTURES, mix
+from .randomness import ITEMS, NOISE, PICTURES, mix, normal
 from .scoring import WatchedScorer, load_reward
 from .tasks import Tasks
 
@@ -161,7 +161,7 @@ class RolloutEngine:
         """
         config, adapter = self.config, self.adapter
         group, count = config.num_generations, config.prompts_per_rollout
-        first = (number * self.accelerator.num_processes + self.accelerator.process_index) * count
+        first = self.first_task(number)
         prompts, holes = self.tasks.take(range(first, first + count))
         prompts = [prompt for prompt in prompts for _ in range(group)]
         seeds = [mix(config.seed, PICTURES, first + i, k) for i in range(count) for k in range(group)]
@@ -199,6 +199,19 @@ class RolloutEngine:
             "seed": torch.tensor(seeds),
         }
         return Rollout(prompts, tensors if inpaint is None else tensors | {"inpaint": inpaint})
+
+    def first_task(self, number: int) -> int:
+        """Position in the stream of tasks where this process' share of a rollout starts."""
+        share = number * self.accelerator.num_processes + self.accelerator.process_index
+        return share * self.config.prompts_per_rollout
+
+    def shared_noise(self, number: int) -> Tensor:
+        """Noise to start a rollout from (N, C, h, w), the same for all pictures of a prompt."""
+        config, adapter, first = self.config, self.adapter, self.first_task(number)
+        seeds = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(config.prompts_per_rollout)])
+        side = self.tasks.size // adapter.vae_scale_factor
+        noise = normal(seeds, NOISE, (adapter.latent_channels, side, side))
+        return noise.repeat_interleave(config.num_generations, 0)
 
     def judge(self, images: Tensor, prompts: list[str], holes: Holes | None) -> tuple[Tensor, Tensor]:
         """Rewards and trust weights (N,)."""

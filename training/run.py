@@ -30,6 +30,7 @@ from .online import online_method
 from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig
 from .pairs import Noising, PairMethod
 from .randomness import MASKS, mix
+from .report import write_online_report
 from .reward import reward_job
 from .settings import save_config, to_dict, validated
 from .source import build_pair_source, build_transform, load_training_pairs
@@ -60,7 +61,10 @@ def train(config: RunConfig, adapter: Adapter | None = None) -> TrainResult:
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if accelerator.is_main_process and config.eval_steps else None
-    return run_loop(config, job.trained, job.method, accelerator, validate)
+    result = run_loop(config, job.trained, job.method, accelerator, validate)
+    if isinstance(config, OnlineConfig) and accelerator.is_main_process:
+        write_online_report(config)
+    return result
 
 
 def prepare_folder(config: RunConfig, output_dir: Path) -> None:

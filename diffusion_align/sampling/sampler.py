@@ -105,6 +105,7 @@ def sample(
     negative_prompts: Sequence[str] | None = None,
     eta: float | Sequence[float] = 0.0,
     inpaint: Tensor | None = None,
+    latents: Tensor | None = None,
     alignment_strength: float | Sequence[float] = 1.0,
     callback: StepCallback | None = None,
     keep_trajectory: bool = False,
@@ -123,6 +124,7 @@ def sample(
         negative_prompts: one per prompt, instead of the pipeline's null prompt.
         eta: DDIM's share of fresh noise, for schedulers that have it; one number or one per step.
         inpaint: mask and masked-image latents (N, 1 + C, h, w) for inpainting models.
+        latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
         alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
             model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
         callback: called after every step.
@@ -132,7 +134,12 @@ def sample(
         ValueError: numbers of prompts, seeds or negative prompts differ, a size the VAE cannot make, guidance that does
             not fit, or another ``alignment_strength`` than 1 without trained weights.
     """
-    for name, values in (("seeds", seeds), ("negative_prompts", negative_prompts), ("inpaint", inpaint)):
+    for name, values in (
+        ("seeds", seeds),
+        ("negative_prompts", negative_prompts),
+        ("inpaint", inpaint),
+        ("latents", latents),
+    ):
         if values is not None and len(values) != len(prompts):
             raise ValueError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(values)}")
     factor = adapter.vae_scale_factor
@@ -162,7 +169,12 @@ def sample(
             etas,
         )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : rows.stop]]
-        parts.append(run.draw(generators, (height // factor, width // factor), callback, keep_trajectory))
+        if latents is None:
+            shape = (1, adapter.latent_channels, height // factor, width // factor)
+            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        else:
+            noise = latents[start : rows.stop]
+        parts.append(run.draw(noise, generators, callback, keep_trajectory))
     if not parts:
         nothing = torch.empty(0, adapter.latent_channels, height // factor, width // factor)
         return Samples(torch.empty(0, 3, height, width), nothing, torch.empty(num_inference_steps, 0), 0.0)
@@ -222,20 +234,18 @@ class _Run:
 
     def draw(
         self,
+        noise: Tensor,
         generators: list[torch.Generator],
-        size: tuple[int, int],
         callback: StepCallback | None,
         keep_trajectory: bool,
     ) -> Samples:
         adapter, scheduler = self.adapter, self.scheduler
-        shape = (1, adapter.latent_channels, *size)
-        latents = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(adapter.device)
         # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
         accepted = inspect.signature(scheduler.step).parameters
         extras: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
         scheduler.set_timesteps(len(self.strengths), device=adapter.device)
         levels = signal_levels(scheduler).tolist()
-        latents = latents * scheduler.init_noise_sigma
+        latents = noise.to(adapter.device) * scheduler.init_noise_sigma
         path = [latents.cpu()] if keep_trajectory else []
         for step, t in enumerate(scheduler.timesteps):
             x_t = scheduler.scale_model_input(latents, t)
