@@ -14,6 +14,7 @@ SHORTER = {
     "max_steps=100": "max_steps=2",
     "max_steps=20": "max_steps=1",
     "eval_steps=50": "eval_steps=1",
+    "eval_steps=10": "eval_steps=1",
     "PICTURES = 64": "PICTURES = 4",
     "rendered_rows(400": "rendered_rows(32",
     "rendered_rows(100": "rendered_rows(8",
