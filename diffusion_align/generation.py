@@ -17,6 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from .adapters import Adapter, load_adapter
 from .data import load_prompts
+from .data.inpainting import Holes
+from .data.transforms import crop
 from .evaluation.figures import schedule_figure
 from .guidance.dynamic import DynamicGuidance
 from .guidance.schedules import ScheduleGuidance, TableGuidance
@@ -95,7 +97,7 @@ def from_record(options: GenerateOptions) -> GenerateOptions:
 
 def draw(
     adapter: Adapter, options: GenerateOptions, guider: Any, scorer: RewardScorer | None,
-    prompts: Sequence[str], seeds: Sequence[int],
+    prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
     """Images (B, 3, H, W) in [0, 1] of one batch, and what there is to tell of each."""
     scheduler = None
@@ -111,6 +113,7 @@ def draw(
         "batch_size": options.batch_size,
         "scheduler": scheduler,
         "alignment_strength": options.alignment_strength,
+        "inpaint": None if hole is None else encode_hole(adapter, hole).repeat(len(prompts) * copies, 1, 1, 1),
         "negative_prompts": None if negative is None else [negative] * len(prompts) * copies,
     }
     if scorer is None or options.search == "gradient":
@@ -128,6 +131,36 @@ def draw(
         {**facts, "reward": reward, "choice": choice}
         for reward, choice in zip(steered.reward.tolist(), steered.choice.tolist(), strict=True)
     ]
+
+
+def load_hole(adapter: Adapter, options: GenerateOptions) -> Holes | None:
+    """``--image`` and ``--mask`` at the size that is drawn; None for models that do not inpaint.
+
+    Raises:
+        ValueError: they are missing for an inpainting model, given for another, or differ in size.
+        FileNotFoundError, OSError: a file that is not there or no picture.
+    """
+    given = (options.image is not None) + (options.mask is not None)
+    if given != (2 if adapter.is_inpainting else 0):
+        raise ValueError(
+            f"{options.model} is an inpainting model: generate needs --image and --mask"
+            if adapter.is_inpainting
+            else f"--image and --mask are for inpainting models, {options.model} is none"
+        )
+    if options.image is None or options.mask is None:
+        return None
+    picture, mask = Image.open(options.image).convert("RGB"), Image.open(options.mask).convert("RGB")
+    if picture.size != mask.size:
+        raise ValueError(f"--mask {options.mask} is {mask.size}, --image {options.image} is {picture.size} pixels")
+    size = (options.height or adapter.default_resolution, options.width or adapter.default_resolution)
+    pixels, white = (crop(part, size, 0.5, 0.5, flip=False)[0] for part in (picture, mask))
+    return Holes([""], ((pixels + 1) / 2)[None], (white[:1] > 0).float()[None])
+
+
+@torch.no_grad()
+def encode_hole(adapter: Adapter, hole: Holes) -> torch.Tensor:
+    """What the UNet sees of the hole, (1, 1 + C, h, w)."""
+    return adapter.encode_inpaint(hole.pictures.to(adapter.device) * 2 - 1, hole.masks.to(adapter.device)).float()
 
 
 def generate_files(options: GenerateOptions) -> list[Path]:
@@ -150,6 +183,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     adapter = load_adapter(options.model, dtype=dtype, device=device, config=options.model_config)
     if options.lora is not None:
         adapter.load_weights(options.lora)
+    hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
     folder = Path(options.out)
@@ -158,7 +192,9 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     # One batch at a time, so that the pictures of a long list appear, and stay, as they are drawn.
     for start in range(0, len(jobs), options.batch_size):
         batch = jobs[start : start + options.batch_size]
-        images, told = draw(adapter, options, guider, scorer, [p for p, _ in batch], [s for _, s in batch])
+        images, told = draw(adapter, options, guider, scorer, [p for p, _ in batch], [s for _, s in batch], hole)
+        if hole is not None:  # outside the hole the picture stays as it is, to the bit
+            images = torch.where(hole.masks > 0.5, images, hole.pictures)
         for i, (job, pixels, facts) in enumerate(zip(batch, to_uint8(images), told, strict=True), start=start):
             written.append(write_picture(folder, i, options, job, pixels, facts))
     return written

@@ -61,6 +61,10 @@ class GenerateOptions:
     """Images drawn for one that is kept (best-of-n, fk)."""
     steering_strength: float | None = None
     """Of fk (10) and gradient (0.1)."""
+    image: str | None = None
+    """For inpainting models: the picture to repaint in part."""
+    mask: str | None = None
+    """For inpainting models: a picture that is white where --image is to be repainted."""
     negative_prompt: str | None = None
     """What the unconditional branch is told instead of nothing."""
     seed: int = 0

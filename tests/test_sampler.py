@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
-from diffusion_align.sampling.sampler import generate, to_uint8
+from diffusion_align.sampling.sampler import generate, sample, to_uint8
 
 PROMPTS = ["a large red star on a dark background", "two small blue rings", "a green square left of a white moon"]
 SEEDS = [5, 6, 2**40]
@@ -132,3 +132,24 @@ def test_bad_arguments_are_named(options: dict[str, Any], message: str, sdxl_fol
 def test_pixels_are_rounded_not_cut() -> None:
     images = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert to_uint8(images)[0, :, :, 0].tolist() == [[0, 0], [1, 255]]
+
+
+def test_noise_and_eta_can_be_given(sdxl_folder: Path) -> None:
+    adapter = load_adapter(sdxl_folder)
+    options: dict[str, Any] = {"num_inference_steps": 3, "guidance": 1.0}
+    noise = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
+    plain = sample(adapter, ["a", "b"], seeds=[5, 6], **options)
+    given = sample(adapter, ["a", "b"], seeds=[7, 8], latents=noise, **options)
+    assert torch.equal(plain.images, given.images)
+    assert plain.latents.shape == (2, 4, 16, 16)
+    # Fresh noise in the last step only: before it the trajectory is the deterministic one.
+    late = sample(adapter, ["a", "b"], seeds=[5, 6], eta=[0.0, 0.0, 1.0], keep_trajectory=True, **options)
+    still = sample(adapter, ["a", "b"], seeds=[5, 6], keep_trajectory=True, **options)
+    assert late.trajectory is not None
+    assert still.trajectory is not None
+    assert torch.equal(late.trajectory[:3], still.trajectory[:3])
+    assert not torch.equal(late.trajectory[3], still.trajectory[3])
+    with pytest.raises(ValueError, match="eta: expected one number or 3"):
+        sample(adapter, ["a"], seeds=[1], eta=[0.0], **options)
+    with pytest.raises(ValueError, match="latents: expected one for each of the 2"):
+        sample(adapter, ["a", "b"], seeds=[1, 2], latents=noise[:1], **options)
