@@ -32,7 +32,8 @@ class RenoisedBatch:
 
     def __init__(self, adapter: Adapter, batch: MiniBatch, min_timestep: int) -> None:
         rollout, device = batch.rollout, adapter.device
-        draws = zip(rollout.seed.tolist(), batch.column.tolist(), strict=True)
+        # Pictures of one prompt meet the same noise at the same timesteps: what they share cancels in the comparison.
+        draws = zip(rollout.group.tolist(), batch.column.tolist(), strict=True)
         seeds = torch.tensor([mix(seed, column, batch.number) for seed, column in draws])
         x0 = rollout.latents.to(device)
         self.t = timesteps(seeds, min_timestep, adapter.schedule.num_timesteps).to(device)

@@ -77,10 +77,12 @@ class GRPOMethod:
         self.scheduler.set_timesteps(config.num_inference_steps)
         self.levels = signal_levels(self.scheduler)
         variance = (1 - self.levels[1:]) / (1 - self.levels[:-1]) * (1 - self.levels[:-1] / self.levels[1:])
-        self.noisy = (config.eta * variance.clamp(min=0).sqrt() > SMALLEST_STD).nonzero().flatten()
+        noisy = config.eta * variance.clamp(min=0).sqrt() > SMALLEST_STD
+        self.noisy = (noisy & (self.scheduler.timesteps >= config.min_timestep)).nonzero().flatten()
         if config.train_steps > len(self.noisy):
             raise ValueError(
-                f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise"
+                f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise and a "
+                f"timestep of at least min_timestep = {config.min_timestep}"
             )
         moves = sensitivity(self.levels[:-1], self.levels[1:], config.eta).sqrt()
         self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)

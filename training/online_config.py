@@ -55,6 +55,8 @@ class RolloutConfig(OnlineConfig):
     """Deviations from the prompt's mean reward are divided by the spread of the prompt's pictures, of all, or by 1."""
     advantage_clip: PositiveFloat = 5.0
     """Largest absolute advantage."""
+    min_timestep: NonNegative = 0
+    """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,6 @@ class NFTConfig(RolloutConfig):
     """By how much the decay grows per rollout."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
-    min_timestep: NonNegative = 0
-    """Smallest training timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,6 @@ class RAFTConfig(RolloutConfig):
     """Noise levels each kept picture is trained at."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
-    min_timestep: NonNegative = 0
-    """Smallest training timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)

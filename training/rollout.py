@@ -31,7 +31,8 @@ class Rollout:
     Attributes:
         prompts: N.
         tensors: by name, N rows each, on the CPU: ``latents`` (N, C, h, w), ``reward``, ``advantage``, ``trust`` (N,),
-            ``seed`` (N,) int64; ``inpaint`` (N, 1 + C, h, w) of inpainting models; and what the method adds.
+            ``group`` (N,) int64, a seed that the pictures of a prompt share; ``inpaint`` (N, 1 + C, h, w) of inpainting
+            models; and what the method adds.
     """
 
     prompts: list[str]
@@ -196,7 +197,7 @@ class RolloutEngine:
             "reward": reward,
             "advantage": self.advantages(reward),
             "trust": trust,
-            "seed": torch.tensor(seeds),
+            "group": torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)]),
         }
         return Rollout(prompts, tensors if inpaint is None else tensors | {"inpaint": inpaint})
 
