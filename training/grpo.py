@@ -126,7 +126,7 @@ class GRPOMethod:
             steps = self.noisy[choice[:, : config.train_steps]]
         dtype = DTYPES[config.trajectory_dtype]
         recorder = StepRecorder(steps, self.levels, etas, dtype, self.masked)
-        latents = self.engine.shared_noise(number) if config.shared_noise else None
+        latents = self.engine.initial_noise(number, config.shared_noise).to(dtype).float()
         rollout = self.engine.draw(number, recorder, scheduler=self.scheduler, eta=etas, latents=latents)
         rollout.tensors |= {"steps": steps, **recorder.kept}
         if not self.tested:

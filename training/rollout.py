@@ -206,13 +206,16 @@ class RolloutEngine:
         share = number * self.accelerator.num_processes + self.accelerator.process_index
         return share * self.config.prompts_per_rollout
 
-    def shared_noise(self, number: int) -> Tensor:
-        """Noise to start a rollout from (N, C, h, w), the same for all pictures of a prompt."""
+    def initial_noise(self, number: int, shared: bool) -> Tensor:
+        """Noise to start a rollout from (N, C, h, w); ``shared``: the same for all pictures of a prompt."""
         config, adapter, first = self.config, self.adapter, self.first_task(number)
-        seeds = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(config.prompts_per_rollout)])
+        copies = 1 if shared else config.num_generations
+        seeds = [
+            mix(config.seed, PICTURES, first + i, k) for i in range(config.prompts_per_rollout) for k in range(copies)
+        ]
         side = self.tasks.size // adapter.vae_scale_factor
-        noise = normal(seeds, NOISE, (adapter.latent_channels, side, side))
-        return noise.repeat_interleave(config.num_generations, 0)
+        noise = normal(torch.tensor(seeds), NOISE, (adapter.latent_channels, side, side))
+        return noise.repeat_interleave(config.num_generations // copies, 0)
 
     def judge(self, images: Tensor, prompts: list[str], holes: Holes | None) -> tuple[Tensor, Tensor]:
         """Rewards and trust weights (N,)."""
