@@ -215,8 +215,8 @@ class RewardConfig(RunConfig):
 
     # -- scorer
     scorer: str = "vp-score"
-    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip; or the folder of a
-    trained scorer to go on from."""
+    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip; or a trained scorer to
+    go on from: a shipped one's name, or a folder."""
     architecture: str = "small"
     """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score)."""
     tokenizer: str = "scenes-sdxl"

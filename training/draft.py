@@ -87,9 +87,7 @@ class DRaFTMethod:
         with self.accelerator.autocast():
             inpaint = None
             if batch.holes is not None:
-                with torch.no_grad():
-                    pixels, masks = batch.holes.pictures.to(device) * 2 - 1, batch.holes.masks.to(device)
-                    inpaint = adapter.encode_inpaint(pixels, masks).float()
+                inpaint = batch.holes.encode(adapter)
             conditions = self.policy.conditions(batch.prompts, inpaint)
             x0, distance = self.draw(batch, conditions)
             images = checkpoint(adapter.decode, x0, use_reentrant=False) / 2 + 0.5

@@ -168,9 +168,8 @@ class RolloutEngine:
         seeds = [mix(config.seed, PICTURES, first + i, k) for i in range(count) for k in range(group)]
         inpaint = None
         if holes is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                pixels, masks = holes.pictures.to(adapter.device) * 2 - 1, holes.masks.to(adapter.device)
-                inpaint = adapter.encode_inpaint(pixels, masks).float().cpu().repeat_interleave(group, 0)
+            with self.accelerator.autocast():
+                inpaint = holes.encode(adapter).cpu().repeat_interleave(group, 0)
             holes = holes.repeat_each(group)
         training = adapter.unet.training
         adapter.unet.eval()

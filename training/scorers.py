@@ -18,6 +18,7 @@ from diffusion_align.data import Comparisons
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.clip import OpenClipScorer, load_clip, save_open_clip
 from diffusion_align.rewards.edit import EditScore
+from diffusion_align.rewards.factory import SHIPPED_SCORERS
 from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.rewards.vp import VPScore
 
@@ -68,10 +69,10 @@ def build_scorer(config: RewardConfig, comparisons: Comparisons) -> RewardScorer
     torch.manual_seed(config.seed)
     if config.scorer in BUILDERS:
         scorer = BUILDERS[config.scorer](config, comparisons)
-    elif Path(config.scorer).is_dir():
+    elif config.scorer in SHIPPED_SCORERS or Path(config.scorer).is_dir():
         scorer = load_scorer(config.scorer)
     else:
-        known = ", ".join(BUILDERS)
+        known = ", ".join((*BUILDERS, *SHIPPED_SCORERS))
         raise ValueError(f"scorer = {config.scorer!r}: expected one of {known}, or the folder of a trained scorer")
     trained = getattr(scorer, "trained_module", lambda: scorer)()
     trained.requires_grad_(True)

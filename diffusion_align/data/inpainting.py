@@ -14,6 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from diffusion_align.adapters import Adapter
+
 from .masks import Mask, sample_mask
 from .transforms import crop
 
@@ -131,6 +133,14 @@ class Holes:
         """Every example ``times`` times, copies next to each other."""
         prompts = [prompt for prompt in self.prompts for _ in range(times)]
         return Holes(prompts, self.pictures.repeat_interleave(times, 0), self.masks.repeat_interleave(times, 0))
+
+    @torch.no_grad()
+    def encode(self, adapter: Adapter, batch_size: int = 32) -> Tensor:
+        """What an inpainting network sees of the task beside its latents, (B, channels, h, w) float32 on its device."""
+        parts = zip(self.pictures.split(batch_size), self.masks.split(batch_size), strict=True)
+        device = adapter.device
+        encoded = [adapter.encode_inpaint(p.to(device) * 2 - 1, m.to(device)).float() for p, m in parts]
+        return torch.cat(encoded)
 
     def composite(self, images: Tensor) -> Tensor:
         """``images`` (B, 3, H, W) inside the holes, the original pictures, to the bit, outside."""

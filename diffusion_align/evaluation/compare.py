@@ -51,12 +51,7 @@ def sample_and_score(
     Args:
         holes: for inpainting models, as many as prompts; outside the holes images are the given pictures, to the bit.
     """
-    inpaint = None
     with torch.autocast(adapter.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-        if holes is not None:
-            parts = zip(holes.pictures.split(settings.batch_size), holes.masks.split(settings.batch_size), strict=True)
-            encode, device = adapter.encode_inpaint, adapter.device
-            inpaint = torch.cat([encode(p.to(device) * 2 - 1, m.to(device)).float().cpu() for p, m in parts])
         images = generate(
             adapter,
             list(prompts),
@@ -64,7 +59,7 @@ def sample_and_score(
             guidance_scale=settings.guidance_scale,
             seeds=[settings.seed + i for i in range(len(prompts))],
             batch_size=settings.batch_size,
-            inpaint=inpaint,
+            inpaint=None if holes is None else holes.encode(adapter, settings.batch_size).cpu(),
         )
     if holes is not None:
         images = holes.composite(images)

@@ -2,7 +2,8 @@
 
 - ``renders``: rendered scenes. Most pairs are a scene of the prompt against one of a near miss (one word changed); some
   are a scene against a blurred, noisy or stained copy; some are two scenes of one prompt, judged by a simulated user.
-- ``judged``: pictures of a model, several for each prompt, every pair judged by a simulated user.
+- ``judged``: pictures of a model, several for each prompt, every pair judged by a simulated user. Those of an
+  inpainting model are repaintings of one hole in a rendered scene.
 - ``edits``: a rendered scene, an instruction and two attempts at it (see ``edits.py``).
 
 All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle's aspects are Bradley-Terry draws.
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
+from diffusion_align.data.inpainting import load_holes
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .edits import damaged, edit_rows
@@ -43,6 +45,7 @@ from .grammar import (
     sample_prompt,
     sample_scene,
 )
+from .holes import SceneHoles
 from .make_pairs import GUIDANCE_SCALES, TEMPERATURE, TIE_MARGIN, USER_SHARES, USERS, draw_prompts, encode_jpeg, utility
 from .oracle import OracleScore, score_image
 from .render import IMAGE_SIZE, render
@@ -50,6 +53,8 @@ from .render import IMAGE_SIZE, render
 ASPECTS = ("prompt_following", "aesthetic", "fidelity")
 #: An aspect decides as sharply as its weight in the balanced user's taste lets it.
 ASPECT_TEMPERATURE = 3 * TEMPERATURE
+#: Kinds of holes in repainted pictures.
+HOLES = ("box", "brush", "half")
 
 
 def near_miss_scene(spec: PromptSpec, rng: np.random.Generator) -> Scene:
@@ -172,12 +177,17 @@ def judged_rows(
     rng = np.random.default_rng(seed)
     adapter = load_adapter(model)
     repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
-    scales = rng.choice(GUIDANCE_SCALES, size=len(repeated))
+    # A repainted picture needs little guidance: most of it is given.
+    choices = (1.0, *GUIDANCE_SCALES[:-1]) if adapter.is_inpainting else GUIDANCE_SCALES
+    scales = rng.choice(choices, size=len(repeated))
     images = np.empty((len(repeated), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for scale in GUIDANCE_SCALES:
-            rows = np.flatnonzero(scales == scale)
+        for scale in choices:
+            rows, holes = np.flatnonzero(scales == scale), None
             seeds = [seed * 1_000_003 + int(i) for i in rows]
+            if adapter.is_inpainting:
+                source, tasks = SceneHoles(len(prompts), seed, list(prompts)), (rows // per_prompt).tolist()
+                holes = load_holes(source, tasks, [seed * 1_000_003 + task for task in tasks], IMAGE_SIZE, HOLES)
             drawn = generate(
                 adapter,
                 [repeated[i] for i in rows],
@@ -185,8 +195,9 @@ def judged_rows(
                 guidance_scale=float(scale),
                 seeds=seeds,
                 batch_size=64,
+                inpaint=None if holes is None else holes.encode(adapter).cpu(),
             )
-            images[rows] = to_uint8(drawn)
+            images[rows] = to_uint8(drawn if holes is None else holes.composite(drawn))
     files = [encode_jpeg(image) for image in images]
     scores = [
         score_image(np.array(Image.open(io.BytesIO(file))), prompt)
