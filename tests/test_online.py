@@ -150,11 +150,18 @@ def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[s
     prepare_policy(config, adapter)
     method = online_method(config, adapter, build_accelerator(config))
     assert isinstance(method, GRPOMethod)
-    batch = next(method.batches())  # the self-test runs here and raises if sampler and update disagree
-    log_prob = method.log_prob(batch)[0].detach()
-    rows = torch.arange(len(log_prob))
-    assert torch.equal(log_prob, batch.rollout.old_log_prob[rows, batch.column])
-    assert batch.rollout.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    batches = method.batches()  # the self-test runs in the first and raises if sampler and update disagree
+    first, second = next(batches), next(batches)
+    assert (first.number, first.on_policy, second.number, second.on_policy) == (0, True, 0, False)
+    for batch in (first, second):
+        loss, metrics = method.loss(batch)
+        assert float(metrics["clip_fraction"]) == 0
+        expected = (-batch.rollout.advantage).mean() + method.kl_beta * metrics["kl"]
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-7)
+        log_prob, rows = method.log_prob(batch)[0].detach(), torch.arange(len(batch.column))
+        if not batch.on_policy:
+            assert torch.equal(log_prob, batch.rollout.old_log_prob[rows, batch.column])
+    assert first.rollout.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
 
 def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:

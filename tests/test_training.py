@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.training.checkpoint import CheckpointError
-from diffusion_align.training.config import DPOConfig, InPOConfig
+from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
 from diffusion_align.training.loop import run_loop
+from diffusion_align.training.online_config import GRPOConfig, NFTConfig
 from diffusion_align.training.run import build_accelerator, prepare_policy, train
 from diffusion_align.training.settings import load_config, save_config
 
@@ -219,22 +221,41 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp
     assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
 
 
+def train_in_two_processes(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
+    """The log of a run with gloo on the CPU."""
+    save_config(config, recipe)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(20_000 + os.getpid() % 9999)]
+    command = [sys.executable, *launch, "-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return lines(config.output_dir)
+
+
+@pytest.mark.parametrize("name", ["grpo", "nft"])
+def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
+    """Pictures, rewards, the spread of advantages and losses are those of all processes together."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
+    shared: dict[str, Any] = {
+        "model": str(sdxl_folder), "dataset": str(prompts), "num_inference_steps": 3, "guidance_scale": 2.0,
+        "num_generations": 2, "max_steps": 3, "lora_rank": 4, "learning_rate": 1e-4, "logging_steps": 1,
+        "report_to": "none", "progress": False,
+    }  # fmt: skip
+    method, items = {"grpo": (GRPOConfig, {"train_steps": 3}), "nft": (NFTConfig, {"updates_per_picture": 3})}[name]
+    build: Callable[..., TrainConfig] = partial(method, **shared, **items)
+    one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=24))
+    two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=12)
+    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
 def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
     config = replace(config, learning_rate=1e-4)
     one = train(replace(config, per_device_train_batch_size=4))
     two = replace(config, output_dir=str(tmp_path / "two"))
-    save_config(two, tmp_path / "recipe.yaml")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(20_000 + os.getpid() % 9999)]
-    command = [sys.executable, *launch, "-m", "diffusion_align.cli", "train", "dpo"]
-    done = subprocess.run(
-        [*command, "--config", str(tmp_path / "recipe.yaml")],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for a, b in zip(one.history, lines(two.output_dir), strict=True):
+    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)

@@ -97,9 +97,6 @@ class GRPOMethod:
             config.seed,
             config.num_iterations,
         )
-        items = config.prompts_per_rollout * config.num_generations * config.train_steps
-        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        self.one_step = config.num_iterations == 1 and items == used
 
     # -- rollouts ------------------------------------------------------------------------------------------------
 
@@ -132,14 +129,20 @@ class GRPOMethod:
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True
-        if not self.one_step:
-            self.recompute_log_probs(rollout, number)
+        self.recompute_log_probs(rollout, number)
         return rollout
 
     def recompute_log_probs(self, rollout: Rollout, number: int) -> None:
-        """Log-probabilities before the rollout's first update, in batches of the shape that updates have."""
-        everything = torch.arange(len(rollout) * self.config.train_steps)
-        for items in everything.split(self.config.per_device_train_batch_size):
+        """Log-probabilities before the rollout's first update, in batches of the shape that updates have.
+
+        What only the first update trains on needs none: its ratios are 1.
+        """
+        config = self.config
+        first_update = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        order = self.stream.order(number, 0, len(rollout) * config.train_steps)
+        later = order if config.num_iterations > 1 else order[first_update:]
+        for start in range(0, len(later), config.per_device_train_batch_size):
+            items = later[start : start + config.per_device_train_batch_size]
             pictures, columns = items // self.config.train_steps, items % self.config.train_steps
             batch = MiniBatch(rollout.rows(pictures), columns, number, True)
             with torch.no_grad():
@@ -210,7 +213,7 @@ class GRPOMethod:
         log_prob, kl = self.log_prob(batch, with_reference=bool(self.kl_beta or config.kl_target))
         rows = torch.arange(len(batch.column))
         # Where nothing was learned since, the ratio is 1 whatever the kernels do.
-        old = log_prob.detach() if self.one_step else rollout.old_log_prob[rows, batch.column].to(device)
+        old = log_prob.detach() if batch.on_policy else rollout.old_log_prob[rows, batch.column].to(device)
         scale = self.step_scale[rollout.steps[rows, batch.column]].to(device)
         loss, metrics = clipped_policy_loss(
             log_prob * scale,

@@ -105,15 +105,18 @@ class RolloutStream:
             count = len(self.rollout) * self.items
             per_pass = count // self.batch_size
             number, position = self.number, self.position
-            shuffle = torch.Generator().manual_seed(mix(self.seed, ITEMS, number, position // per_pass))
-            order = torch.randperm(count, generator=shuffle)
             start = position % per_pass * self.batch_size
-            chosen = order[start : start + self.batch_size]
+            chosen = self.order(number, position // per_pass, count)[start : start + self.batch_size]
             batch = self.rollout.rows(chosen // self.items)
             self.position += 1
             if self.position == per_pass * self.passes:
                 self.number, self.position, self.rollout = number + 1, 0, None
             yield MiniBatch(batch, chosen % self.items, number, position < self.steps)
+
+    def order(self, number: int, turn: int, count: int) -> Tensor:
+        """The ``count`` items of rollout ``number`` in the order of pass ``turn``."""
+        shuffle = torch.Generator().manual_seed(mix(self.seed, ITEMS, number, turn))
+        return torch.randperm(count, generator=shuffle)
 
     def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
         """Position, and all processes' pictures of the rollout that is not used up."""
