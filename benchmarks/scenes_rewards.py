@@ -1,8 +1,8 @@
 """Scorers trained on the embedded world, against what its generator knows: accuracy, calibration, speed, use.
 
-Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and other scorers), ``throughput`` (batched
-against one by one), ``feedback`` (DPO on pairs labelled by the scorer against pairs labelled by the simulated users),
-``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose), ``edit``
+Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and other scorers), ``repainted`` (the same
+of scenes-vp-inpaint on repainted pictures), ``throughput`` (batched against one by one), ``feedback`` (DPO on pairs
+labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose), ``edit``
 (held-out edits), ``pal`` (users told apart or not, and a new one).
 """
 
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--scorer", default="scenes-vp")
     parser.add_argument("--judged", type=Path, default=Path("runs/rewards/judged"), help="from make_comparisons judged")
+    parser.add_argument("--repainted", type=Path, default=Path("runs/rewards/repainted"), help="the same, repainted")
     parser.add_argument("--edits", type=Path, default=Path("runs/rewards/edits"), help="from make_comparisons edits")
     parser.add_argument("--members", nargs="*", default=[], help="folders of the ensemble's members (best-of-n)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the DPO runs (feedback)")
@@ -61,16 +62,26 @@ def main(argv: list[str]) -> None:
 
 
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the scorer on judged pictures of scenes-sdxl."""
+    return accuracy_on(args.judged, args.scorer, "scenes-clip")
+
+
+def repainted(args: argparse.Namespace) -> dict[str, Any]:
+    """Of scenes-vp-inpaint on judged repaintings of scenes-inpaint, beside scenes-vp, which never saw any."""
+    return accuracy_on(args.repainted, "scenes-vp-inpaint", "scenes-vp")
+
+
+def accuracy_on(folder: Path, scorer: str, beside: str) -> dict[str, Any]:
     """On the judged test pairs; a quarter of them needs colour-shape pairs never seen in training."""
-    comparisons = Comparisons(args.judged, "test")
+    comparisons = Comparisons(folder, "test")
     bayes = np.array(comparisons.source.table["bayes_0"], float)[comparisons.rows]
     held_out = np.array([parse_prompt(comparisons[i].prompt).held_out() for i in range(len(comparisons))])
-    judged = judge(load_scorer(args.scorer), comparisons)
+    judged = judge(load_scorer(scorer), comparisons)
     labels = judged["overall/label"]
     decisive = labels != 0.5
-    others: dict[str, np.ndarray] = {"bayes-optimal": bayes - 0.5, args.scorer: judged["overall"]}
-    others |= {f"{args.scorer}, {name} only": judged[name] for name in comparisons.aspects if name in judged}
-    others["scenes-clip"] = judge(load_scorer("scenes-clip"), comparisons)["overall"]
+    others: dict[str, np.ndarray] = {"bayes-optimal": bayes - 0.5, scorer: judged["overall"]}
+    others |= {f"{scorer}, {name} only": judged[name] for name in comparisons.aspects if name in judged}
+    others[beside] = judge(load_scorer(beside), comparisons)["overall"]
     rows = {}
     for name, differences in others.items():
         right = ((differences > 0) == (labels > 0.5))[decisive]
@@ -84,7 +95,7 @@ def accuracy(args: argparse.Namespace) -> dict[str, Any]:
         "pairs": len(labels),
         "decisive": int(decisive.sum()),
         "judges": rows,
-        "share_of_bayes": rows[args.scorer]["accuracy"] / rows["bayes-optimal"]["accuracy"],
+        "share_of_bayes": rows[scorer]["accuracy"] / rows["bayes-optimal"]["accuracy"],
         "expected_calibration_error": expected_calibration_error(probabilities[decisive], labels[decisive]),
         "calibration_curve": calibration_curve(probabilities[decisive], labels[decisive]),
     }
@@ -306,6 +317,7 @@ def new_user(scorer: RewardScorer, comparisons: Comparisons, shown: int = 20, dr
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "accuracy": accuracy,
+    "repainted": repainted,
     "throughput": throughput,
     "feedback": feedback,
     "best-of-n": best_of_n,

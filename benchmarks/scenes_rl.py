@@ -1,7 +1,7 @@
 """Online methods on the embedded world: win rates over the base by the oracle, and what they cost.
 
 Parts: ``methods`` (text to image: grpo, nft, raft, draft, beside dpo and inpo from scenes_dpo_inpo.json), ``inpaint``
-(inpaint-rl with each trust weight). The reward is always scenes-vp, trained on pairs; the oracle only evaluates.
+(inpaint-rl with each trust weight). The reward is always a scorer trained on pairs; the oracle only evaluates.
 """
 
 from __future__ import annotations
@@ -47,17 +47,18 @@ def main(argv: list[str]) -> None:
         row = measure(name, recipe, options, prompts, args)
         result = json.loads(args.out.read_text()) if args.out.is_file() else {}  # rows are measured one at a time
         rows = {**result.get("rows", {}), name: {"command_arguments": argv, **row}}
-        write_result("scenes_rl", {"prompts": len(prompts), "reward": "scenes-vp", "rows": rows}, args.out)
+        write_result("scenes_rl", {"prompts": len(prompts), "rows": rows}, args.out)
 
 
 def measure(
     name: str, recipe: str, options: dict[str, Any], prompts: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
-    oracle, proxy = load_scorer("scenes-oracle"), load_scorer("scenes-vp")
+    oracle = load_scorer("scenes-oracle")
     settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     config = load_recipe(recipe, **options)
     assert isinstance(config, OnlineConfig)
+    proxy = load_scorer(config.scorers[0])
     adapter, holes = load_adapter(config.model), None
     if adapter.is_inpainting:
         source = SceneHoles(len(prompts), seed=2, prompts=prompts)
@@ -91,6 +92,7 @@ def measure(
     rate = clustered_win_rate(differences)
     base_aspects = {} if base.reward is None else base.reward.aspects
     return {
+        "reward": config.scorers[0],
         "seeds": args.seeds,
         "win_rate": rate.to_json(),
         "win_rate_by_seed": [float(((d > 0) + 0.5 * (d == 0)).mean()) for d in differences],
