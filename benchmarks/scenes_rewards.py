@@ -2,8 +2,9 @@
 
 Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and other scorers), ``repainted`` (the same
 of scenes-vp-inpaint on repainted pictures), ``throughput`` (batched against one by one), ``feedback`` (DPO on pairs
-labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble choose the best of n pictures; the oracle says what they chose), ``edit``
-(held-out edits), ``pal`` (users told apart or not, and a new one).
+labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble
+choose the best of n pictures; the oracle says what they chose), ``edit`` (held-out edits), ``pal`` (users told apart or
+not, and a new one).
 """
 
 from __future__ import annotations
