@@ -1,7 +1,7 @@
 """Online methods on the embedded world: win rates over the base by the oracle, and what they cost.
 
-Parts: ``methods`` (text to image: grpo, nft, raft, draft, beside dpo and inpo from scenes_dpo_inpo.json), ``inpaint``
-(inpaint-rl with each trust weight). The reward is always a scorer trained on pairs; the oracle only evaluates.
+``--methods``: text to image, with DPO and InPO from the same base beside the online ones; ``--trust``: inpaint-rl with
+each trust weight. The reward is always a scorer trained on pairs; the oracle only evaluates.
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.holes import SceneHoles
-from diffusion_align.training.online_config import DRaFTConfig, OnlineConfig, RAFTConfig, RolloutConfig
+from diffusion_align.training.config import DPOConfig, InPOConfig
+from diffusion_align.training.online_config import (
+    DRaFTConfig,
+    InpaintRLConfig,
+    NFTConfig,
+    OnlineConfig,
+    RAFTConfig,
+    RolloutConfig,
+)
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
 from .harness import RESULTS, write_result
 
-RECIPES = {name: f"scenes_{name}" for name in ("grpo", "nft", "raft", "draft")}
+RECIPES = {name: f"scenes_{name}" for name in ("grpo", "nft", "raft", "draft", "dpo", "inpo")}
 TRUSTS = ("none", "prefpaint", "mahalanobis")
 
 
@@ -55,16 +63,15 @@ def measure(
 ) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
     oracle = load_scorer("scenes-oracle")
-    settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     config = load_recipe(recipe, **options)
-    assert isinstance(config, OnlineConfig)
-    proxy = load_scorer(config.scorers[0])
-    adapter, holes = load_adapter(config.model), None
-    if adapter.is_inpainting:
-        source = SceneHoles(len(prompts), seed=2, prompts=prompts)
-        holes = load_holes(
-            source, range(len(prompts)), range(len(prompts)), adapter.default_resolution, ("box", "brush", "half")
-        )
+    assert isinstance(config, DPOConfig | OnlineConfig)
+    reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # DPO and InPO: only watched
+    proxy = load_scorer(reward)
+    adapter, holes, settings = load_adapter(config.model), None, SamplingSettings(guidance_scale=3.5, batch_size=50)
+    if isinstance(config, InpaintRLConfig):
+        source, every = SceneHoles(len(prompts), seed=2, prompts=prompts), range(len(prompts))
+        holes = load_holes(source, every, every, adapter.default_resolution, config.mask_kinds)
+        settings = SamplingSettings(config.num_inference_steps, config.guidance_scale, batch_size=50)
     base = sample_and_score(adapter, prompts, oracle, settings, holes)
     base_proxy = proxy_rewards(proxy, base, prompts)
     differences, proxy_gains, seconds, sides = [], [], [], []
@@ -87,12 +94,12 @@ def measure(
             outside = (holes.masks < 0.5).expand_as(holes.pictures)
             assert bool((tuned.images[outside] == holes.pictures[outside]).all()), "pixels outside the hole changed"
         print(f"{name}, seed {seed}: {np.mean(differences[-1] > 0):.3f} of the prompts better")
-    assert isinstance(config, OnlineConfig)
+    assert isinstance(config, DPOConfig | OnlineConfig)
     per_seed = np.stack(differences)
     rate = clustered_win_rate(differences)
     base_aspects = {} if base.reward is None else base.reward.aspects
     return {
-        "reward": config.scorers[0],
+        "reward": reward,
         "seeds": args.seeds,
         "win_rate": rate.to_json(),
         "win_rate_by_seed": [float(((d > 0) + 0.5 * (d == 0)).mean()) for d in differences],
@@ -105,7 +112,7 @@ def measure(
         },
         "optimiser_steps": config.max_steps,
         "denoiser_calls": denoiser_calls(config),
-        "scored_pictures": scored_pictures(config),
+        "scored_pictures": scored_pictures(config) if isinstance(config, OnlineConfig) else 0,
         "train_seconds_by_seed": [round(value) for value in seconds],
     }
 
@@ -130,14 +137,19 @@ def rollouts(config: RolloutConfig) -> int:
     return -(-config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps // items)
 
 
-def denoiser_calls(config: OnlineConfig) -> int:
+def denoiser_calls(config: DPOConfig | OnlineConfig) -> int:
     """Evaluations of the denoiser on one picture in a run; a backward pass counts as two more."""
+    if isinstance(config, DPOConfig):
+        pictures = 2 * config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+        inversion = config.inversion_steps * (1 + config.renoise_iterations) if isinstance(config, InPOConfig) else 0
+        return pictures * (3 + 1 + inversion)
     branches = 2 if config.guidance_scale > 1 else 1
     drawn = scored_pictures(config) * config.num_inference_steps * branches
     trained = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    reference = 1 if config.kl_beta else 0
     if isinstance(config, DRaFTConfig):
-        return drawn + 2 * trained * config.gradient_steps * branches
+        return drawn + (2 + reference) * trained * config.gradient_steps * branches
     if isinstance(config, RAFTConfig):
-        return drawn + 3 * trained
-    old = 1 if config.method == "nft" else 0
-    return drawn + (3 + old) * trained * branches
+        return drawn + (3 + reference) * trained
+    old = 1 if isinstance(config, NFTConfig) else 0
+    return drawn + (3 + old + reference) * trained * branches
