@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusion_align.evaluation.figures import curve_figure
+from diffusion_align.evaluation.figures import curve_figure, win_rate_bars
+from diffusion_align.evaluation.stats import WinRate
 
 from .harness import RESULTS
 
@@ -31,4 +32,12 @@ def main(argv: list[str]) -> None:
         xlabel="predicted probability",
     )
     figure.savefig(args.out / "reliability.png", dpi=110, bbox_inches="tight")
-    print(f"best_of_n.png and reliability.png in {args.out}")
+    methods = json.loads((RESULTS / "scenes_rl.json").read_text())["rows"]
+    rates = {
+        f"{name} ({row['denoiser_calls'] / 1000:.0f}k calls)": WinRate(**row["win_rate"])
+        for name, row in sorted(methods.items(), key=lambda item: item[1]["denoiser_calls"])
+        if not name.startswith("inpaint-rl")
+    }
+    figure = win_rate_bars(rates, "Oracle win rate over the base, by denoiser calls of the training")
+    figure.savefig(args.out / "methods.png", dpi=110, bbox_inches="tight")
+    print(f"best_of_n.png, reliability.png and methods.png in {args.out}")

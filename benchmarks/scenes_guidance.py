@@ -34,14 +34,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_guidance.json")
     args = parser.parse_args(argv)
-    result: dict[str, Any] = {}
-    args.result = result
-    if args.out.is_file():  # parts may be measured one at a time
-        kept = json.loads(args.out.read_text())
-        result |= {part: kept[part] for part in PARTS if part in kept}
     for part in args.parts:
-        result[part] = {"command_arguments": argv, **PARTS[part](args)}
-        write_result("scenes_guidance", result, args.out)
+        store(args.out, part, {"command_arguments": argv, **PARTS[part](args)})
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """The parts in the file now: they may be measured one at a time, and two at once."""
+    kept = json.loads(out.read_text()) if out.is_file() else {}
+    return {part: kept[part] for part in PARTS if part in kept}
+
+
+def store(out: Path, part: str, found: dict[str, Any]) -> None:
+    """Put one part into the file, beside the others."""
+    write_result("scenes_guidance", {**measured(out), part: found}, out)
 
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,16 +57,16 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
     options = EvaluateGuidanceOptions(
         num_prompts=args.prompts, selector=args.selector, ways=tuple(args.ways), static=args.static
     )
-    earlier = args.result.get("table", {})
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
+        earlier = measured(args.out).get("table", {})
         if earlier.get("best_static") != found["best_static"]:
             return found
         sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
         return {**found, "sweep_on_validation": sweep, "rows": {**earlier["rows"], **found["rows"]}}
 
     def keep(found: dict[str, Any]) -> None:
-        write_result("scenes_guidance", {**args.result, "table": joined(found)}, args.out)
+        store(args.out, "table", joined(found))
 
     return joined(guidance_table(options, keep))
 
