@@ -9,18 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_align.adapters import load_adapter
-from diffusion_align.data.inpainting import load_holes
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data.inpainting import Holes, load_holes
 from diffusion_align.demo import held_out_prompts
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.holes import SceneHoles
+from diffusion_align.scenes.render import IMAGE_SIZE
 from diffusion_align.training.config import DPOConfig, InPOConfig
 from diffusion_align.training.online_config import (
     DRaFTConfig,
@@ -58,62 +60,102 @@ def main(argv: list[str]) -> None:
         write_result("scenes_rl", {"prompts": len(prompts), "rows": rows}, args.out)
 
 
+@dataclass(frozen=True)
+class Exam:
+    """Held-out prompts (and holes), how pictures are drawn for them, and the base model's."""
+
+    prompts: list[str]
+    holes: Holes | None
+    settings: SamplingSettings
+    base: Sampled
+
+    @classmethod
+    def prepare(cls, adapter: Adapter, prompts: list[str], holes: Holes | None, settings: SamplingSettings) -> Exam:
+        base = sample_and_score(adapter, prompts, load_scorer("scenes-oracle"), settings, holes)
+        return cls(prompts, holes, settings, base)
+
+    def take(self, adapter: Adapter) -> Sampled:
+        """The same prompts, holes and noise with the present policy; nothing outside the holes may change."""
+        tuned = sample_and_score(adapter, self.prompts, load_scorer("scenes-oracle"), self.settings, self.holes)
+        if self.holes is not None:
+            outside = (self.holes.masks < 0.5).expand_as(self.holes.pictures)
+            assert bool((tuned.images[outside] == self.holes.pictures[outside]).all()), "pixels outside changed"
+        return tuned
+
+    def gains(self, tuned: Sampled, aspect: str | None = None) -> np.ndarray:
+        """Oracle score (or an aspect of it) of every picture minus the base's (N,)."""
+        assert tuned.reward is not None
+        assert self.base.reward is not None
+        pair = [side.reward if aspect is None else side.aspects[aspect] for side in (tuned.reward, self.base.reward)]
+        return (pair[0] - pair[1]).numpy()
+
+
+def prepare_exams(config: DPOConfig | OnlineConfig, prompts: list[str]) -> dict[str, Exam]:
+    """The comparison that counts, "own", and for inpainting others: holes and a sampler that were not trained on."""
+    adapter = load_adapter(config.model)
+    if not isinstance(config, InpaintRLConfig):
+        return {"own": Exam.prepare(adapter, prompts, None, SamplingSettings(guidance_scale=3.5, batch_size=50))}
+    source, every = SceneHoles(len(prompts), seed=2, prompts=prompts), range(len(prompts))
+    rollouts = SamplingSettings(config.num_inference_steps, config.guidance_scale, batch_size=50)
+    wanted = {
+        "own": (config.mask_kinds, rollouts),
+        "box": (("box",), rollouts),
+        "brush": (("brush",), rollouts),
+        "20 steps, guidance 3.5": (config.mask_kinds, SamplingSettings(20, 3.5, batch_size=50)),
+    }
+    return {
+        name: Exam.prepare(adapter, prompts, load_holes(source, every, every, IMAGE_SIZE, kinds), settings)
+        for name, (kinds, settings) in wanted.items()
+    }
+
+
 def measure(
     name: str, recipe: str, options: dict[str, Any], prompts: list[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
-    oracle = load_scorer("scenes-oracle")
     config = load_recipe(recipe, **options)
     assert isinstance(config, DPOConfig | OnlineConfig)
     reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # DPO and InPO: only watched
-    proxy = load_scorer(reward)
-    adapter, holes, settings = load_adapter(config.model), None, SamplingSettings(guidance_scale=3.5, batch_size=50)
-    if isinstance(config, InpaintRLConfig):
-        source, every = SceneHoles(len(prompts), seed=2, prompts=prompts), range(len(prompts))
-        holes = load_holes(source, every, every, adapter.default_resolution, config.mask_kinds)
-        settings = SamplingSettings(config.num_inference_steps, config.guidance_scale, batch_size=50)
-    base = sample_and_score(adapter, prompts, oracle, settings, holes)
-    base_proxy = proxy_rewards(proxy, base, prompts)
-    differences, proxy_gains, seconds, sides = [], [], [], []
+    proxy, exams = load_scorer(reward), prepare_exams(config, prompts)
+    taken: dict[str, list[Sampled]] = {exam: [] for exam in exams}
+    seconds = []
     for seed in args.seeds:
         folder = args.work / f"{recipe}-{options.get('trust', 'rl')}-{seed}"
-        config = load_recipe(
-            recipe, **options, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False
-        )
-        adapter = load_adapter(config.model)  # type: ignore[attr-defined]
+        run = replace(config, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False)
+        adapter = load_adapter(run.model)
         started = time.perf_counter()
-        train(config, adapter)
+        train(run, adapter)
         seconds.append(time.perf_counter() - started)
-        tuned = sample_and_score(adapter, prompts, oracle, settings, holes)
-        assert tuned.reward is not None
-        assert base.reward is not None
-        differences.append((tuned.reward.reward - base.reward.reward).numpy())
-        proxy_gains.append(proxy_rewards(proxy, tuned, prompts) - base_proxy)
-        sides.append(tuned)
-        if holes is not None:
-            outside = (holes.masks < 0.5).expand_as(holes.pictures)
-            assert bool((tuned.images[outside] == holes.pictures[outside]).all()), "pixels outside the hole changed"
-        print(f"{name}, seed {seed}: {np.mean(differences[-1] > 0):.3f} of the prompts better")
-    assert isinstance(config, DPOConfig | OnlineConfig)
-    per_seed = np.stack(differences)
-    rate = clustered_win_rate(differences)
-    base_aspects = {} if base.reward is None else base.reward.aspects
+        for label, exam in exams.items():
+            taken[label].append(exam.take(adapter))
+        print(f"{name}, seed {seed}: {np.mean(exams['own'].gains(taken['own'][-1]) > 0):.3f} of the prompts better")
+    own, sides = exams.pop("own"), taken.pop("own")
+    base_proxy = proxy_rewards(proxy, own.base, prompts)
+    assert own.base.reward is not None
     return {
         "reward": reward,
         "seeds": args.seeds,
-        "win_rate": rate.to_json(),
-        "win_rate_by_seed": [float(((d > 0) + 0.5 * (d == 0)).mean()) for d in differences],
-        "oracle_gain": float(per_seed.mean()),
-        "oracle_gain_standard_error": float(per_seed.mean(axis=0).std() / len(prompts) ** 0.5),
-        "proxy_gain": float(np.mean(proxy_gains)),
+        **compared(own, sides),
+        "proxy_gain": float(np.mean([proxy_rewards(proxy, side, prompts) - base_proxy for side in sides])),
         "aspects_gain": {
-            aspect: float(np.mean([float((s.reward.aspects[aspect] - before).mean()) for s in sides if s.reward]))
-            for aspect, before in base_aspects.items()
+            aspect: float(np.mean([own.gains(side, aspect) for side in sides])) for aspect in own.base.reward.aspects
         },
+        "elsewhere": {label: compared(exam, taken[label]) for label, exam in exams.items()},
         "optimiser_steps": config.max_steps,
         "denoiser_calls": denoiser_calls(config),
         "scored_pictures": scored_pictures(config) if isinstance(config, OnlineConfig) else 0,
         "train_seconds_by_seed": [round(value) for value in seconds],
+    }
+
+
+def compared(exam: Exam, sides: list[Sampled]) -> dict[str, Any]:
+    """Win rate over the base and mean gain by the oracle, over seeds."""
+    gains = [exam.gains(side) for side in sides]
+    return {
+        "win_rate": clustered_win_rate(gains).to_json(),
+        "win_rate_by_seed": [float(((gain > 0) + 0.5 * (gain == 0)).mean()) for gain in gains],
+        "oracle_gain": float(np.mean(gains)),
+        "oracle_gain_standard_error": float(np.mean(gains, axis=0).std() / len(gains[0]) ** 0.5),
     }
 
 
