@@ -97,6 +97,8 @@ def test_scenes_are_endless_and_repeatable() -> None:
     assert source[3].prompt == again[3].prompt
     assert source[3].picture.tobytes() == again[3].picture.tobytes()
     assert source[3].picture.tobytes() != SceneHoles(10, seed=2)[3].picture.tobytes()
+    assert open_inpainting("scenes-holes")[0].mask is None
+    assert open_inpainting("scenes-objects")[0].mask is not None
     told = SceneHoles(4, prompts=["a small red circle on a dark background"], objects=True)
     assert told[2].prompt == "a small red circle on a dark background"
     mask = told[2].mask

@@ -15,7 +15,7 @@ class OnlineConfig(TrainConfig):
     # -- tasks
     dataset: str = "scenes-pairs"
     """Prompts: a file (.txt, .csv, .jsonl, .parquet), or a data set of pairs, whose captions are taken. Inpainting
-    models: scenes-holes, or a folder of pictures (metadata.jsonl may give caption and mask)."""
+    models: scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
     dataset_split: str = "train"
     """Split to train on."""
     mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ("box", "brush", "half")
@@ -100,7 +100,7 @@ class InpaintRLConfig(GRPOConfig):
     model: str = "scenes-inpaint"
     """Shipped name, pipeline folder, single .safetensors file, or hub name of an inpainting model."""
     dataset: str = "scenes-holes"
-    """scenes-holes, or a folder of pictures (metadata.jsonl may give caption and mask)."""
+    """scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
     trust: Literal["none", "prefpaint", "mahalanobis"] = "mahalanobis"
     """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
     masked_log_prob: bool = True

@@ -20,7 +20,9 @@ from .masks import Mask, sample_mask
 from .transforms import crop
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-#: Scenes of the embedded world in ``scenes-holes``.
+#: Data sets of the embedded world, and whether the hole is one of the scene's objects.
+SCENE_HOLES = {"scenes-holes": False, "scenes-objects": True}
+#: Pictures in each.
 SCENES = 20_000
 
 
@@ -52,9 +54,8 @@ class PictureFolder:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f"data set {str(folder)!r} not found: expected a folder of pictures or scenes-holes"
-            )
+            shipped = ", ".join(SCENE_HOLES)
+            raise FileNotFoundError(f"data set {str(folder)!r} not found: expected a folder of pictures, or {shipped}")
         self.rows = self._rows()
         if not self.rows:
             raise FileNotFoundError(f"{self.folder} holds no pictures ({', '.join(PICTURES)})")
@@ -100,11 +101,12 @@ class PictureFolder:
 
 
 def open_inpainting(source: str, split: str = "train") -> InpaintingSource:
-    """``scenes-holes``, or a folder of pictures (its subfolder ``split``, if there is one)."""
-    if source == "scenes-holes":
+    """``scenes-holes`` (random masks), ``scenes-objects`` (an object is to be repainted), or a folder of pictures (its
+    subfolder ``split``, if there is one)."""
+    if source in SCENE_HOLES:
         from diffusion_align.scenes.holes import SceneHoles
 
-        return SceneHoles(SCENES, seed=0 if split == "train" else 1)
+        return SceneHoles(SCENES, seed=0 if split == "train" else 1, objects=SCENE_HOLES[source])
     folder = Path(source) / split
     return PictureFolder(folder if folder.is_dir() else source)
 
