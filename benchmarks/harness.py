@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def read_parts(out: Path, parts: Iterable[str]) -> dict[str, Any]:
+    """Those of ``parts`` that the file has now: they may be measured one at a time, and two at once."""
+    kept = json.loads(out.read_text()) if out.is_file() else {}
+    return {part: kept[part] for part in parts if part in kept}
 
 
 def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> Path:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from torch import Tensor
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import Comparisons
 from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, load_evaluator
-from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.levels import log_snr
 from diffusion_align.training.config import EvaluatorConfig
 from diffusion_align.training.evaluator import EncodedPairs, collate_noisy, noised, seeded_batches
 from diffusion_align.training.run import train
+
+from .brightness import Brightness
 
 
 def picture(level: float, rng: np.random.Generator) -> bytes:
@@ -106,13 +106,6 @@ def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Pa
     assert torch.equal(straight.pairs.images[0], exchanged.pairs.images[1])
     assert float(straight.pairs.labels[0, 0]) == 1 - float(exchanged.pairs.labels[0, 0])
     assert float(log_snr(alpha_bar.flatten()[0])) < 10
-
-
-class Brightness(RewardScorer):
-    """Mean of the pixels."""
-
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        return RewardOutput(images.mean(dim=(1, 2, 3)))
 
 
 def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,18 +32,9 @@ from diffusion_align.training.online_config import (
 from diffusion_align.training.run import build_accelerator, prepare_policy, train
 from diffusion_align.training.scoring import ScorerError, WatchedScorer
 
+from .brightness import Brightness
+
 PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
-
-
-class Brightness(RewardScorer):
-    """A reward whose best picture is known: white."""
-
-    name = "brightness"
-    differentiable = True
-
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        values = images.mean(dim=(1, 2, 3))
-        return RewardOutput(values, features=torch.stack([values, images.std(dim=(1, 2, 3))], dim=1))
 
 
 @pytest.fixture(autouse=True)

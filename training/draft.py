@@ -85,9 +85,7 @@ class DRaFTMethod:
         """
         config, adapter, device = self.config, self.adapter, self.adapter.device
         with self.accelerator.autocast():
-            inpaint = None
-            if batch.holes is not None:
-                inpaint = batch.holes.encode(adapter)
+            inpaint = None if batch.holes is None else batch.holes.encode(adapter)
             conditions = self.policy.conditions(batch.prompts, inpaint)
             x0, distance = self.draw(batch, conditions)
             images = checkpoint(adapter.decode, x0, use_reentrant=False) / 2 + 0.5

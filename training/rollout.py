@@ -168,7 +168,7 @@ class RolloutEngine:
         first = self.first_task(number)
         prompts, holes = self.tasks.take(range(first, first + count))
         prompts = [prompt for prompt in prompts for _ in range(group)]
-        seeds = [mix(config.seed, PICTURES, first + i, k) for i in range(count) for k in range(group)]
+        seeds = self.picture_seeds(number, group)
         inpaint = None
         if holes is not None:
             with self.accelerator.autocast():
@@ -208,15 +208,17 @@ class RolloutEngine:
         share = number * self.accelerator.num_processes + self.accelerator.process_index
         return share * self.config.prompts_per_rollout
 
+    def picture_seeds(self, number: int, copies: int) -> list[int]:
+        """Seeds of the first ``copies`` pictures of every prompt of a rollout."""
+        tasks = range(first := self.first_task(number), first + self.config.prompts_per_rollout)
+        return [mix(self.config.seed, PICTURES, task, k) for task in tasks for k in range(copies)]
+
     def initial_noise(self, number: int, shared: bool) -> Tensor:
         """Noise to start a rollout from (N, C, h, w); ``shared``: the same for all pictures of a prompt."""
-        config, adapter, first = self.config, self.adapter, self.first_task(number)
+        config, adapter = self.config, self.adapter
         copies = 1 if shared else config.num_generations
-        seeds = [
-            mix(config.seed, PICTURES, first + i, k) for i in range(config.prompts_per_rollout) for k in range(copies)
-        ]
         side = self.tasks.size // adapter.vae_scale_factor
-        noise = normal(torch.tensor(seeds), NOISE, (adapter.latent_channels, side, side))
+        noise = normal(torch.tensor(self.picture_seeds(number, copies)), NOISE, (adapter.latent_channels, side, side))
         return noise.repeat_interleave(config.num_generations // copies, 0)
 
     def judge(self, images: Tensor, prompts: list[str], holes: Holes | None) -> tuple[Tensor, Tensor]:

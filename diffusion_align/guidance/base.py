@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,7 +57,7 @@ class StepView:
         return self.next_alpha_bar**0.5 * x0 + (1 - self.next_alpha_bar) ** 0.5 * eps
 
 
-class StepGuidance(BaseGuidance):
+class StepGuidance(BaseGuidance, ABC):
     """A guider of the prompt's and the null prompt's predictions that is shown each step (``bind``) first.
 
     Works in :func:`diffusion_align.sampling.sampler.sample` and in diffusers' modular pipelines
@@ -93,9 +94,9 @@ class StepGuidance(BaseGuidance):
         columns = torch.stack(self.scales, dim=1).tolist()
         return [{"scales": column, "branches": list(self.branches)} for column in columns]
 
+    @abstractmethod
     def scale(self, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
         """Guidance scales (B,) of this step."""
-        raise NotImplementedError
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """pred_uncond + s (pred_cond - pred_uncond) (2207.12598), s per image."""
@@ -117,9 +118,9 @@ class StepGuidance(BaseGuidance):
     def num_conditions(self) -> int:
         return 2 if self.wants_null() else 1
 
+    @abstractmethod
     def wants_null(self) -> bool:
         """Whether the coming step needs the null prompt's prediction at all."""
-        raise NotImplementedError
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         names = self._input_predictions[: self.num_conditions]
