@@ -17,6 +17,7 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data.masks import sample_mask
 from diffusion_align.demo import held_out_prompts
 from diffusion_align.evaluation import image_grid
+from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import load_scorer
 from diffusion_align.sampling.sampler import generate, to_uint8
 from diffusion_align.scenes.grammar import parse_prompt, sample_scene
@@ -66,7 +67,7 @@ def draw(
     masks: Tensor | None,
 ) -> Tensor:
     """One image per prompt (N, 3, H, W) in [0, 1]; outside ``masks`` those of ``scenes``."""
-    with torch.autocast(adapter.device.type, dtype=torch.bfloat16):
+    with fast_autocast(adapter.device):
         inpaint = None
         if scenes is not None and masks is not None:
             pairs = zip(scenes.split(64), masks.split(64), strict=True)

@@ -6,12 +6,9 @@ Parts: ``table`` (win rates over the best static scale), ``overhead`` (dynamic g
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.demo import held_out_prompts
@@ -19,9 +16,10 @@ from diffusion_align.evaluate import guidance_table
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.evaluators import load_evaluator
 from diffusion_align.options import EvaluateGuidanceOptions
+from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import sample
 
-from .harness import RESULTS, ratio_interval, time_interleaved, write_result
+from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 
 
 def main(argv: list[str]) -> None:
@@ -35,18 +33,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_guidance.json")
     args = parser.parse_args(argv)
     for part in args.parts:
-        store(args.out, part, {"command_arguments": argv, **PARTS[part](args)})
-
-
-def measured(out: Path) -> dict[str, Any]:
-    """The parts in the file now: they may be measured one at a time, and two at once."""
-    kept = json.loads(out.read_text()) if out.is_file() else {}
-    return {part: kept[part] for part in PARTS if part in kept}
-
-
-def store(out: Path, part: str, found: dict[str, Any]) -> None:
-    """Put one part into the file, beside the others."""
-    write_result("scenes_guidance", {**measured(out), part: found}, out)
+        measured = {"command_arguments": argv, **PARTS[part](args)}
+        write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: measured}, args.out)
 
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,14 +47,14 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
     )
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
-        earlier = measured(args.out).get("table", {})
+        earlier = read_parts(args.out, PARTS).get("table", {})
         if earlier.get("best_static") != found["best_static"]:
             return found
         sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
         return {**found, "sweep_on_validation": sweep, "rows": {**earlier["rows"], **found["rows"]}}
 
     def keep(found: dict[str, Any]) -> None:
-        store(args.out, "table", joined(found))
+        write_result("scenes_guidance", {**read_parts(args.out, PARTS), "table": joined(found)}, args.out)
 
     return joined(guidance_table(options, keep))
 
@@ -80,7 +68,7 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
 
     def draw(guidance: Any) -> Callable[[], Any]:
         def run() -> None:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with fast_autocast("cpu"):
                 sample(adapter, prompts, guidance=guidance, **options)
 
         return run

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from diffusion_align.demo import held_out_prompts, run_method
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.accuracy import calibration_curve, expected_calibration_error, pairwise_accuracy
 from diffusion_align.evaluation.compare import SamplingSettings, sample_and_score
+from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import Ensemble, RewardScorer, load_scorer, score_in_batches
 from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.sampling.sampler import generate
@@ -38,7 +38,7 @@ from diffusion_align.training.reward import judge
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from .harness import RESULTS, ratio_interval, time_interleaved, write_result
+from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 
 
 def main(argv: list[str]) -> None:
@@ -57,9 +57,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     for part in args.parts:
         measured = {"command_arguments": argv, **PARTS[part](args)}
-        kept = json.loads(args.out.read_text()) if args.out.is_file() else {}  # parts may be measured one at a time
-        result = {name: kept[name] for name in PARTS if name in kept} | {part: measured}
-        write_result("scenes_rewards", result, args.out)
+        write_result("scenes_rewards", {**read_parts(args.out, PARTS), part: measured}, args.out)
 
 
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
@@ -178,7 +176,7 @@ def best_of_n(args: argparse.Namespace) -> dict[str, Any]:
     promises: dict[str, list[list[float]]] = {name: [] for name in judges}
     started = time.perf_counter()
     for p, prompt in enumerate(held_out_prompts(args.prompts)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_autocast("cpu"):
             images = generate(
                 adapter, [prompt] * args.n, num_inference_steps=10, guidance_scale=3.5,
                 seeds=[10_000 * p + i for i in range(args.n)], batch_size=64,

@@ -7,7 +7,6 @@ each trust weight. The reward is always a scorer trained on pairs; the oracle on
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from diffusion_align.training.online_config import (
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from .harness import RESULTS, write_result
+from .harness import RESULTS, read_parts, write_result
 
 RECIPES = {name: f"scenes_{name}" for name in ("grpo", "nft", "raft", "draft", "dpo", "inpo")}
 TRUSTS = ("none", "prefpaint", "mahalanobis")
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> None:
     jobs |= {f"inpaint-rl, trust {trust}": ("scenes_inpaint_rl", {"trust": trust}) for trust in args.trust}
     for name, (recipe, options) in jobs.items():
         row = measure(name, recipe, options, prompts, args)
-        result = json.loads(args.out.read_text()) if args.out.is_file() else {}  # rows are measured one at a time
-        rows = {**result.get("rows", {}), name: {"command_arguments": argv, **row}}
+        rows = {**read_parts(args.out, ["rows"]).get("rows", {}), name: {"command_arguments": argv, **row}}
         write_result("scenes_rl", {"prompts": len(prompts), "rows": rows}, args.out)
 
 

@@ -60,8 +60,9 @@ class RunConfig:
     """Decay of that average."""
     seed: int = 0
     """Seed of the run; every sample's noise, timestep and augmentation follow from it and the sample's position."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast of the forward pass; LoRA weights and optimiser states stay float32."""
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
+    """Autocast of the forward pass; LoRA weights and optimiser states stay float32. auto is bf16 where the device
+    computes it in hardware, else no."""
 
     # -- the run
     output_dir: str = "runs/train"

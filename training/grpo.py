@@ -143,7 +143,7 @@ class GRPOMethod:
         later = order if config.num_iterations > 1 else order[first_update:]
         for start in range(0, len(later), config.per_device_train_batch_size):
             items = later[start : start + config.per_device_train_batch_size]
-            pictures, columns = items // self.config.train_steps, items % self.config.train_steps
+            pictures, columns = items // config.train_steps, items % config.train_steps
             batch = MiniBatch(rollout.rows(pictures), columns, number, True)
             with torch.no_grad():
                 rollout.tensors["old_log_prob"][pictures, columns] = self.log_prob(batch)[0].cpu()
@@ -164,7 +164,8 @@ class GRPOMethod:
             first, second = self.log_prob(batch)[0].cpu(), self.log_prob(batch)[0].cpu()
         again = float((first - second).abs().max())
         sampled = float((first - batch.rollout.old_log_prob[torch.arange(count), columns]).abs().max())
-        limit = RATIO_TOLERANCE[config.mixed_precision]
+        precision = self.accelerator.mixed_precision
+        limit = RATIO_TOLERANCE[precision]
         self.accelerator.print(
             f"on-policy self-test: |log ratio| {again:.1e} computed twice, {sampled:.1e} between sampler and update"
         )
@@ -176,7 +177,7 @@ class GRPOMethod:
         if sampled > limit:
             raise RuntimeError(
                 f"on-policy self-test failed: sampler and update disagree by {sampled:.1e} in log-probability "
-                f"(allowed with mixed_precision {config.mixed_precision}: {limit:.0e})"
+                f"(allowed with mixed_precision {precision}: {limit:.0e})"
             )
 
     # -- updates -------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate | None:
         source = str(shipped_path(source))
     if Path(source).is_file():
         return None
-    compute = "fp32" if config.mixed_precision == "no" else config.mixed_precision
+    compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
     vae_config = AutoencoderKL.load_config(source, subfolder="vae")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import StreamedPairs, build_cache, load_prompts
 from diffusion_align.data.inpainting import load_holes, open_inpainting
 from diffusion_align.evaluation.compare import SamplingSettings
+from diffusion_align.precision import computes_bf16
 from diffusion_align.rewards import load_scorer
 
 from .checkpoint import CheckpointError, list_checkpoints
@@ -53,6 +55,7 @@ def train(config: RunConfig, adapter: Adapter | None = None) -> TrainResult:
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
+    config = replace(config, mixed_precision=accelerator.mixed_precision)  # what auto came to is saved with the run
     set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
     job = JOBS[config.method](config, accelerator, adapter)
     if accelerator.is_main_process:
@@ -86,8 +89,11 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
     AcceleratorState._reset_state(reset_partial_state=False)
     tracker = None if config.report_to == "none" else config.report_to
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_bf16("cuda" if torch.cuda.is_available() else "cpu") else "no"
     return Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision,
         log_with=tracker,
         project_dir=config.output_dir,
         cpu=not torch.cuda.is_available(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data.inpainting import Holes
+from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.sampler import generate
 
@@ -25,7 +26,7 @@ class SamplingSettings:
     seed: int = 1234
     batch_size: int = 32
     bf16: bool = True
-    """Autocast to bfloat16: half the time, and the same for both sides of a comparison."""
+    """Autocast to bfloat16 where the device computes it: half the time, and the same for both sides of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def sample_and_score(
     Args:
         holes: for inpainting models, as many as prompts; outside the holes images are the given pictures, to the bit.
     """
-    with torch.autocast(adapter.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
+    with fast_autocast(adapter.device, settings.bf16):
         images = generate(
             adapter,
             list(prompts),

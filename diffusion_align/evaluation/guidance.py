@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
+from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer, score_in_batches
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.sampling.steering import best_of_n
@@ -121,7 +122,7 @@ class GuidanceComparison:
         scales, nfe = [], 0.0
         for seed in self.seeds:
             seeds = [seed + i for i in range(len(self.prompts))]
-            with torch.autocast(self.adapter.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with fast_autocast(self.adapter.device, self.bf16):
                 images, chosen, nfe = draw(self.prompts, seeds, self.steps)
             outputs.append(score_in_batches(self.scorer, images, self.prompts))
             scales.append(chosen)

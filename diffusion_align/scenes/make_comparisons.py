@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data.inpainting import load_holes
+from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .edits import damaged, edit_rows
@@ -181,7 +181,7 @@ def judged_rows(
     choices = (1.0, *GUIDANCE_SCALES[:-1]) if adapter.is_inpainting else GUIDANCE_SCALES
     scales = rng.choice(choices, size=len(repeated))
     images = np.empty((len(repeated), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_autocast("cpu"):
         for scale in choices:
             rows, holes = np.flatnonzero(scales == scale), None
             seeds = [seed * 1_000_003 + int(i) for i in rows]

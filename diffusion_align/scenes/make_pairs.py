@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .grammar import sample_prompt
@@ -160,7 +160,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # twice as fast, no visible difference
+    with fast_autocast("cpu"):  # twice as fast, no visible difference
         for i, (split, count) in enumerate(sizes.items()):
             # Validation and test prompts never occur in training; a quarter of them needs unseen colour-shape pairs.
             prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)

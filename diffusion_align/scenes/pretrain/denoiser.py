@@ -12,6 +12,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from diffusion_align.precision import fast_autocast
+
 from ..render import IMAGE_SIZE
 
 
@@ -136,7 +138,7 @@ def train_denoiser(
         x_t = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
         if data.extra is not None:
             x_t = torch.cat([x_t, data.extra[rows].float()], dim=1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_autocast("cpu"):
             cond = networks.encode(networks.text_encoders, ids)
             if empty_ids is None:
                 zero_rows(cond, drop)

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffusion_align.precision import fast_autocast
+
 from .corpus import Corpus
 
 
@@ -59,7 +61,7 @@ def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, s
         if not resumed and elapsed < budget / 2:
             top, left = (4 * int(v) for v in torch.randint(0, 9, (2,)))
             x = x[:, :, top : top + 32, left : left + 32]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_autocast("cpu"):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
@@ -82,7 +84,7 @@ def train_vae(corpus: Corpus, out: Path, minutes: float, batch_size: int = 16, s
 @torch.no_grad()
 def encode_pixels(vae: AutoencoderKL, x: Tensor) -> Tensor:
     """Posterior mean and standard deviation (B, 8, h, w) of pixels (B, 3, H, W), not yet scaled."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_autocast("cpu"):
         dist = vae.encode(x).latent_dist
     return torch.cat([dist.mean.float(), dist.std.float()], dim=1)
 
