@@ -93,7 +93,7 @@ def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: 
     whole = train(replace(config, per_device_train_batch_size=4))
     parts = train(replace(config, gradient_accumulation_steps=2, output_dir=str(tmp_path / "parts")))
     for a, b in zip(whole.history, parts.history, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
@@ -256,7 +256,7 @@ def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
     one = train(replace(config, per_device_train_batch_size=4))
     two = replace(config, output_dir=str(tmp_path / "two"))
     for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)
 

@@ -1,9 +1,10 @@
-"""Judged pairs for training scorers: ``python -m diffusion_align.scenes.make_comparisons renders|judged|edits OUT``.
+"""Judged pairs for training scorers: ``python -m diffusion_align.scenes.make_comparisons KIND OUT``.
 
 - ``renders``: rendered scenes. Most pairs are a scene of the prompt against one of a near miss (one word changed); some
   are a scene against a blurred, noisy or stained copy; some are two scenes of one prompt, judged by a simulated user.
 - ``judged``: pictures of a model, several for each prompt, every pair judged by a simulated user. Those of an
   inpainting model are repaintings of one hole in a rendered scene.
+- ``imperfect``: the same of rendered scenes with a model's mistakes (see ``imperfect.py``).
 - ``edits``: a rendered scene, an instruction and two attempts at it (see ``edits.py``).
 
 All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle's aspects are Bradley-Terry draws.
@@ -13,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
@@ -46,9 +49,11 @@ from .grammar import (
     sample_scene,
 )
 from .holes import SceneHoles
-from .make_pairs import GUIDANCE_SCALES, TEMPERATURE, TIE_MARGIN, USER_SHARES, USERS, draw_prompts, encode_jpeg, utility
-from .oracle import OracleScore, score_image
+from .imperfect import imperfect_picture
+from .make_pairs import GUIDANCE_SCALES, POPULATIONS, TEMPERATURE, TIE_MARGIN, draw_prompts, encode_jpeg, judge, verdict
+from .oracle import OracleScore, score_detection, score_image
 from .render import IMAGE_SIZE, render
+from .vision import detect
 
 ASPECTS = ("prompt_following", "aesthetic", "fidelity")
 #: An aspect decides as sharply as its weight in the balanced user's taste lets it.
@@ -104,34 +109,37 @@ def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
             return changed
 
 
-def verdict(gap: float, temperature: float, rng: np.random.Generator) -> float:
-    """1, 0, or 0.5 where the difference is too small to see: a Bradley-Terry draw."""
-    if abs(gap) < TIE_MARGIN * temperature / TEMPERATURE:
-        return 0.5
-    return float(rng.random() < 1 / (1 + np.exp(-gap / temperature)))
-
-
-def preference_probability(first: OracleScore, second: OracleScore) -> tuple[float, float]:
+def preference_probability(first: OracleScore, second: OracleScore, population: str = "similar") -> tuple[float, float]:
     """P(first preferred) and P(tie) over all simulated users: what a perfect judge who cannot see the user knows."""
-    gaps = np.array([utility(first, user) - utility(second, user) for user in USERS])
-    shares, ties = np.array(USER_SHARES), np.abs(gaps) < TIE_MARGIN
+    users = list(POPULATIONS[population].values())
+    gaps = np.array([user.utility(first) - user.utility(second) for user in users])
+    shares, ties = np.array([user.share for user in users]), np.abs(gaps) < TIE_MARGIN
     wins = np.where(ties, 0.0, 1 / (1 + np.exp(-gaps / TEMPERATURE)))
     return float((shares * wins).sum()), float((shares * ties).sum())
 
 
 def judged_row(
-    files: Sequence[bytes], prompt: str, scores: tuple[OracleScore, OracleScore], rng: np.random.Generator, key: str
+    files: Sequence[bytes],
+    prompt: str,
+    scores: tuple[OracleScore, OracleScore],
+    rng: np.random.Generator,
+    key: str,
+    population: str = "similar",
 ) -> dict[str, Any]:
     """A random user's verdict on the whole, and on each aspect; ``bayes_0`` is the best prediction of the former."""
     first, second = scores
-    user = str(rng.choice(list(USERS), p=USER_SHARES))
-    label = verdict(utility(first, user) - utility(second, user), TEMPERATURE, rng)
-    win, tie = preference_probability(first, second)
+    judgement = judge(first, second, rng, population)
+    win, tie = preference_probability(first, second, population)
     aspects = {
         f"label_0_{name}": verdict(getattr(first, name) - getattr(second, name), ASPECT_TEMPERATURE, rng)
         for name in ASPECTS
     }
-    return {**row(files, prompt, label, key), "user_id": user, **aspects, "bayes_0": win / max(1 - tie, 1e-9)}
+    return {
+        **row(files, prompt, judgement.label_0, key),
+        "user_id": judgement.user,
+        **aspects,
+        "bayes_0": win / max(1 - tie, 1e-9),
+    }
 
 
 def row(files: Sequence[bytes], prompt: str, label: float, key: str) -> dict[str, Any]:
@@ -198,14 +206,20 @@ def judged_rows(
                 inpaint=None if holes is None else holes.encode(adapter).cpu(),
             )
             images[rows] = to_uint8(drawn if holes is None else holes.composite(drawn))
+    return judged_pictures(prompts, images, per_prompt, rejudged, rng)
+
+
+def judged_pictures(
+    prompts: Sequence[str], images: NDArray[np.uint8], per_prompt: int, rejudged: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Every pair of each prompt's ``per_prompt`` pictures (of ``images`` (N, 64, 64, 3)), and rejudged ones."""
     files = [encode_jpeg(image) for image in images]
-    scores = [
-        score_image(np.array(Image.open(io.BytesIO(file))), prompt)
-        for file, prompt in zip(files, repeated, strict=True)
-    ]
+    seen = [detect(np.array(Image.open(io.BytesIO(file)))) for file in files]
     found = []
     for p, prompt in enumerate(prompts):
-        for a, b in combinations(range(p * per_prompt, (p + 1) * per_prompt), 2):
+        own = range(p * per_prompt, (p + 1) * per_prompt)
+        scores = {i: score_detection(seen[i], prompt) for i in own}
+        for a, b in combinations(own, 2):
             if rng.random() < 0.5:
                 a, b = b, a
             found.append(judged_row((files[a], files[b]), prompt, (scores[a], scores[b]), rng, f"{p}"))
@@ -213,18 +227,40 @@ def judged_rows(
         for _ in range(rejudged):
             other = near_miss(spec, rng).text()
             a, b = rng.choice(per_prompt, 2, replace=False) + p * per_prompt
-            pair = [score_image(np.array(Image.open(io.BytesIO(files[i]))), other) for i in (a, b)]
-            found.append(judged_row((files[a], files[b]), other, (pair[0], pair[1]), rng, f"{p}"))
+            pair = score_detection(seen[a], other), score_detection(seen[b], other)
+            found.append(judged_row((files[a], files[b]), other, pair, rng, f"{p}"))
     return found
+
+
+def imperfect_rows(prompts: Sequence[str], per_prompt: int, seed: int, rejudged: int = 0) -> list[dict[str, Any]]:
+    """Like ``judged_rows``, of rendered pictures with a model's mistakes: no denoiser has to draw them."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for prompt in prompts:
+        spec = parse_prompt(prompt)
+        images += [imperfect_picture(spec, near_miss(spec, rng), rng) for _ in range(per_prompt)]
+    return judged_pictures(prompts, np.stack(images), per_prompt, rejudged, rng)
+
+
+def rejudged_rows(pairs: Iterable[Mapping[str, Any]], population: str, seed: int) -> list[dict[str, Any]]:
+    """The pictures and prompts of judged ``pairs``, with verdicts of another population."""
+    rng = np.random.default_rng(seed)
+    seen = cache(lambda file: detect(np.array(Image.open(io.BytesIO(file)).convert("RGB"))))
+    rows = []
+    for pair in pairs:
+        files, prompt = (pair["jpg_0"], pair["jpg_1"]), pair["caption"]
+        scores = score_detection(seen(files[0]), prompt), score_detection(seen(files[1]), prompt)
+        rows.append(judged_row(files, prompt, scores, rng, pair["ranking_id"], population))
+    return rows
 
 
 def main() -> None:
     from datasets import Dataset
 
     parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.make_comparisons", description=__doc__)
-    parser.add_argument("kind", choices=("renders", "judged", "edits"))
+    parser.add_argument("kind", choices=("renders", "judged", "imperfect", "edits"))
     parser.add_argument("out", type=Path, help="folder for train/validation/test parquet files")
-    parser.add_argument("--train", type=int, default=1500, help="pairs (renders, edits) or prompts (judged)")
+    parser.add_argument("--train", type=int, default=1500, help="pairs (renders, edits, --pictures) or prompts")
     parser.add_argument("--held-out", type=int, default=250, help="the same of validation and test, each")
     parser.add_argument("--model", default="scenes-sdxl", help="model that draws the judged pictures")
     parser.add_argument("--per-prompt", type=int, default=4, help="judged pictures per prompt")
@@ -232,6 +268,8 @@ def main() -> None:
         "--rejudged", type=int, default=0, help="training pairs per prompt judged for near misses of it"
     )
     parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
+    parser.add_argument("--pictures", type=Path, help="take pictures and prompts from this judged folder (judged)")
+    parser.add_argument("--population", choices=tuple(POPULATIONS), default="similar", help="who judges --pictures")
     parser.add_argument("--seed", type=int, default=31)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -242,11 +280,17 @@ def main() -> None:
             rows = rendered_rows(count, args.seed + i)
         elif args.kind == "edits":
             rows = edit_rows(count, args.seed + i)
+        elif args.pictures is not None:
+            table = Dataset.from_parquet(str(args.pictures / f"{split}-00000-of-00001.parquet"))
+            rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, args.seed + i)
         else:
             prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
             seen.update(prompts)
             rejudged = args.rejudged if split == "train" else 0
-            rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps, rejudged)
+            if args.kind == "imperfect":
+                rows = imperfect_rows(prompts, args.per_prompt, args.seed + i, rejudged)
+            else:
+                rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps, rejudged)
         Dataset.from_list(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
         print(f"{split}: {len(rows)} pairs", flush=True)
 

@@ -28,16 +28,42 @@ from .oracle import OracleScore, score_images
 
 GUIDANCE_SCALES = (2.0, 3.5, 5.0, 7.0)
 
-#: Weights of (prompt_following, aesthetic, fidelity) in each simulated user's taste.
-USERS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+
+@dataclass(frozen=True)
+class User:
+    """Weights of the oracle's aspects in a simulated user's taste, and how often this user judges."""
+
+    prompt_following: float
+    aesthetic: float
+    fidelity: float
+    share: float
+
+    def utility(self, score: OracleScore) -> float:
+        """How much the user likes an image."""
+        return (
+            self.prompt_following * score.prompt_following
+            + self.aesthetic * score.aesthetic
+            + self.fidelity * score.fidelity
+        )
+
+
+#: Who judges: people who nearly agree (the shipped pairs), and people of opposed tastes (for PAL).
+POPULATIONS: Mapping[str, Mapping[str, User]] = MappingProxyType(
     {
-        "balanced": (1 / 3, 1 / 3, 1 / 3),
-        "literal": (0.60, 0.25, 0.15),
-        "aesthete": (0.20, 0.65, 0.15),
-        "craftsman": (0.25, 0.25, 0.50),
+        "similar": {
+            "balanced": User(1 / 3, 1 / 3, 1 / 3, share=0.4),
+            "literal": User(0.60, 0.25, 0.15, share=0.2),
+            "aesthete": User(0.20, 0.65, 0.15, share=0.2),
+            "craftsman": User(0.25, 0.25, 0.50, share=0.2),
+        },
+        "opposed": {
+            "classicist": User(0.20, 0.70, 0.10, share=0.3),
+            "rebel": User(0.20, -0.70, 0.10, share=0.3),
+            "literal": User(0.80, 0.10, 0.10, share=0.2),
+            "craftsman": User(0.20, 0.10, 0.70, share=0.2),
+        },
     }
 )
-USER_SHARES = (0.4, 0.2, 0.2, 0.2)
 
 #: Utility difference at which a user picks the better image with odds e : 1.
 TEMPERATURE = 0.03
@@ -53,19 +79,19 @@ class Judgement:
     label_0: float
 
 
-def utility(score: OracleScore, user: str) -> float:
-    """How much ``user`` likes an image, in [0, 1]."""
-    following, aesthetic, fidelity = USERS[user]
-    return following * score.prompt_following + aesthetic * score.aesthetic + fidelity * score.fidelity
+def verdict(gap: float, temperature: float, rng: np.random.Generator) -> float:
+    """P(first) = sigmoid(gap / temperature) drawn: 1 or 0, or 0.5 where the difference is too small to see."""
+    if abs(gap) < TIE_MARGIN * temperature / TEMPERATURE:
+        return 0.5
+    return float(rng.random() < 1 / (1 + np.exp(-gap / temperature)))
 
 
-def judge(first: OracleScore, second: OracleScore, rng: np.random.Generator) -> Judgement:
-    """A random user's verdict: P(first) = sigmoid((u_first - u_second) / TEMPERATURE), or a tie."""
-    user = str(rng.choice(list(USERS), p=USER_SHARES))
-    gap = utility(first, user) - utility(second, user)
-    if abs(gap) < TIE_MARGIN:
-        return Judgement(user, 0.5)
-    return Judgement(user, float(rng.random() < 1 / (1 + np.exp(-gap / TEMPERATURE))))
+def judge(first: OracleScore, second: OracleScore, rng: np.random.Generator, population: str = "similar") -> Judgement:
+    """The verdict of a random user of ``population`` (key of ``POPULATIONS``)."""
+    users = POPULATIONS[population]
+    name = str(rng.choice(list(users), p=[user.share for user in users.values()]))
+    gap = users[name].utility(first) - users[name].utility(second)
+    return Judgement(name, verdict(gap, TEMPERATURE, rng))
 
 
 def draw_prompts(count: int, held_out_share: float, seed: int, exclude: set[str]) -> list[str]:

@@ -51,8 +51,16 @@ def score_image(image: NDArray[np.uint8], prompt: str) -> OracleScore:
     Raises:
         ValueError: a prompt outside the scenes grammar, or a picture of another shape or dtype.
     """
-    spec, seen = parse_prompt(prompt), detect(image)
-    facts = check_facts(spec, seen)
+    return score_detection(detect(image), prompt)
+
+
+def score_detection(seen: Detection, prompt: str) -> OracleScore:
+    """Score what was found in a picture made for ``prompt``; one picture may be asked about many prompts.
+
+    Raises:
+        ValueError: a prompt outside the scenes grammar.
+    """
+    facts = check_facts(parse_prompt(prompt), seen)
     parts = {
         "prompt_following": (sum(facts.values()) / len(facts) + all(facts.values())) / 2,
         "aesthetic": aesthetic(seen),
