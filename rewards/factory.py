@@ -40,7 +40,12 @@ SCORERS: Mapping[str, str] = MappingProxyType(
 
 #: Kind in scorer.json to "module:class".
 TRAINED: Mapping[str, str] = MappingProxyType(
-    {"vp-score": "vp:VPScore", "edit": "edit:EditScore", "pal": "pal:PALScorer"}
+    {
+        "vp-score": "vp:VPScore",
+        "edit": "edit:EditScore",
+        "pal": "pal:PALScorer",
+        "prefpaint": "repainting:RepaintingScorer",
+    }
 )
 
 #: Trained scorers that come with the package.

@@ -56,6 +56,8 @@ class Comparisons:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
     """
 
+    unit = "judged pairs"
+
     def __init__(self, source: str | Path, split: str = "train", limit: int | None = None) -> None:
         self.source: Source = open_source(source, split, streaming=False)
         columns = self.source.columns

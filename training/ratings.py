@@ -1,0 +1,110 @@
+"""Training and testing scorers on people's points (PrefPaint, 2410.21966): regression, criterion by criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffusion_align.data import RatingBatch, RatingExamples, Ratings, collate_ratings
+from diffusion_align.evaluation.accuracy import pairwise_accuracy, spearman
+from diffusion_align.rewards.repainting import RepaintingScorer
+
+if TYPE_CHECKING:
+    from .reward import TrainableScorer
+
+
+class RatingMethod:
+    """Mean squared error of each criterion's standardised points.
+
+    Args:
+        criteria: names of the points' columns, in their order.
+    """
+
+    def __init__(
+        self, trained: TrainableScorer, criteria: Sequence[str], loader: Any, accelerator: Accelerator
+    ) -> None:
+        self.trained, self.criteria, self.loader = trained, list(criteria), loader
+        self.device, self.autocast = accelerator.device, accelerator.autocast
+
+    def batches(self) -> Iterator[RatingBatch]:
+        return iter(self.loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.loader.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+
+    def loss(self, batch: RatingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of the batch (scalar) and its metrics."""
+        batch = batch.to(self.device)
+        scorer = self.trained.scorer
+        assert isinstance(scorer, RepaintingScorer)
+        with self.autocast():
+            predicted = rate(self.trained.module, batch, self.criteria)
+        errors = (predicted - standardised(scorer, self.criteria, batch.points)).square().mean(dim=0)
+        metrics = {f"loss/{name}": error.detach() for name, error in zip(self.criteria, errors, strict=True)}
+        loss = errors.mean()
+        return loss, {"loss": loss.detach(), **metrics}
+
+
+def rate(module: Any, batch: RatingBatch, criteria: Sequence[str]) -> Tensor:
+    """Standardised scores (B, C) of ``module``, a :class:`RepaintingScorer` or a wrapper of one."""
+    uncut = torch.zeros_like(batch.images[:, :1])  # the hole was cut at full size
+    output = module(batch.images, [""] * len(batch.keys), {"source_images": batch.left, "masks": uncut})
+    return torch.stack([output.aspects[name] for name in criteria], dim=1).float()
+
+
+def standardised(scorer: RepaintingScorer, criteria: Sequence[str], points: Tensor) -> Tensor:
+    """Points (B, C) in the units of the scorer's aspects."""
+    mean, std = (points.new_tensor([scorer.criteria[name][i] for name in criteria]) for i in (0, 1))
+    return (points - mean) / std
+
+
+@torch.no_grad()
+def evaluate_ratings(scorer: RepaintingScorer, ratings: Ratings, batch_size: int = 64) -> dict[str, float]:
+    """How well ``scorer`` predicts ``ratings``.
+
+    - ``mse``, ``mse/CRITERION``: squared error in units of the training ratings' variance (1: no better than the mean).
+    - ``spearman``, ``spearman/CRITERION``: rank correlation; without a name that of the reward with the mean points.
+    - ``accuracy``: of the pairs of repaintings of one hole, by reward against mean points; absent without pairs.
+
+    Raises:
+        ValueError: the ratings have other criteria than the scorer, or a picture cannot be decoded.
+    """
+    examples = RatingExamples(ratings, scorer.preprocessing.resize)
+    predicted, wanted, groups = [], [], []
+    for start in range(0, len(examples), batch_size):
+        rows = range(start, min(start + batch_size, len(examples)))
+        batch = collate_ratings([examples.example(i, 0, False) for i in rows], [0] * len(rows)).to(scorer.device)
+        predicted.append(rate(scorer, batch, ratings.criteria))
+        wanted.append(standardised(scorer, ratings.criteria, batch.points))
+        groups += batch.groups
+    scores, truth = (torch.cat(parts).cpu().numpy() for parts in (predicted, wanted))
+    errors = np.square(scores - truth).mean(axis=0)
+    metrics = {"mse": float(errors.mean()), "spearman": spearman(scores.mean(axis=1), truth.mean(axis=1))}
+    for i, name in enumerate(ratings.criteria):
+        metrics[f"mse/{name}"] = float(errors[i])
+        metrics[f"spearman/{name}"] = spearman(scores[:, i], truth[:, i])
+    first, second = pairs_within(groups)
+    gaps = truth[first].mean(axis=1) - truth[second].mean(axis=1)
+    if (gaps != 0).any():
+        differences = scores[first].mean(axis=1) - scores[second].mean(axis=1)
+        metrics["accuracy"] = pairwise_accuracy(differences, (np.sign(gaps) + 1) / 2)
+    return metrics
+
+
+def pairs_within(groups: Sequence[str]) -> tuple[list[int], list[int]]:
+    """All pairs of positions with the same group, as first and second."""
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    pairs = [pair for rows in members.values() for pair in combinations(rows, 2)]
+    return [first for first, _ in pairs], [second for _, second in pairs]
