@@ -24,7 +24,7 @@ from diffusion_align.rewards.repainting import RepaintingScorer
 from diffusion_align.scenes.make_ratings import CRITERIA, PER_HOLE, encode_png, rated, rating_rows, worth
 from diffusion_align.scenes.oracle import OracleScore
 from diffusion_align.training.config import RewardConfig
-from diffusion_align.training.ratings import RatingMethod, evaluate_ratings, pairs_within
+from diffusion_align.training.ratings import RatingMethod, compared_within, evaluate_ratings
 from diffusion_align.training.reward import TrainableScorer
 from diffusion_align.training.run import train
 from diffusion_align.training.scorers import build_scorer
@@ -224,8 +224,14 @@ def test_the_measures_are_those_of_the_formulas(bright: Path, monkeypatch: pytes
     assert "accuracy" in found
 
 
-def test_pairs_are_within_groups() -> None:
-    assert pairs_within(["a", "b", "a", "a", "c", "b"]) == ([0, 0, 2, 1], [2, 3, 3, 5])
+def test_repaintings_are_compared_with_those_of_the_same_hole() -> None:
+    groups = ["a", "b", "a", "a", "c", "b", "d", "d"]
+    truth = np.array([1.0, 2.0, 2.0, 3.0, 0.0, 1.0, 5.0, 5.0])
+    scores = np.array([1.0, 9.0, 3.0, 2.0, 0.0, 8.0, 1.0, 2.0])  # a: one of three pairs is wrong; b: right; d: a tie
+    found = compared_within(scores, truth, groups)
+    assert found == {"accuracy": pytest.approx(3 / 4), "ranking/2": 1.0, "ranking/3": 0.0}
+    assert compared_within(scores[:2], truth[:2], groups[:2]) == {}
+    assert compared_within(scores[6:], truth[6:], groups[6:]) == {}
 
 
 def test_the_published_architecture_starts_from_a_clip(

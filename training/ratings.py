@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffusion_align.data import RatingBatch, RatingExamples, Ratings, collate_ratings
-from diffusion_align.evaluation.accuracy import pairwise_accuracy, spearman
+from diffusion_align.evaluation.accuracy import Floats, pairwise_accuracy, ranking_accuracy, spearman
 from diffusion_align.rewards.repainting import RepaintingScorer
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def evaluate_ratings(scorer: RepaintingScorer, ratings: Ratings, batch_size: int
     - ``mse``, ``mse/CRITERION``: squared error in units of the training ratings' variance (1: no better than the mean).
     - ``spearman``, ``spearman/CRITERION``: rank correlation; without a name that of the reward with the mean points.
     - ``accuracy``: of the pairs of repaintings of one hole, by reward against mean points; absent without pairs.
+    - ``ranking/K``: share of the holes with K > 1 repaintings that are ordered without a wrong pair.
 
     Raises:
         ValueError: the ratings have other criteria than the scorer, or a picture cannot be decoded.
@@ -93,18 +94,24 @@ def evaluate_ratings(scorer: RepaintingScorer, ratings: Ratings, batch_size: int
     for i, name in enumerate(ratings.criteria):
         metrics[f"mse/{name}"] = float(errors[i])
         metrics[f"spearman/{name}"] = spearman(scores[:, i], truth[:, i])
-    first, second = pairs_within(groups)
-    gaps = truth[first].mean(axis=1) - truth[second].mean(axis=1)
-    if (gaps != 0).any():
-        differences = scores[first].mean(axis=1) - scores[second].mean(axis=1)
-        metrics["accuracy"] = pairwise_accuracy(differences, (np.sign(gaps) + 1) / 2)
-    return metrics
+    return metrics | compared_within(scores.mean(axis=1), truth.mean(axis=1), groups)
 
 
-def pairs_within(groups: Sequence[str]) -> tuple[list[int], list[int]]:
-    """All pairs of positions with the same group, as first and second."""
+def compared_within(scores: Floats, truth: Floats, groups: Sequence[str]) -> dict[str, float]:
+    """Accuracy on pairs of one group, and share of rightly ordered groups by size; scores and truth are (N,)."""
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    pairs = [pair for rows in members.values() for pair in combinations(rows, 2)]
-    return [first for first, _ in pairs], [second for _, second in pairs]
+    pairs: list[tuple[int, int]] = []
+    rankings = []
+    for rows in members.values():
+        own = list(combinations(rows, 2))
+        rankings.append((len(rows), range(len(pairs), len(pairs) + len(own))))
+        pairs += own
+    if not pairs:
+        return {}
+    first, second = np.array(pairs).T
+    differences, labels = scores[first] - scores[second], (np.sign(truth[first] - truth[second]) + 1) / 2
+    ranked = ranking_accuracy(differences, labels, rankings)
+    metrics = {f"ranking/{count}": share for count, share in ranked.items()}
+    return metrics | ({"accuracy": pairwise_accuracy(differences, labels)} if ranked else {})

@@ -23,7 +23,12 @@ from diffusion_align.data import (
     collate_comparisons,
     collate_ratings,
 )
-from diffusion_align.evaluation.accuracy import expected_calibration_error, pairwise_accuracy
+from diffusion_align.evaluation.accuracy import (
+    best_tie_threshold,
+    expected_calibration_error,
+    pairwise_accuracy,
+    ranking_accuracy,
+)
 from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_loss, uncertain_difference
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.clip import OpenClipScorer
@@ -182,11 +187,18 @@ def judge(scorer: RewardScorer, comparisons: Comparisons, batch_size: int = 64) 
     return {name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}
 
 
-def evaluate_scorer(scorer: RewardScorer, judgements: Comparisons | Ratings) -> dict[str, float]:
+def evaluate_scorer(
+    scorer: RewardScorer, judgements: Comparisons | Ratings, tie_threshold: float | None = None
+) -> dict[str, float]:
     """How well ``scorer`` predicts ``judgements``.
 
-    On pairs: accuracy on decisive ones, overall and per aspect, and calibration of the overall probability. On ratings:
-    as :func:`~diffusion_align.training.ratings.evaluate_ratings`.
+    On ratings: as :func:`~diffusion_align.training.ratings.evaluate_ratings`. On pairs:
+
+    - ``accuracy/overall``, ``accuracy/ASPECT``: on decisive pairs.
+    - ``accuracy_with_ties``: on all pairs by Pick-a-Pic's protocol, where there are ties; ``tie_threshold`` is what it
+      was measured with: the one given, or the best on these very pairs.
+    - ``ranking/K``: share of rankings of K > 2 pictures (same caption and ranking_id) without a wrong pair.
+    - ``calibration_error``: of the overall probability.
     """
     if isinstance(judgements, Ratings):
         assert isinstance(scorer, RepaintingScorer)
@@ -198,8 +210,14 @@ def evaluate_scorer(scorer: RewardScorer, judgements: Comparisons | Ratings) -> 
         known = ~np.isnan(labels)
         if (labels[known] != 0.5).any():
             metrics[f"accuracy/{name}"] = pairwise_accuracy(judged[name][known], labels[known])
-    probabilities = 1 / (1 + np.exp(-judged["overall"]))
-    metrics["calibration_error"] = expected_calibration_error(probabilities, judged["overall/label"])
+    differences, labels = judged["overall"], judged["overall/label"]
+    if (labels == 0.5).any():
+        threshold = best_tie_threshold(differences, labels) if tie_threshold is None else tie_threshold
+        metrics["tie_threshold"] = threshold
+        metrics["accuracy_with_ties"] = pairwise_accuracy(differences, labels, threshold)
+    ranked = ranking_accuracy(differences, labels, judgements.rankings())
+    metrics |= {f"ranking/{count}": share for count, share in ranked.items() if count > 2}
+    metrics["calibration_error"] = expected_calibration_error(1 / (1 + np.exp(-differences)), labels)
     return metrics
 
 
