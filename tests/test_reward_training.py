@@ -258,7 +258,7 @@ def test_a_saved_scorer_that_was_damaged_is_named(renders: Path, tmp_path: Path)
     folder = Path(str(train(config(renders, tmp_path, max_steps=1)).weights))
     record = json.loads((folder / "scorer.json").read_text())
     (folder / "scorer.json").write_text(json.dumps(record | {"kind": "vpp"}))
-    with pytest.raises(ValueError, match="scorer of unknown kind 'vpp': expected one of edit, pal, prefpaint, vp-score"):
+    with pytest.raises(ValueError, match="unknown kind 'vpp': expected one of edit, pal, prefpaint, vp-score"):
         load_scorer(folder)
     (folder / "scorer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"scorer.json: 'kind' is missing"):
