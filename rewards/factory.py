@@ -33,6 +33,7 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "prefpaint": "prefpaint:load_prefpaint",
         "nsfw": "offline:load_nsfw",
         "ocr": "offline:load_ocr",
+        "brisque": "brisque:load_brisque",
         "llm": "llm:load_llm",
         "clip-directional": "directional:load_directional",
     }
