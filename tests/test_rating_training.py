@@ -18,16 +18,18 @@ from scipy.stats import spearmanr
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import RatingExamples, Ratings, collate_ratings
+from diffusion_align.objectives.trust import TrustWeight
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.preprocess import Preprocess
 from diffusion_align.rewards.repainting import RepaintingScorer
 from diffusion_align.scenes.make_ratings import CRITERIA, PER_HOLE, encode_png, rated, rating_rows, worth
 from diffusion_align.scenes.oracle import OracleScore
 from diffusion_align.training.config import RewardConfig
-from diffusion_align.training.ratings import RatingMethod, compared_within, evaluate_ratings
+from diffusion_align.training.ratings import RatingMethod, compared_within, evaluate_ratings, rating_features
 from diffusion_align.training.reward import TrainableScorer
 from diffusion_align.training.run import train
 from diffusion_align.training.scorers import build_scorer
+from diffusion_align.training.trust import measure
 
 CRITERION_NAMES = ["structure", "texture", "overall"]
 
@@ -222,6 +224,22 @@ def test_the_measures_are_those_of_the_formulas(bright: Path, monkeypatch: pytes
     assert found["spearman/structure"] == pytest.approx(spearmanr(truth[:, 0], predicted[:, 0]).statistic)
     assert found["spearman/overall"] == 0  # all raters gave the same
     assert "accuracy" in found
+
+
+def test_trust_is_measured_on_the_ratings_themselves(bright: Path, tmp_path: Path) -> None:
+    scorer = build_scorer(config(bright, Path("unused")), Ratings(bright)).frozen()
+    assert isinstance(scorer, RepaintingScorer)
+    ratings = Ratings(bright, "validation")
+    features, errors = rating_features(scorer, ratings)
+    rewards = (features @ scorer.head.last.weight.T).mean(dim=1)
+    lines = np.array([scorer.criteria[name] for name in ratings.criteria])
+    wanted = ((ratings.points - lines[:, 0]) / lines[:, 1]).mean(axis=1)
+    np.testing.assert_allclose(errors.numpy(), np.abs(rewards.numpy() - wanted), rtol=1e-3, atol=1e-4)
+    statistics = measure(scorer, str(bright))
+    assert statistics.count == 90
+    assert float(statistics.error_line[2]) == pytest.approx(float(errors.mean()), rel=1e-5)
+    weights = TrustWeight("prefpaint", statistics)(features)
+    assert ((weights >= 1) & (weights <= 2.21)).all()
 
 
 def test_repaintings_are_compared_with_those_of_the_same_hole() -> None:

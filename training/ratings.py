@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from diffusion_align.data import RatingBatch, RatingExamples, Ratings, collate_ratings
 from diffusion_align.evaluation.accuracy import Floats, pairwise_accuracy, ranking_accuracy, spearman
+from diffusion_align.rewards import RewardOutput
+from diffusion_align.rewards.prefpaint import PrefPaintScorer
 from diffusion_align.rewards.repainting import RepaintingScorer
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class RatingMethod:
         assert isinstance(scorer, RepaintingScorer)
         with self.autocast():
             predicted = rate(self.trained.module, batch, self.criteria)
-        errors = (predicted - standardised(scorer, self.criteria, batch.points)).square().mean(dim=0)
+        errors = (predicted - standardised(scorer.criteria, self.criteria, batch.points)).square().mean(dim=0)
         metrics = {f"loss/{name}": error.detach() for name, error in zip(self.criteria, errors, strict=True)}
         loss = errors.mean()
         return loss, {"loss": loss.detach(), **metrics}
@@ -57,15 +59,46 @@ class RatingMethod:
 
 def rate(module: Any, batch: RatingBatch, criteria: Sequence[str]) -> Tensor:
     """Standardised scores (B, C) of ``module``, a :class:`RepaintingScorer` or a wrapper of one."""
-    uncut = torch.zeros_like(batch.images[:, :1])  # the hole was cut at full size
-    output = module(batch.images, [""] * len(batch.keys), {"source_images": batch.left, "masks": uncut})
+    output = look(module, batch)
     return torch.stack([output.aspects[name] for name in criteria], dim=1).float()
 
 
-def standardised(scorer: RepaintingScorer, criteria: Sequence[str], points: Tensor) -> Tensor:
-    """Points (B, C) in the units of the scorer's aspects."""
-    mean, std = (points.new_tensor([scorer.criteria[name][i] for name in criteria]) for i in (0, 1))
+def look(module: Any, batch: RatingBatch) -> RewardOutput:
+    """What ``module``, a PrefPaint scorer or a wrapper of one, says about B repaintings."""
+    uncut = torch.zeros_like(batch.images[:, :1])  # the hole was cut at full size
+    output: RewardOutput = module(batch.images, [""] * len(batch.keys), {"source_images": batch.left, "masks": uncut})
+    return output
+
+
+def standardised(lines: Mapping[str, tuple[float, float]], criteria: Sequence[str], points: Tensor) -> Tensor:
+    """Points (B, C) in standard deviations from the mean, by ``lines``: (mean, deviation) of each criterion."""
+    mean, std = (points.new_tensor([lines[name][i] for name in criteria]) for i in (0, 1))
     return (points - mean) / std
+
+
+def in_batches(scorer: PrefPaintScorer, ratings: Ratings, batch_size: int) -> Iterator[RatingBatch]:
+    """All ratings in their order, as ``scorer`` sees them."""
+    examples = RatingExamples(ratings, scorer.preprocessing.resize)
+    for start in range(0, len(examples), batch_size):
+        rows = range(start, min(start + batch_size, len(examples)))
+        yield collate_ratings([examples.example(i, 0, False) for i in rows], [0] * len(rows)).to(scorer.device)
+
+
+@torch.no_grad()
+def rating_features(scorer: PrefPaintScorer, ratings: Ratings, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Features (N, F), and how far the reward is from the mean of the standardised points, (N,).
+
+    Points are standardised as in the scorer's training, or (published ones) over ``ratings``.
+    """
+    lines = scorer.criteria if isinstance(scorer, RepaintingScorer) else ratings.statistics()
+    features, errors = [], []
+    for batch in in_batches(scorer, ratings, batch_size):
+        output = look(scorer, batch)
+        assert output.features is not None
+        wanted = standardised(lines, ratings.criteria, batch.points).mean(dim=1)
+        features.append(output.features.float().cpu())
+        errors.append((output.reward.float() - wanted).abs().cpu())
+    return torch.cat(features), torch.cat(errors)
 
 
 @torch.no_grad()
@@ -80,13 +113,10 @@ def evaluate_ratings(scorer: RepaintingScorer, ratings: Ratings, batch_size: int
     Raises:
         ValueError: the ratings have other criteria than the scorer, or a picture cannot be decoded.
     """
-    examples = RatingExamples(ratings, scorer.preprocessing.resize)
     predicted, wanted, groups = [], [], []
-    for start in range(0, len(examples), batch_size):
-        rows = range(start, min(start + batch_size, len(examples)))
-        batch = collate_ratings([examples.example(i, 0, False) for i in rows], [0] * len(rows)).to(scorer.device)
+    for batch in in_batches(scorer, ratings, batch_size):
         predicted.append(rate(scorer, batch, ratings.criteria))
-        wanted.append(standardised(scorer, ratings.criteria, batch.points))
+        wanted.append(standardised(scorer.criteria, ratings.criteria, batch.points))
         groups += batch.groups
     scores, truth = (torch.cat(parts).cpu().numpy() for parts in (predicted, wanted))
     errors = np.square(scores - truth).mean(axis=0)
