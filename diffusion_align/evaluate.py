@@ -14,7 +14,7 @@ from .evaluation.figures import curve_figure
 from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep, usual_ways
 from .generation import DTYPES, pick_device
 from .guidance.dynamic import DynamicGuidance
-from .guidance.evaluators import load_evaluator
+from .guidance.judges import load_judge
 from .options import EvaluateGuidanceOptions
 from .rewards import load_scorer
 from .scenes.make_pairs import draw_prompts
@@ -49,7 +49,7 @@ def guidance_table(
         tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
         print(f"mean reward of static scales on {len(validation)} validation prompts: {tried}", flush=True)
     static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
-    kinds = load_evaluator(options.evaluator).settings.kinds
+    kinds = load_judge(options.evaluator).kinds
     ways: dict[str, tuple[str, ...]] = {" + ".join(options.evaluators): options.evaluators}
     ways |= {" + ".join(some): some for some in (*((kind,) for kind in kinds), kinds)}
     dynamic = {

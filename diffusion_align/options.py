@@ -42,7 +42,8 @@ class GenerateOptions:
     schedule: str | None = None
     """Of replay: the .json record of a picture. Without a prompt, its prompt, seed and steps are taken too."""
     evaluator: str = "scenes-sdxl-evaluator"
-    """Of dynamic guidance: shipped evaluator, or the folder that train evaluator wrote."""
+    """Of dynamic guidance: shipped evaluator, the folder that train evaluator wrote, or a published judge:
+    latent-clip:PATH, lrm:FOLDER."""
     evaluators: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "preference")
     """Of dynamic guidance: which of its judgements count."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)

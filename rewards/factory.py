@@ -33,6 +33,7 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "prefpaint": "prefpaint:load_prefpaint",
         "nsfw": "offline:load_nsfw",
         "ocr": "offline:load_ocr",
+        "brisque": "brisque:load_brisque",
         "llm": "llm:load_llm",
         "clip-directional": "directional:load_directional",
     }
@@ -40,7 +41,12 @@ SCORERS: Mapping[str, str] = MappingProxyType(
 
 #: Kind in scorer.json to "module:class".
 TRAINED: Mapping[str, str] = MappingProxyType(
-    {"vp-score": "vp:VPScore", "edit": "edit:EditScore", "pal": "pal:PALScorer"}
+    {
+        "vp-score": "vp:VPScore",
+        "edit": "edit:EditScore",
+        "pal": "pal:PALScorer",
+        "prefpaint": "repainting:RepaintingScorer",
+    }
 )
 
 #: Trained scorers that come with the package.

@@ -19,20 +19,20 @@ MEAN, STD = 0.4064, 2.3021
 
 
 class PrefPaintHead(nn.Module):
-    """Both embeddings (B, 2D) to features (B, 256) and score (B,).
+    """Both embeddings (B, 2D) to features (B, 256) and scores (B, outputs); the published head has one output.
 
     The encoder layer sees a sequence of one token, so its attention is an affine map; the MLP has no activations.
     """
 
-    def __init__(self, width: int, heads: int = 16, feedforward: int = 1024) -> None:
+    def __init__(self, width: int, heads: int = 16, feedforward: int = 1024, outputs: int = 1) -> None:
         super().__init__()
         self.encoder = nn.TransformerEncoderLayer(width, heads, feedforward, dropout=0.1, batch_first=True)
         self.features = nn.Sequential(nn.Linear(width, 512), nn.Dropout(0.2), nn.Linear(512, 256))
-        self.last = nn.Linear(256, 1, bias=False)
+        self.last = nn.Linear(256, outputs, bias=False)
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(self.encoder(embeddings.unsqueeze(1)).squeeze(1))
-        return features, self.last(features).squeeze(-1)
+        return features, self.last(features)
 
 
 class PrefPaintScorer(RewardScorer):
@@ -56,7 +56,7 @@ class PrefPaintScorer(RewardScorer):
         return images.float()  # the hole is cut at full size, before anything is resized
 
     def features(self, images: Tensor, context: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Features (B, 256) and unstandardised scores (B,)."""
+        """Features (B, 256) and the head's scores (B, outputs)."""
         masks = context["masks"].to(images)
         if masks.shape != (len(images), 1, *images.shape[-2:]):
             raise ValueError(
@@ -68,12 +68,12 @@ class PrefPaintScorer(RewardScorer):
         pictures = self.preprocessing(torch.cat([images, masked])).to(dtype)
         inpainted, left = self.clip.encode_image(pictures).float().chunk(2)  # type: ignore[operator]
         with in_float32(inpainted):
-            features, score = self.head(torch.cat([inpainted, left], dim=-1))
-        return features, score
+            features, scores = self.head(torch.cat([inpainted, left], dim=-1))
+        return features, scores
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        features, score = self.features(images, context)
-        return RewardOutput((score - MEAN) / STD, features=features)
+        features, scores = self.features(images, context)
+        return RewardOutput((scores[:, 0] - MEAN) / STD, features=features)
 
 
 def rename_prefpaint(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

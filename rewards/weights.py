@@ -6,11 +6,22 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_scalar: Any = np.dtype("f8").type(0).__reduce__()[0]
+#: Training checkpoints of open_clip hold numpy's numbers beside the weights; numpy 1 kept them in another module.
+NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
 
 
 def find_file(checkpoint: str | Path | None, source: str, filename: str, sha256: str | None = None) -> Path:
@@ -63,7 +74,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

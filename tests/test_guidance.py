@@ -212,6 +212,17 @@ def test_the_modular_pipeline_draws_the_samplers_images(scheduler: Any, adapter:
     assert len(ours.scales.unique()) > 1
 
 
+def test_the_modular_pipeline_tells_judges_its_prompts(adapter: Adapter) -> None:
+    guider, seen = dynamic(adapter, evaluator="none", candidates=(1.0, 2.0)), []
+    bind = guider.bind
+    guider.bind = lambda view: (seen.append(view.prompts), bind(view))[1]  # type: ignore[method-assign, func-returns-value]
+    pipeline = modular_pipeline(adapter, guider)
+    options: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64, "output": "images"}
+    pipeline(prompt=PROMPTS[0], **options)
+    pipeline(prompt=PROMPTS[:2], num_images_per_prompt=2, **options)
+    assert seen == [[PROMPTS[0]], [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]]
+
+
 def test_the_modular_pipeline_is_sdxls(sd_folder: Path) -> None:
     with pytest.raises(ValueError, match="expected an SDXL"):
         modular_pipeline(load_adapter(sd_folder), ScheduleGuidance(3.0))

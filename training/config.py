@@ -210,16 +210,17 @@ class InPOConfig(DPOConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(RunConfig):
-    """Train a scorer on judged pairs: vp-score, edit, pal or clip."""
+    """Train a scorer on judged pairs (vp-score, edit, pal, clip) or on rated repaintings (prefpaint)."""
 
     method: ClassVar[str] = "reward"
 
     # -- scorer
     scorer: str = "vp-score"
-    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip; or a trained scorer to
-    go on from: a shipped one's name, or a folder."""
+    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
+    (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
     architecture: str = "small"
-    """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score)."""
+    """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP
+    (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
     reader: str | None = None
@@ -233,7 +234,8 @@ class RewardConfig(RunConfig):
 
     # -- data
     dataset: str = "scenes-pairs"
-    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit)."""
+    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit); for prefpaint
+    rated repaintings: image, source, mask, score_CRITERION."""
     dataset_split: str = "train"
     """Split to train on."""
     validation_split: str | None = "validation"

@@ -86,7 +86,8 @@ class GRPOConfig(RolloutConfig):
     trust: Literal["none", "prefpaint", "mahalanobis"] = "none"
     """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
     trust_dataset: str | None = None
-    """Judged pairs that the scorer was trained on: what its features are compared with."""
+    """Judged pairs that the scorer was trained on (prefpaint: rated repaintings): what its features are compared
+    with."""
     trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How latents are stored between sampling and training; the sampler goes on from what was stored."""
 

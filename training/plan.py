@@ -7,12 +7,13 @@ from dataclasses import fields
 
 import yaml
 
-from diffusion_align.data import Comparisons, StreamedPairs
+from diffusion_align.data import StreamedPairs
 
 from .config import DPOConfig, RewardConfig, RunConfig, TrainConfig
 from .memory import MemoryEstimate, estimate_memory
 from .online import check_rollout, items_per_rollout
 from .online_config import RolloutConfig
+from .scorers import open_judgements
 from .settings import to_dict
 from .source import load_training_pairs
 
@@ -36,8 +37,9 @@ def make_plan(config: RunConfig, world_size: int = 1) -> str:
             counts = pairs.counts | {"pairs used": used}
             sections["data"] = _lines({name: f"{count:,}" for name, count in counts.items()})
     if isinstance(config, RewardConfig):
-        used = len(Comparisons(config.dataset, config.dataset_split, config.max_pairs))
-        sections["data"] = f"{used:,} judged pairs"
+        judgements = open_judgements(config, config.dataset_split, config.max_pairs)
+        used = len(judgements)
+        sections["data"] = f"{used:,} {judgements.unit}"
     if isinstance(config, RolloutConfig):
         check_rollout(config)
         steps = config.per_device_train_batch_size * config.gradient_accumulation_steps

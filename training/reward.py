@@ -1,4 +1,4 @@
-"""Training scorers on judged pairs, on the same loop as the diffusion models."""
+"""Training scorers on judged pairs or ratings, on the same loop as the diffusion models."""
 
 from __future__ import annotations
 
@@ -13,16 +13,32 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
-from diffusion_align.evaluation.accuracy import expected_calibration_error, pairwise_accuracy
+from diffusion_align.data import (
+    ComparisonBatch,
+    ComparisonExamples,
+    Comparisons,
+    ExampleLoader,
+    RatingExamples,
+    Ratings,
+    collate_comparisons,
+    collate_ratings,
+)
+from diffusion_align.evaluation.accuracy import (
+    best_tie_threshold,
+    expected_calibration_error,
+    pairwise_accuracy,
+    ranking_accuracy,
+)
 from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_loss, uncertain_difference
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.clip import OpenClipScorer
+from diffusion_align.rewards.repainting import RepaintingScorer
 from diffusion_align.rewards.vp import VPScore
 
 from .config import RewardConfig
 from .loop import Job
-from .scorers import build_scorer
+from .ratings import RatingMethod, evaluate_ratings
+from .scorers import build_scorer, open_judgements
 
 Forward = Callable[[Tensor, list[str], dict[str, Any]], RewardOutput]
 
@@ -171,17 +187,37 @@ def judge(scorer: RewardScorer, comparisons: Comparisons, batch_size: int = 64) 
     return {name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}
 
 
-def evaluate_scorer(scorer: RewardScorer, comparisons: Comparisons) -> dict[str, float]:
-    """Accuracy on decisive pairs, overall and per aspect, and calibration of the overall probability."""
-    judged = judge(scorer, comparisons)
+def evaluate_scorer(
+    scorer: RewardScorer, judgements: Comparisons | Ratings, tie_threshold: float | None = None
+) -> dict[str, float]:
+    """How well ``scorer`` predicts ``judgements``.
+
+    On ratings: as :func:`~diffusion_align.training.ratings.evaluate_ratings`. On pairs:
+
+    - ``accuracy/overall``, ``accuracy/ASPECT``: on decisive pairs.
+    - ``accuracy_with_ties``: on all pairs by Pick-a-Pic's protocol, where there are ties; ``tie_threshold`` is what it
+      was measured with: the one given, or the best on these very pairs.
+    - ``ranking/K``: share of rankings of K > 2 pictures (same caption and ranking_id) without a wrong pair.
+    - ``calibration_error``: of the overall probability.
+    """
+    if isinstance(judgements, Ratings):
+        assert isinstance(scorer, RepaintingScorer)
+        return evaluate_ratings(scorer, judgements)
+    judged = judge(scorer, judgements)
     metrics = {}
     for name in (key for key in judged if not key.endswith("/label")):
         labels = judged[f"{name}/label"]
         known = ~np.isnan(labels)
         if (labels[known] != 0.5).any():
             metrics[f"accuracy/{name}"] = pairwise_accuracy(judged[name][known], labels[known])
-    probabilities = 1 / (1 + np.exp(-judged["overall"]))
-    metrics["calibration_error"] = expected_calibration_error(probabilities, judged["overall/label"])
+    differences, labels = judged["overall"], judged["overall/label"]
+    if (labels == 0.5).any():
+        threshold = best_tie_threshold(differences, labels) if tie_threshold is None else tie_threshold
+        metrics["tie_threshold"] = threshold
+        metrics["accuracy_with_ties"] = pairwise_accuracy(differences, labels, threshold)
+    ranked = ranking_accuracy(differences, labels, judgements.rankings())
+    metrics |= {f"ranking/{count}": share for count, share in ranked.items() if count > 2}
+    metrics["calibration_error"] = expected_calibration_error(1 / (1 + np.exp(-differences)), labels)
     return metrics
 
 
@@ -191,24 +227,34 @@ METHODS: Mapping[str, type[RewardMethod]] = MappingProxyType({"clip": Contrastiv
 def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Job:
     """Scorer, loss and validation of a ``RewardConfig``."""
     assert isinstance(config, RewardConfig)
-    comparisons = Comparisons(config.dataset, config.dataset_split, config.max_pairs)
-    scorer = build_scorer(config, comparisons).to(accelerator.device)
-    loader = ExampleLoader(
-        ComparisonExamples(comparisons, scorer.preprocess),
-        config.per_device_train_batch_size,
-        collate_comparisons,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=config.dataloader_num_workers,
-        max_corrupt=config.max_corrupt,
-    )
+    judgements = open_judgements(config, config.dataset_split, config.max_pairs)
+    scorer = build_scorer(config, judgements).to(accelerator.device)
     trained = TrainableScorer(scorer)
-    kind = "clip" if isinstance(scorer, OpenClipScorer) else config.scorer
-    method = METHODS.get(kind, RewardMethod)(config, trained, comparisons.aspects, loader, accelerator)
+
+    def loader(examples: Any, collate: Any) -> ExampleLoader[Any, Any]:
+        return ExampleLoader(
+            examples,
+            config.per_device_train_batch_size,
+            collate,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=config.dataloader_num_workers,
+            max_corrupt=config.max_corrupt,
+        )
+
+    method: RewardMethod | RatingMethod
+    if isinstance(judgements, Ratings):
+        assert isinstance(scorer, RepaintingScorer)
+        examples = RatingExamples(judgements, scorer.preprocessing.resize)
+        method = RatingMethod(trained, judgements.criteria, loader(examples, collate_ratings), accelerator)
+    else:
+        pairs = loader(ComparisonExamples(judgements, scorer.preprocess), collate_comparisons)
+        kind = "clip" if isinstance(scorer, OpenClipScorer) else config.scorer
+        method = METHODS.get(kind, RewardMethod)(config, trained, judgements.aspects, pairs, accelerator)
     if config.validation_split is None or not config.eval_steps:
         return Job(trained, method, None)
-    held_out = Comparisons(config.dataset, config.validation_split)
+    held_out = open_judgements(config, config.validation_split)
 
     def validate(step: int) -> dict[str, float]:
         return {f"eval/{name}": value for name, value in evaluate_scorer(scorer, held_out).items()}

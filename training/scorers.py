@@ -14,12 +14,14 @@ import torch
 from transformers import AutoTokenizer
 
 from diffusion_align.adapters.loading import SHIPPED_MODELS, shipped_path
-from diffusion_align.data import Comparisons
+from diffusion_align.data import Comparisons, Ratings
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.clip import OpenClipScorer, load_clip, save_open_clip
 from diffusion_align.rewards.edit import EditScore
 from diffusion_align.rewards.factory import SHIPPED_SCORERS
 from diffusion_align.rewards.pal import PALScorer
+from diffusion_align.rewards.repainting import RepaintingScorer
+from diffusion_align.rewards.trained import CONFIG, read_config
 from diffusion_align.rewards.vp import VPScore
 
 from .config import RewardConfig
@@ -59,21 +61,64 @@ READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
 )
 
 
-def build_scorer(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
+#: PrefPaint's design by ``RewardConfig.architecture``; the published one starts from OpenAI's CLIP.
+REPAINTING: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "small": {
+            "tower": "small",
+            "vision": READERS["small"]["vision"],
+            "image_size": 64,
+            "heads": 8,
+            "feedforward": 512,
+        },
+        "clip-b32": {
+            "tower": "clip",
+            "model": "ViT-B-32-quickgelu",
+            "pretrained": "openai",
+            "heads": 16,
+            "feedforward": 1024,
+        },
+    }
+)
+
+
+def scorer_kind(name: str) -> str:
+    """What kind of scorer ``RewardConfig.scorer`` is: its name, or what scorer.json of the trained one says.
+
+    Raises:
+        ValueError: no such scorer, or scorer.json is broken.
+    """
+    if name in BUILDERS:
+        return name
+    if name not in SHIPPED_SCORERS and not Path(name).is_dir():
+        known = ", ".join((*BUILDERS, *SHIPPED_SCORERS))
+        raise ValueError(f"scorer = {name!r}: expected one of {known}, or the folder of a trained scorer")
+    folder = shipped_path(name) if name in SHIPPED_SCORERS else Path(name)
+    return str(read_config(folder)["kind"]) if (folder / CONFIG).is_file() else "clip"
+
+
+def open_judgements(config: RewardConfig, split: str, limit: int | None = None) -> Comparisons | Ratings:
+    """The data that ``config.scorer`` learns from: rated repaintings for prefpaint, judged pairs for all others.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: there is no such scorer or data, or a column is missing.
+    """
+    opener = Ratings if scorer_kind(config.scorer) == "prefpaint" else Comparisons
+    return opener(config.dataset, split, limit)
+
+
+def build_scorer(config: RewardConfig, judgements: Comparisons | Ratings) -> RewardScorer:
     """The scorer of ``config.scorer``, fresh or continued, its weights ready for gradients.
 
     Raises:
         ValueError: no such scorer or architecture, or data that does not fit it (no users for PAL, no source images
-            for edits).
+            for edits, other criteria than a trained prefpaint's).
     """
     torch.manual_seed(config.seed)
-    if config.scorer in BUILDERS:
-        scorer = BUILDERS[config.scorer](config, comparisons)
-    elif config.scorer in SHIPPED_SCORERS or Path(config.scorer).is_dir():
-        scorer = load_scorer(config.scorer)
-    else:
-        known = ", ".join((*BUILDERS, *SHIPPED_SCORERS))
-        raise ValueError(f"scorer = {config.scorer!r}: expected one of {known}, or the folder of a trained scorer")
+    kind = scorer_kind(config.scorer)
+    scorer = BUILDERS[kind](config, judgements) if config.scorer == kind else load_scorer(config.scorer)
+    if isinstance(scorer, RepaintingScorer) and isinstance(judgements, Ratings):
+        check_criteria(scorer, judgements)
     trained = getattr(scorer, "trained_module", lambda: scorer)()
     trained.requires_grad_(True)
     return scorer
@@ -148,6 +193,26 @@ def new_clip(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
     return scorer
 
 
-BUILDERS: Mapping[str, Callable[[RewardConfig, Comparisons], RewardScorer]] = MappingProxyType(
-    {"vp-score": new_vp, "edit": new_edit, "pal": new_pal, "clip": new_clip}
+def new_prefpaint(config: RewardConfig, ratings: Ratings) -> RewardScorer:
+    if config.architecture not in REPAINTING:
+        raise ValueError(f"architecture = {config.architecture!r}: expected one of {', '.join(REPAINTING)} (prefpaint)")
+    settings = json.loads(json.dumps(REPAINTING[config.architecture]))
+    return RepaintingScorer({**settings, "criteria": ratings.statistics()}, pretrained=True)
+
+
+def check_criteria(scorer: RepaintingScorer, ratings: Ratings) -> None:
+    """Whether ``ratings`` have the criteria of ``scorer``, in any order.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if sorted(scorer.criteria) != sorted(ratings.criteria):
+        raise ValueError(
+            f"{ratings.source.name}: has the criteria {', '.join(ratings.criteria)}; "
+            f"the scorer was trained for {', '.join(scorer.criteria)}"
+        )
+
+
+BUILDERS: Mapping[str, Callable[[RewardConfig, Any], RewardScorer]] = MappingProxyType(
+    {"vp-score": new_vp, "edit": new_edit, "pal": new_pal, "clip": new_clip, "prefpaint": new_prefpaint}
 )

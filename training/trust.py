@@ -1,4 +1,4 @@
-"""Statistics of a scorer's features on the pairs it was trained on: what reward trust is computed from.
+"""Statistics of a scorer's features on the pairs (or ratings) it was trained on: what reward trust is computed from.
 
 ``python -m diffusion_align.training.trust SCORER DATASET`` writes them beside a trained scorer, where runs find them.
 """
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters.loading import shipped_path
-from diffusion_align.data import Comparisons
+from diffusion_align.data import Comparisons, Ratings
 from diffusion_align.data.comparisons import ComparisonExamples, collate_comparisons
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.factory import SHIPPED_SCORERS
+from diffusion_align.rewards.prefpaint import PrefPaintScorer
 
 from .online_config import GRPOConfig
+from .ratings import rating_features
 from .reward import score_both
 
 FILE = "trust.safetensors"
@@ -46,7 +48,14 @@ def comparison_features(scorer: RewardScorer, comparisons: Comparisons, batch_si
 
 
 def measure(scorer: RewardScorer, dataset: str, limit: int = 3000) -> FeatureStatistics:
-    """Statistics on at most ``limit`` pairs of the train split, errors on those of the validation split."""
+    """Statistics on at most ``limit`` pairs of the train split, errors on those of the validation split.
+
+    For PrefPaint's scorers ``dataset`` has rated repaintings instead of pairs.
+    """
+    if isinstance(scorer, PrefPaintScorer):
+        seen, _ = rating_features(scorer, Ratings(dataset, "train", limit))
+        held_out, errors = rating_features(scorer, Ratings(dataset, "validation", limit))
+        return FeatureStatistics.measure(seen, held_out[:, None], errors)
     seen, _ = comparison_features(scorer, Comparisons(dataset, "train", limit))
     held_out, errors = comparison_features(scorer, Comparisons(dataset, "validation", limit))
     return FeatureStatistics.measure(seen.flatten(0, 1), held_out, errors)
@@ -79,7 +88,7 @@ def folder_of(scorer: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scorer", help="shipped name, or folder of a trained scorer")
-    parser.add_argument("dataset", help="the judged pairs it was trained on")
+    parser.add_argument("dataset", help="the judged pairs (or ratings) it was trained on")
     args = parser.parse_args()
     statistics = measure(load_scorer(args.scorer), args.dataset)
     path = folder_of(args.scorer) / FILE

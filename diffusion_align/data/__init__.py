@@ -5,6 +5,7 @@ from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, colla
 from .loader import ExampleLoader, PairLoader, PixelExamples, StreamLoader
 from .pairs import PairDataset, StreamedPairs, load_pairs
 from .prompts import load_prompts
+from .ratings import RatingBatch, RatingExamples, Ratings, collate_ratings
 from .transforms import PairTransform, make_buckets
 from .types import CorruptImageError, PairBatch, PairRecord
 
@@ -22,10 +23,14 @@ __all__ = [
     "PairRecord",
     "PairTransform",
     "PixelExamples",
+    "RatingBatch",
+    "RatingExamples",
+    "Ratings",
     "StreamLoader",
     "StreamedPairs",
     "build_cache",
     "collate_comparisons",
+    "collate_ratings",
     "fingerprint",
     "load_pairs",
     "load_prompts",

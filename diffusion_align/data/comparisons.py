@@ -56,6 +56,8 @@ class Comparisons:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
     """
 
+    unit = "judged pairs"
+
     def __init__(self, source: str | Path, split: str = "train", limit: int | None = None) -> None:
         self.source: Source = open_source(source, split, streaming=False)
         columns = self.source.columns
@@ -109,6 +111,22 @@ class Comparisons:
             return []
         column = self.source.table.select_columns(["user_id"]).to_dict()["user_id"]
         return sorted({str(column[row]) for row in self.rows})
+
+    def rankings(self) -> list[tuple[int, list[int]]]:
+        """Pairs that were judged together: same caption and ``ranking_id``; [] without that column.
+
+        Each as the number of its distinct pictures and the positions of its pairs.
+        """
+        if "ranking_id" not in self.source.columns:
+            return []
+        columns = self.source.table.select_columns(["caption", "ranking_id"]).to_dict()
+        groups: dict[tuple[str, str], list[int]] = {}
+        for position, row in enumerate(self.rows):
+            groups.setdefault((columns["caption"][row], str(columns["ranking_id"][row])), []).append(position)
+        return [(self._distinct(pairs), pairs) for pairs in groups.values()]
+
+    def _distinct(self, pairs: list[int]) -> int:
+        return 2 if len(pairs) == 1 else len({image for pair in pairs for image in self[pair].images})
 
 
 def probability(value: Any, where: str) -> float:

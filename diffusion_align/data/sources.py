@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusion_align.adapters import shipped_path
@@ -15,6 +17,7 @@ SHIPPED_PAIRS = ("scenes-pairs",)
 #: Columns every source of a layout must have.
 PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
 FOLDER_COLUMNS = ("chosen", "rejected", "caption")
+PAIR_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"Pick-a-Pic's ": PICKAPIC_COLUMNS, "": FOLDER_COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,10 @@ class Source:
     folder: Path | None
 
 
-def open_source(source: str | Path, split: str, streaming: bool) -> Source:
-    """Open ``source`` and check its columns.
+def open_source(
+    source: str | Path, split: str, streaming: bool, layouts: Mapping[str, tuple[str, ...]] = PAIR_LAYOUTS
+) -> Source:
+    """Open ``source`` and check that it has the columns of one of ``layouts`` (by what messages put before them).
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without a file of ``split``.
@@ -60,7 +65,7 @@ def open_source(source: str | Path, split: str, streaming: bool) -> Source:
     columns = table.column_names
     if columns is None:  # a stream of files without a schema
         columns = list(next(iter(table)))
-    _check_columns(columns, name)
+    _check_columns(columns, name, layouts)
     return Source(_undecoded(table), name, tuple(columns), folder)
 
 
@@ -100,15 +105,15 @@ def _load(kind: str, name: str, streaming: bool, **options: Any) -> Any:
         ) from error
 
 
-def _check_columns(columns: list[str], name: str) -> None:
-    best = max((PICKAPIC_COLUMNS, FOLDER_COLUMNS), key=lambda layout: len(set(layout) & set(columns)))
+def _check_columns(columns: list[str], name: str, layouts: Mapping[str, tuple[str, ...]]) -> None:
+    best = max(layouts.values(), key=lambda layout: len(set(layout) & set(columns)))
     for column in best:
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1)
             hint = f" (is {near[0]!r} meant?)" if near else ""
+            expected = ", or ".join(title + ", ".join(layout) for title, layout in layouts.items())
             raise ValueError(
-                f"{name}: column {column!r} is missing{hint}; found {', '.join(columns)}. Expected Pick-a-Pic's "
-                f"{', '.join(PICKAPIC_COLUMNS)}, or {', '.join(FOLDER_COLUMNS)}"
+                f"{name}: column {column!r} is missing{hint}; found {', '.join(columns)}. Expected {expected}"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -83,3 +83,25 @@ def k_way_accuracy(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) ->
         for scores, truth in groups
     ]
     return float(np.mean(right))
+
+
+def ranking_accuracy(
+    differences: Floats, preferred: Floats, groups: Sequence[tuple[int, Sequence[int]]]
+) -> Mapping[int, float]:
+    """K-way ranking (as ``k_way_accuracy``) from judged pairs, by K.
+
+    Args:
+        differences: (N,) score of image 0 minus that of image 1.
+        preferred: (N,) 1, 0, or 0.5 for a tie.
+        groups: number K of pictures of one ranking, and the positions of its pairs.
+
+    Returns:
+        Of the rankings of K pictures that have an untied pair, the share whose every untied pair is ordered rightly.
+    """
+    right = differences * (preferred - 0.5) > 0
+    found: dict[int, list[bool]] = {}
+    for pictures, pairs in groups:
+        decisive = [pair for pair in pairs if preferred[pair] != 0.5]
+        if decisive:
+            found.setdefault(pictures, []).append(bool(right[decisive].all()))
+    return {pictures: float(np.mean(found[pictures])) for pictures in sorted(found)}

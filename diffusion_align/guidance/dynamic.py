@@ -14,7 +14,7 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
 
 from .base import StepGuidance, StepView
-from .evaluators import LatentEvaluator, check_fit, load_evaluator
+from .judges import LatentJudge, check_kinds, load_judge
 
 #: Smallest |score| that an improvement is measured against, in standard deviations.
 GUARD = 0.1
@@ -71,7 +71,8 @@ class DynamicGuidance(StepGuidance):
     image goes on with argmax_s sum_i w_i z(e_i(x^s)).
 
     Args:
-        evaluator: shipped name or folder of a :class:`LatentEvaluator`; None if only pixel scorers judge.
+        evaluator: shipped name or folder of a :class:`~.evaluators.LatentEvaluator`, or a published judge:
+            "latent-clip", "latent-clip:PATH", "lrm:FOLDER"; None if only pixel scorers judge.
         kinds: what of it is asked.
         candidates: the scales, around the best static one: of far ones the greedy choice is often wrong.
         weighting: how the evaluators are weighed: "uniform" (default), "linear", "adaptive" or "adaptive-signed".
@@ -111,9 +112,9 @@ class DynamicGuidance(StepGuidance):
         self.kinds = tuple(kinds) if evaluator else ()
         self.weighting, self.normalise, self.fallback = weighting, normalise, fallback
         self._names = (evaluator, tuple(pixel_scorers))
-        self._evaluator: LatentEvaluator | None = None
+        self._evaluator: LatentJudge | None = None
         self._scorers: list[RewardScorer] | None = None
-        self._prompt: Tensor | None = None
+        self._prompt: tuple[Tensor, ...] | None = None
         self._history: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._weights: list[Tensor] = []
@@ -124,7 +125,7 @@ class DynamicGuidance(StepGuidance):
         """Names in the order of the scores: evaluator kinds, then pixel scorers."""
         return [*self.kinds, *self._names[1]]
 
-    def use(self, evaluator: LatentEvaluator | None = None, scorers: Sequence[RewardScorer] | None = None) -> None:
+    def use(self, evaluator: LatentJudge | None = None, scorers: Sequence[RewardScorer] | None = None) -> None:
         """Take these instead of loading what the settings name."""
         self._evaluator = evaluator or self._evaluator
         self._scorers = self._scorers if scorers is None else list(scorers)
@@ -137,14 +138,17 @@ class DynamicGuidance(StepGuidance):
     def bind(self, view: StepView) -> None:
         super().bind(view)
         if self._evaluator is None and self._names[0] and self.kinds:
-            self._evaluator = load_evaluator(self._names[0])
+            self._evaluator = load_judge(self._names[0])
         if self._scorers is None:
             self._scorers = [load_scorer(name) for name in self._names[1]]
         if self._evaluator is not None and self._prompt is None:
             self._evaluator.to(view.x_t.device)
-            check_fit(self._evaluator, view.x_t, view.cond, self.kinds)
+            check_kinds(self._evaluator, self.kinds)
+            self._evaluator.check(view.x_t, view.cond)
+            if self.normalise == "population" and not self._evaluator.calibrated:
+                raise ValueError(f"evaluator {self._names[0]} has no statistics: set normalise to candidates")
             with torch.no_grad():
-                self._prompt = self._evaluator.prompt(view.cond)
+                self._prompt = self._evaluator.read(view.cond, view.prompts)
 
     def searching(self) -> bool:
         """Whether the bound step is in [start, stop)."""
@@ -184,9 +188,9 @@ class DynamicGuidance(StepGuidance):
         if self._evaluator is not None and self.kinds:
             level = log_snr(torch.tensor(view.next_alpha_bar)).to(pred_cond).expand(batch * count)
             assert self._prompt is not None
-            prompt = self._prompt.repeat_interleave(count, dim=0)
-            raw = self._evaluator.raw(self._evaluator.picture(candidates(view.ahead), level), prompt)
-            scores = self._evaluator.standardised(raw, level)
+            prompt = tuple(part.repeat_interleave(count, dim=0) for part in self._prompt)
+            latents = candidates(view.clean if self._evaluator.clean else view.ahead)
+            scores = self._evaluator.judge(latents, level, prompt)
             found += [scores[kind].view(batch, count) for kind in self.kinds]
         if self._scorers:
             images = (view.decode(candidates(view.clean)) / 2 + 0.5).clamp(0, 1)

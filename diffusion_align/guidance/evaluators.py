@@ -121,13 +121,15 @@ class LatentEvaluator(nn.Module):
 
     mean: Tensor
     std: Tensor
+    clean = False
+    calibrated = True
 
     def __init__(self, settings: EvaluatorSettings) -> None:
         super().__init__()
         unknown = set(settings.kinds) - set(KINDS)
         if unknown or not settings.kinds:
             raise ValueError(f"evaluator kinds {settings.kinds}: expected some of {', '.join(KINDS)}")
-        self.settings = settings
+        self.settings, self.kinds = settings, settings.kinds
         self.picture, self.prompt = LatentTower(settings), PromptTower(settings)
         self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
         width = settings.features
@@ -163,6 +165,30 @@ class LatentEvaluator(nn.Module):
     def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> dict[str, Tensor]:
         """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts."""
         return self.standardised(self.raw(*self(x, log_snr, cond)), log_snr)
+
+    def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """The prompts' features, from the denoiser's own embeddings."""
+        return (self.prompt(cond),)
+
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """``scores`` for prompts that were ``read`` before."""
+        return self.standardised(self.raw(self.picture(x, log_snr), *read), log_snr)
+
+    def check(self, x: Tensor, cond: Conditioning) -> None:
+        """Whether it can judge these latents and prompts.
+
+        Raises:
+            ValueError: it was trained for another model.
+        """
+        settings = self.settings
+        pooled = 0 if cond.pooled is None else cond.pooled.shape[-1]
+        found = (x.shape[1], x.shape[-1], cond.embeds.shape[-1], pooled)
+        expected = (settings.latent_channels, settings.latent_size, settings.embed_dim, settings.pooled_dim)
+        if found != expected or x.shape[-1] != x.shape[-2]:
+            raise ValueError(
+                f"evaluator was trained for latents and prompts of (channels, size, embedding, pooled) {expected}, "
+                f"this model has {found}: train one with 'diffusion-align train evaluator'"
+            )
 
     def standardised(self, scores: dict[str, Tensor], log_snr: Tensor) -> dict[str, Tensor]:
         """z-scores with the statistics of the noise level."""
@@ -217,26 +243,6 @@ def load_evaluator(name: str | Path) -> LatentEvaluator:
     if not Path(name).is_dir():
         raise FileNotFoundError(
             f"evaluator {str(name)!r}: expected a folder that 'train evaluator' wrote, or one of "
-            f"{', '.join(SHIPPED_EVALUATORS)}"
+            f"{', '.join(SHIPPED_EVALUATORS)}, latent-clip, latent-clip:PATH, lrm:FOLDER"
         )
     return LatentEvaluator.from_pretrained(name)
-
-
-def check_fit(evaluator: LatentEvaluator, x: Tensor, cond: Conditioning, kinds: Sequence[str]) -> None:
-    """Whether ``evaluator`` can judge these latents, prompts and kinds.
-
-    Raises:
-        ValueError: it was trained for another model, or does not judge one of ``kinds``.
-    """
-    settings = evaluator.settings
-    missing = [kind for kind in kinds if kind not in settings.kinds]
-    if missing:
-        raise ValueError(f"evaluator judges {', '.join(settings.kinds)}, not {', '.join(missing)}")
-    pooled = 0 if cond.pooled is None else cond.pooled.shape[-1]
-    found = (x.shape[1], x.shape[-1], cond.embeds.shape[-1], pooled)
-    expected = (settings.latent_channels, settings.latent_size, settings.embed_dim, settings.pooled_dim)
-    if found != expected or x.shape[-1] != x.shape[-2]:
-        raise ValueError(
-            f"evaluator was trained for latents and prompts of (channels, size, embedding, pooled) {expected}, "
-            f"this model has {found}: train one with 'diffusion-align train evaluator'"
-        )

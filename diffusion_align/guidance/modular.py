@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.modular_pipelines import SequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import StableDiffusionXLInputStep
 from diffusers.modular_pipelines.stable_diffusion_xl.decoders import StableDiffusionXLDecodeStep
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
@@ -28,6 +29,10 @@ class BoundDenoiser(StableDiffusionXLLoopDenoiser):
 
     Set it as ``sub_blocks["denoiser"]`` of a ``StableDiffusionXLDenoiseStep``, or use :func:`modular_pipeline`.
     """
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [*super().inputs, InputParam("prompt")]  # else the pipeline does not show the block its prompts
 
     @torch.no_grad()
     def __call__(self, components: Any, block_state: Any, i: int, t: Any) -> Any:
@@ -57,8 +62,14 @@ def step_view(components: Any, block_state: Any, step: int) -> StepView:
         range(len(block_state.scaled_latents)),
         components.scheduler.config.prediction_type,
         decode,
-        list(getattr(block_state, "prompt", None) or [""] * len(block_state.scaled_latents)),
+        prompts_of(getattr(block_state, "prompt", None), len(block_state.scaled_latents)),
     )
+
+
+def prompts_of(prompt: str | list[str] | None, images: int) -> list[str]:
+    """One prompt per image; diffusers draws several images of a prompt next to each other."""
+    given = [prompt or ""] if prompt is None or isinstance(prompt, str) else prompt
+    return [each for each in given for _ in range(images // len(given))]
 
 
 def modular_pipeline(adapter: Adapter, guider: Any) -> Any:
