@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.sampling.sampler import Moment, sample
 from diffusion_align.training import rollout as rollout_module
 from diffusion_align.training.fused import FusedGRPOMethod
@@ -80,10 +83,13 @@ def test_fused_gradients_are_those_of_a_second_forward(changes: dict[str, Any], 
     assert_same_update(GRPOConfig(**{**settings, **changes}))
 
 
-def test_fused_gradients_of_the_hole_are_those_of_a_second_forward(
-    settings: dict[str, Any], inpaint_folder: Path
+def test_fused_gradients_of_the_hole_with_trust_are_those_of_a_second_forward(
+    settings: dict[str, Any], inpaint_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = {"model": str(inpaint_folder), "dataset": "scenes-holes", "trust": "none", "kl_beta": 0.5}
+    statistics = FeatureStatistics.measure(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
+    weight = TrustWeight("mahalanobis", statistics)
+    monkeypatch.setattr("diffusion_align.training.online.fit_trust", lambda config, scorer: weight)
+    own = {"model": str(inpaint_folder), "dataset": "scenes-holes", "trust": "mahalanobis", "kl_beta": 0.5}
     assert_same_update(InpaintRLConfig(**{**settings, **own}))
 
 
@@ -103,7 +109,7 @@ def test_a_fused_run_resumes_bit_for_bit_and_follows_the_unfused_one(settings: d
 
 
 def test_accumulated_fused_rollouts_are_the_mean_of_their_updates(settings: dict[str, Any]) -> None:
-    config = GRPOConfig(**settings, fused_rollouts=True, max_grad_norm=1e9, lr_scheduler_type="constant")
+    config = GRPOConfig(**settings, fused_rollouts=True)
     adapter = load_adapter(config.model)
     prepare_policy(config, adapter)
     parameters = list(adapter.trainable_parameters().values())
@@ -129,6 +135,13 @@ def test_what_needs_the_rollout_again_cannot_be_fused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(GRPOConfig(**{**settings, **changes}, fused_rollouts=True))
+
+
+def test_a_sharded_policy_cannot_be_fused(settings: dict[str, Any]) -> None:
+    sharded: Any = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    nothing: Any = None
+    with pytest.raises(ValueError, match="FSDP cannot: set fused_rollouts to false"):
+        FusedGRPOMethod(GRPOConfig(**settings, fused_rollouts=True), nothing, nothing, sharded)
 
 
 def test_what_pictures_of_a_prompt_share_is_predicted_once(settings: dict[str, Any]) -> None:
