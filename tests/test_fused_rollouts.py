@@ -47,7 +47,7 @@ def first_update(config: GRPOConfig) -> tuple[dict[str, Tensor], dict[str, Tenso
     parameters = adapter.trainable_parameters()
     with torch.no_grad():
         for index, parameter in enumerate(parameters.values()):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
     method = online_method(config, adapter, build_accelerator(config))
     assert isinstance(method, FusedGRPOMethod if config.fused_rollouts else GRPOMethod)
     loss, metrics = method.loss(next(method.batches()))
