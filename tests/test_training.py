@@ -231,7 +231,7 @@ def train_in_two_processes(config: TrainConfig, recipe: Path) -> list[dict[str, 
     return lines(config.output_dir)
 
 
-@pytest.mark.parametrize("name", ["grpo", "nft"])
+@pytest.mark.parametrize("name", ["grpo", "fused", "nft"])
 def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
     """Pictures, rewards, the spread of advantages and losses are those of all processes together."""
     prompts = tmp_path / "prompts.txt"
@@ -241,7 +241,13 @@ def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_p
         "num_generations": 2, "max_steps": 3, "lora_rank": 4, "learning_rate": 1e-4, "logging_steps": 1,
         "report_to": "none", "progress": False,
     }  # fmt: skip
-    method, items = {"grpo": (GRPOConfig, {"train_steps": 3}), "nft": (NFTConfig, {"updates_per_picture": 3})}[name]
+    fused = {"train_steps": 3, "fused_rollouts": True, "gradient_accumulation_steps": 2, "kl_beta": 0.1}
+    methods: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
+        "grpo": (GRPOConfig, {"train_steps": 3}),
+        "fused": (GRPOConfig, fused),
+        "nft": (NFTConfig, {"updates_per_picture": 3}),
+    }
+    method, items = methods[name]
     build: Callable[..., TrainConfig] = partial(method, **shared, **items)
     one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=24))
     two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=12)

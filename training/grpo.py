@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,25 @@ from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 SMALLEST_STD = 1e-3
 #: Largest difference between the log-ratio 0 and what sampler and training batch make of it, by autocast dtype.
 RATIO_TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sampling step of M pictures that is to be trained on.
+
+    Attributes:
+        pictures, columns: (M,) their places in ``StepRecorder.steps``.
+        before, after: (M, C, h, w) latents; ``after`` as stored.
+        step: what ``after`` was drawn from.
+        mask: (M, 1, h, w) where log-probabilities count, or None for everywhere.
+    """
+
+    pictures: Tensor
+    columns: Tensor
+    before: Tensor
+    after: Tensor
+    step: GaussianStep
+    mask: Tensor | None
 
 
 class StepRecorder:
@@ -51,20 +71,25 @@ class StepRecorder:
             on_device = rows.to(stored.device)
             before, after = moment.before[on_device], stored[on_device]
             now, following = self.levels[index].to(stored.device), self.levels[index + 1].to(stored.device)
-            step = ddim_step(
-                before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
-            )
+            with torch.set_grad_enabled(moment.x0.requires_grad):
+                step = ddim_step(
+                    before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
+                )
             mask = moment.cond.inpaint[on_device, :1] if self.masked and moment.cond.inpaint is not None else None
-            values = {
-                "before": before.to(self.dtype),
-                "after": after,
-                "old_log_prob": step.log_prob(after.float(), mask),
-            }
-            for name, value in values.items():
-                if name not in self.kept:
-                    self.kept[name] = torch.zeros(*self.steps.shape, *value.shape[1:], dtype=value.dtype)
-                self.kept[name][rows + moment.rows.start, columns] = value.cpu()
+            self.keep(Drawn(rows + moment.rows.start, columns, before, after, step, mask), moment, on_device)
         return stored.float()
+
+    def keep(self, drawn: Drawn, moment: Moment, rows: Tensor) -> None:
+        """Take note of what was drawn; ``rows`` (M,) are its places in the batch of ``moment``."""
+        values = {
+            "before": drawn.before.to(self.dtype),
+            "after": drawn.after,
+            "old_log_prob": drawn.step.log_prob(drawn.after.float(), drawn.mask),
+        }
+        for name, value in values.items():
+            if name not in self.kept:
+                self.kept[name] = torch.zeros(*self.steps.shape, *value.shape[1:], dtype=value.dtype)
+            self.kept[name][drawn.pictures, drawn.columns] = value.cpu()
 
 
 class GRPOMethod:
@@ -108,29 +133,53 @@ class GRPOMethod:
         config = self.config
         if number and config.kl_target:
             self.adapt_kl_beta()
-        pictures = config.prompts_per_rollout * config.num_generations
-        shuffle = torch.Generator().manual_seed(
-            mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
-        )
-        etas = [config.eta] * config.num_inference_steps
-        if config.stochastic_steps == "window":
-            start = int(torch.randint(len(self.noisy) - config.train_steps + 1, (1,), generator=shuffle))
-            window = self.noisy[start : start + config.train_steps]
-            etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
-            steps = window.expand(pictures, -1).clone()
-        else:
-            choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
-            steps = self.noisy[choice[:, : config.train_steps]]
-        dtype = DTYPES[config.trajectory_dtype]
-        recorder = StepRecorder(steps, self.levels, etas, dtype, self.masked)
-        latents = self.engine.initial_noise(number, config.shared_noise).to(dtype).float()
-        rollout = self.engine.draw(number, recorder, scheduler=self.scheduler, eta=etas, latents=latents)
-        rollout.tensors |= {"steps": steps, **recorder.kept}
+        steps, etas = self.choose_steps(number)
+        recorder = StepRecorder(steps, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked)
+        rollout = self.sample(number, recorder)
+        rollout.tensors |= recorder.kept
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True
         self.recompute_log_probs(rollout, number)
         return rollout
+
+    def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
+        """Which steps (N, train_steps) of a rollout's pictures are trained on, and eta of every sampling step."""
+        config = self.config
+        pictures = config.prompts_per_rollout * config.num_generations
+        shuffle = torch.Generator().manual_seed(
+            mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
+        )
+        if config.stochastic_steps == "window":
+            start = int(torch.randint(len(self.noisy) - config.train_steps + 1, (1,), generator=shuffle))
+            window = self.noisy[start : start + config.train_steps]
+            etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
+            return window.expand(pictures, -1).clone(), etas
+        choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
+        return self.noisy[choice[:, : config.train_steps]], [config.eta] * config.num_inference_steps
+
+    def sample(self, number: int, recorder: StepRecorder, **options: Any) -> Rollout:
+        """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``options`` of the sampler."""
+        config, etas = self.config, recorder.etas
+        latents = self.engine.initial_noise(number, config.shared_noise).to(recorder.dtype).float()
+        rollout = self.engine.draw(
+            number,
+            recorder,
+            scheduler=self.scheduler,
+            eta=etas,
+            latents=latents,
+            copies=self.copies(etas),
+            **options,
+        )
+        rollout.tensors["steps"] = recorder.steps
+        return rollout
+
+    def copies(self, etas: list[float]) -> list[int]:
+        """How many pictures of a prompt are still the same at each step: all of them until fresh noise came in."""
+        config = self.config
+        if not config.shared_noise or config.rollout_batch_size % config.num_generations:
+            return [1] * len(etas)
+        return [1 if any(etas[:step]) else config.num_generations for step in range(len(etas))]
 
     def recompute_log_probs(self, rollout: Rollout, number: int) -> None:
         """Log-probabilities before the rollout's first update, in batches of the shape that updates have.

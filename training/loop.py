@@ -172,13 +172,14 @@ def run_loop(
         while step < config.max_steps and not stop.received_anywhere(accelerator) and not patience.exhausted():
             started = time.perf_counter()
             for micro_step in range(config.gradient_accumulation_steps):
-                try:
-                    batch = next(batches)
-                except ScorerError:
-                    checkpoint_now()
-                    raise
                 last = micro_step + 1 == config.gradient_accumulation_steps
+                # A method may run the forward pass that is trained while it makes the batch.
                 with sync_gradients(accelerator, wrapped, last):
+                    try:
+                        batch = next(batches)
+                    except ScorerError:
+                        checkpoint_now()
+                        raise
                     loss, metrics = method.loss(batch)
                     accelerator.backward(loss / config.gradient_accumulation_steps)
                 guard.watch(loss, batch)

@@ -12,6 +12,7 @@ from diffusion_align.adapters import Adapter
 
 from .denoising import NFTMethod, RAFTMethod
 from .draft import DRaFTMethod
+from .fused import FusedGRPOMethod, check_fused
 from .grpo import GRPOMethod
 from .loop import Method
 from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig, RolloutConfig
@@ -34,6 +35,8 @@ def online_method(config: OnlineConfig, adapter: Adapter, accelerator: Accelerat
     engine = RolloutEngine(config, adapter, accelerator)
     if isinstance(config, GRPOConfig) and config.trust != "none":
         engine.trust = fit_trust(config, engine.scorer)
+    if isinstance(config, GRPOConfig) and config.fused_rollouts:
+        return FusedGRPOMethod(config, adapter, engine, accelerator)
     return METHODS[type(config)](config, adapter, engine, accelerator)
 
 
@@ -58,12 +61,15 @@ def check_rollout(config: RolloutConfig) -> None:
     Raises:
         ValueError: they are not; or a group of one, which has nothing to be compared with.
     """
+    if config.num_generations < 2 and config.advantage_scale != "none":
+        raise ValueError("num_generations = 1: pictures of a prompt are compared with each other, expected at least 2")
     items = items_per_rollout(config)
+    if isinstance(config, GRPOConfig) and config.fused_rollouts:
+        check_fused(config, items)
+        return
     used = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if items % used:
         raise ValueError(
             f"a rollout has {items} training items, an optimiser step takes {used} (per_device_train_batch_size x "
             "gradient_accumulation_steps): the first must be a multiple of the second"
         )
-    if config.num_generations < 2 and config.advantage_scale != "none":
-        raise ValueError("num_generations = 1: pictures of a prompt are compared with each other, expected at least 2")

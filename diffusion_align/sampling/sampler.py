@@ -32,7 +32,7 @@ class Moment:
         step: how many steps are done.
         before: (B, C, h, w), what the step started from, in the scheduler's own scaling.
         latents: (B, C, h, w) likewise, what the next step starts from.
-        x0: (B, C, h, w), the step's prediction of the clean latents.
+        x0: (B, C, h, w), the step's prediction of the clean latents; with a graph where ``sample`` was asked for one.
         signal: share of x0 in the latents: sqrt(alpha_bar), or 1 in schedulers that scale their input.
         scheduler: advanced to the next step.
         cond, null: conditioning of prompts and null prompts (B).
@@ -109,6 +109,8 @@ def sample(
     alignment_strength: float | Sequence[float] = 1.0,
     callback: StepCallback | None = None,
     keep_trajectory: bool = False,
+    graph: Tensor | None = None,
+    copies: int | Sequence[int] = 1,
 ) -> Samples:
     """Draw one image per prompt with the adapter's policy (inside ``adapter.reference()``: with the base).
 
@@ -129,10 +131,14 @@ def sample(
             model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
         callback: called after every step.
         keep_trajectory: return the latents of every step.
+        graph: (steps, N) bool, which predictions keep their graph to the weights, for the callback's ``Moment.x0``. No
+            graph leads from one step to the next.
+        copies: images come in runs of so many that are the same up to and including a step (one number for all
+            steps or one per step): the step is predicted once for each run. ``batch_size`` must be a multiple.
 
     Raises:
         ValueError: numbers of prompts, seeds or negative prompts differ, a size the VAE cannot make, guidance that does
-            not fit, or another ``alignment_strength`` than 1 without trained weights.
+            not fit, another ``alignment_strength`` than 1 without trained weights, or ``copies`` across batches.
     """
     for name, values in (
         ("seeds", seeds),
@@ -150,6 +156,11 @@ def sample(
     if any(value != 1 for value in strengths) and not adapter.has_reference:
         raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
     etas = _per_step("eta", eta, num_inference_steps)
+    runs = [int(value) for value in _per_step("copies", copies, num_inference_steps)]
+    if any(batch_size % run or len(prompts) % run for run in runs):
+        raise ValueError(f"copies: batches of {batch_size} of {len(prompts)} images cut through runs of {max(runs)}")
+    if graph is None:
+        graph = torch.zeros(num_inference_steps, len(prompts), dtype=torch.bool)
     guider = as_guider(guidance)
     parts: list[Samples] = []
     for start in range(0, len(prompts), batch_size):
@@ -167,6 +178,8 @@ def sample(
             rows,
             strengths,
             etas,
+            graph[:, start : rows.stop],
+            runs,
         )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : rows.stop]]
         if latents is None:
@@ -230,6 +243,8 @@ class _Run:
     rows: range
     strengths: list[float]
     etas: list[float]
+    graph: Tensor
+    copies: list[int]
     calls: int = 0
 
     def draw(
@@ -261,16 +276,16 @@ class _Run:
                 adapter.decode,
                 self.prompts,
             )
-            output = self.guided(view, t)
+            with torch.set_grad_enabled(bool(self.graph[step].any())):
+                output = self.guided(view, t)
+                x0 = None if callback is None else view.clean(output)
             if "eta" in accepted:
                 extras["eta"] = self.etas[step]
             before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
-            if callback is not None:
+            if callback is not None and x0 is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
                 signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1] ** 0.5
-                moment = Moment(
-                    step + 1, before, latents, view.clean(output), signal, scheduler, self.cond, self.null, self.rows
-                )
+                moment = Moment(step + 1, before, latents, x0, signal, scheduler, self.cond, self.null, self.rows)
                 replaced = callback(moment)
                 latents = latents if replaced is None else replaced
             if keep_trajectory:
@@ -291,9 +306,12 @@ class _Run:
         guider.set_state(step=view.step, num_inference_steps=view.num_steps, timestep=t)
         branches = guider.prepare_inputs({"cond": (self.cond, self.null)})
         if type(guider).prepare_models is BaseGuidance.prepare_models:
-            conds = [branch.cond for branch in branches]
+            run = self.copies[view.step]
+            conds = [branch.cond[::run] for branch in branches]
             both = conds[0] if len(conds) == 1 else Conditioning.cat(conds)
-            outputs = self.predict(view.x_t.repeat(len(conds), 1, 1, 1), t, both, strength).chunk(len(conds))
+            with_graph = self.graph[view.step].view(-1, run).any(dim=1).repeat(len(conds))
+            found = self.predict_rows(view.x_t[::run].repeat(len(conds), 1, 1, 1), t, both, strength, with_graph)
+            outputs = found.repeat_interleave(run, dim=0).chunk(len(conds))
         else:  # guiders that perturb the network do so for one branch at a time
             parts = []
             for branch in branches:
@@ -305,6 +323,17 @@ class _Run:
             branch.noise_pred = output
         combined: Tensor = guider(branches).pred
         return combined
+
+    def predict_rows(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float, with_graph: Tensor) -> Tensor:
+        """``predict``, keeping the activations of those rows (B,) only that need a graph."""
+        if bool(with_graph.all()) or not bool(with_graph.any()):
+            return self.predict(x_t, t, cond, strength)
+        rows = torch.cat([with_graph.nonzero(), (~with_graph).nonzero()]).flatten()
+        kept, rest = rows.split([int(with_graph.sum()), int((~with_graph).sum())])
+        traced = self.predict(x_t[kept], t, cond[kept], strength)
+        with torch.no_grad():
+            untraced = self.predict(x_t[rest], t, cond[rest], strength)
+        return torch.cat([traced, untraced])[rows.argsort()]
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float) -> Tensor:
         """Denoiser output of policy and reference, mixed by the alignment strength."""
