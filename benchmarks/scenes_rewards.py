@@ -33,6 +33,7 @@ from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.sampling.sampler import generate
 from diffusion_align.scenes.grammar import parse_prompt
 from diffusion_align.scenes.make_comparisons import ASPECTS
+from diffusion_align.scenes.make_pairs import POPULATIONS, TEMPERATURE, TIE_MARGIN
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.training.reward import judge
 from diffusion_align.training.run import train
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--scorer", default="scenes-vp")
     parser.add_argument("--judged", type=Path, default=Path("runs/rewards/judged"), help="from make_comparisons judged")
+    parser.add_argument("--opposed", type=Path, default=Path("runs/rewards/opposed"), help="--population opposed (pal)")
     parser.add_argument("--repainted", type=Path, default=Path("runs/rewards/repainted"), help="the same, repainted")
     parser.add_argument("--edits", type=Path, default=Path("runs/rewards/edits"), help="from make_comparisons edits")
     parser.add_argument("--members", nargs="*", default=[], help="folders of the ensemble's members (best-of-n)")
@@ -226,10 +228,10 @@ NEWCOMER = (0.0, 1.0, 0.0)
 
 def pal(args: argparse.Namespace) -> dict[str, Any]:
     """scenes-pal told who judges, against the same model trained as if all were one user; and a new user."""
-    comparisons = Comparisons(args.judged, "test")
+    comparisons = Comparisons(args.opposed, "test")
     scorer = load_scorer("scenes-pal")
-    single = one_user_model(args.judged, args.work)
-    judged, lumped = judge(scorer, comparisons), judge(single, as_one_user(args.judged, "test", args.work))
+    single = one_user_model(args.opposed, args.work)
+    judged, lumped = judge(scorer, comparisons), judge(single, as_one_user(args.opposed, "test", args.work))
     labels = judged["overall/label"]
     users = np.array([comparisons[i].user for i in range(len(comparisons))])
     accuracies = {
@@ -242,9 +244,29 @@ def pal(args: argparse.Namespace) -> dict[str, Any]:
     gap = hits[0] - hits[1]
     return {
         "accuracy": accuracies,
+        "perfect_judge": room_for_users(comparisons),
         "gain": {"mean": float(gap.mean()), "standard_error": float(gap.std() / len(gap) ** 0.5)},
         "new_user": new_user(scorer, comparisons),
     }
+
+
+def room_for_users(comparisons: Comparisons) -> dict[str, dict[str, float]]:
+    """Expected accuracy on decisive verdicts of a perfect judge who knows who is asking and of one who does not."""
+    gaps = []
+    for record in (comparisons[i] for i in range(len(comparisons))):
+        pictures = [np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in record.images]
+        first, second = (score_image(picture, record.prompt) for picture in pictures)
+        gaps.append([getattr(first, name) - getattr(second, name) for name in ASPECTS])
+    found = {}
+    for name, users in POPULATIONS.items():
+        tastes = np.array([[getattr(user, aspect) for aspect in ASPECTS] for user in users.values()])
+        utility = np.array(gaps) @ tastes.T  # (pairs, users)
+        decisive = np.array([user.share for user in users.values()]) * (np.abs(utility) >= TIE_MARGIN)
+        first = decisive / (1 + np.exp(-utility / TEMPERATURE))
+        knowing = np.maximum(first, decisive - first).sum() / decisive.sum()
+        blind = np.maximum(first.sum(axis=1), (decisive - first).sum(axis=1)).sum() / decisive.sum()
+        found[name] = {"knowing the user": float(knowing), "not knowing": float(blind)}
+    return found
 
 
 def as_one_user(judged: Path, split: str, work: Path) -> Comparisons:
