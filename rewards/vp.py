@@ -31,7 +31,8 @@ class ConvTower(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, side * side, self.width))
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.net(images).last_hidden_state
+        # Convolutions and pooling of batches are faster in this layout; the values are the same.
+        features: Tensor = self.net(images.contiguous(memory_format=torch.channels_last)).last_hidden_state
         return features.flatten(2).transpose(1, 2) + self.positions
 
 
