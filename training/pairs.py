@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -16,16 +16,9 @@ from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.preference import preference_loss
 from diffusion_align.objectives.stats import PairStats
 
+from .batches import BatchSource, SourcedMethod
 from .config import DPOConfig
 from .randomness import CHOSEN_POSTERIOR, REJECTED_POSTERIOR, normal, timesteps
-
-
-class PairSource(Protocol):
-    """Endless batches of pairs whose position can be saved."""
-
-    def __iter__(self) -> Iterator[PairBatch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Noising(Protocol):
@@ -55,7 +48,7 @@ class PromptEncoder:
         return found
 
 
-class PairMethod:
+class PairMethod(SourcedMethod[PairBatch]):
     """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
 
     Args:
@@ -68,21 +61,12 @@ class PairMethod:
         self,
         config: DPOConfig,
         adapter: Adapter,
-        source: PairSource,
+        source: BatchSource[PairBatch],
         noising: Noising,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
         self.encode_prompts = PromptEncoder(adapter)
-
-    def batches(self) -> Iterator[PairBatch]:
-        return iter(self.source)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.source.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.source.load_state_dict(state)
 
     def clean_latents(self, batch: PairBatch, seeds: Tensor) -> Tensor:
         """x0 (2B, C, h, w) float32, sampled from the VAE posterior: chosen first."""

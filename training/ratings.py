@@ -17,11 +17,13 @@ from diffusion_align.rewards import RewardOutput
 from diffusion_align.rewards.prefpaint import PrefPaintScorer
 from diffusion_align.rewards.repainting import RepaintingScorer
 
+from .batches import BatchSource, SourcedMethod
+
 if TYPE_CHECKING:
     from .reward import TrainableScorer
 
 
-class RatingMethod:
+class RatingMethod(SourcedMethod[RatingBatch]):
     """Mean squared error of each criterion's standardised points.
 
     Args:
@@ -29,20 +31,14 @@ class RatingMethod:
     """
 
     def __init__(
-        self, trained: TrainableScorer, criteria: Sequence[str], loader: Any, accelerator: Accelerator
+        self,
+        trained: TrainableScorer,
+        criteria: Sequence[str],
+        source: BatchSource[RatingBatch],
+        accelerator: Accelerator,
     ) -> None:
-        self.trained, self.criteria, self.loader = trained, list(criteria), loader
+        self.trained, self.criteria, self.source = trained, list(criteria), source
         self.device, self.autocast = accelerator.device, accelerator.autocast
-
-    def batches(self) -> Iterator[RatingBatch]:
-        return iter(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.loader.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
 
     def loss(self, batch: RatingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the batch (scalar) and its metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,7 @@ from diffusion_align.rewards.clip import OpenClipScorer
 from diffusion_align.rewards.repainting import RepaintingScorer
 from diffusion_align.rewards.vp import VPScore
 
+from .batches import BatchSource, SourcedMethod
 from .config import RewardConfig
 from .loop import Job
 from .ratings import RatingMethod, evaluate_ratings
@@ -65,27 +66,22 @@ class TrainableScorer:
         return self.scorer.save_pretrained(folder / "scorer")  # type: ignore[operator]
 
 
-class RewardMethod:
+class RewardMethod(SourcedMethod[ComparisonBatch]):
     """Bradley-Terry on the overall verdict and on every aspect that the scorer has a head for.
 
     Scorers with a ``std`` (:class:`~diffusion_align.rewards.edit.EditScore`) are trained with their uncertainty.
     """
 
     def __init__(
-        self, config: RewardConfig, trained: TrainableScorer, aspects: list[str], loader: Any, accelerator: Accelerator
+        self,
+        config: RewardConfig,
+        trained: TrainableScorer,
+        aspects: list[str],
+        source: BatchSource[ComparisonBatch],
+        accelerator: Accelerator,
     ) -> None:
-        self.config, self.trained, self.aspects, self.loader = config, trained, aspects, loader
+        self.config, self.trained, self.aspects, self.source = config, trained, aspects, source
         self.device, self.autocast = accelerator.device, accelerator.autocast
-
-    def batches(self) -> Iterator[ComparisonBatch]:
-        return iter(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.loader.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
 
     def loss(self, batch: ComparisonBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the batch (scalar) and its metrics."""

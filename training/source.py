@@ -10,6 +10,7 @@ from accelerate import PartialState
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import (
     CachedPairs,
+    PairBatch,
     PairDataset,
     PairLoader,
     PairTransform,
@@ -22,11 +23,13 @@ from diffusion_align.data import (
     make_buckets,
 )
 
+from .batches import BatchSource
 from .config import DPOConfig
-from .pairs import PairSource
 
 
-def build_pair_source(config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1) -> PairSource:
+def build_pair_source(
+    config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1
+) -> BatchSource[PairBatch]:
     """The pairs of ``config.dataset`` as an endless loader of this process' share."""
     transform = build_transform(config, adapter)
     options: dict[str, Any] = {
