@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .pairs import image_bytes
 from .sources import Source, open_source
-from .types import CorruptImageError
+from .types import decoded_picture
 
 #: Column that holds the verdict on an aspect: label_0_aesthetic, ...
 ASPECT_PREFIX = "label_0_"
@@ -194,11 +192,7 @@ class ComparisonExamples:
         return ComparisonExample(torch.stack(images), source, record)
 
     def _prepared(self, content: bytes, where: str) -> Tensor:
-        try:
-            picture = Image.open(io.BytesIO(content)).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise CorruptImageError(f"{where} cannot be decoded ({error})") from None
-        return self.preprocess(pil_to_tensor(picture)[None].float() / 255)[0]
+        return self.preprocess(pil_to_tensor(decoded_picture(content, where))[None].float() / 255)[0]
 
     def sizes(self) -> list[tuple[int, int]]:
         return [(0, 0)] * len(self)  # the scorer's preprocessing makes one size of all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .pairs import image_bytes
 from .sources import Source, open_source
-from .types import CorruptImageError
+from .types import decoded_picture
 
 #: Column of the points in a criterion: score_structure, score_texture, score_overall.
 SCORE_PREFIX = "score_"
@@ -184,11 +182,7 @@ def decoded(content: bytes, where: str, mode: str = "RGB") -> Tensor:
     Raises:
         CorruptImageError: it cannot be decoded.
     """
-    try:
-        picture = Image.open(io.BytesIO(content)).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({error})") from None
-    return pil_to_tensor(picture).float() / 255
+    return pil_to_tensor(decoded_picture(content, where, mode)).float() / 255
 
 
 def collate_ratings(examples: Sequence[RatingExample], seeds: Sequence[int]) -> RatingBatch:

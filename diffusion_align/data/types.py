@@ -17,6 +17,18 @@ class CorruptImageError(ValueError):
     """An image that cannot be decoded; the message names its row and column."""
 
 
+def decoded_picture(content: bytes, where: str, mode: str = "RGB") -> Image.Image:
+    """An encoded image in PIL's ``mode``.
+
+    Raises:
+        CorruptImageError: it cannot be decoded; starts with ``where``.
+    """
+    try:
+        return Image.open(io.BytesIO(content)).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptImageError(f"{where} cannot be decoded ({error})") from None
+
+
 @dataclass(frozen=True)
 class PairRecord:
     """One preference pair as stored.
@@ -46,10 +58,7 @@ class PairRecord:
 
     def _decode(self, side: str) -> Image.Image:
         content: bytes = getattr(self, side)
-        try:
-            return Image.open(io.BytesIO(content)).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise CorruptImageError(f"{self.key}: the {side} image cannot be decoded ({error})") from None
+        return decoded_picture(content, f"{self.key}: the {side} image")
 
 
 @dataclass(frozen=True)
