@@ -10,7 +10,6 @@ not, and a new one).
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import Comparisons, PairDataset, load_pairs
@@ -33,7 +31,7 @@ from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.sampling.sampler import generate
 from diffusion_align.scenes.grammar import parse_prompt
 from diffusion_align.scenes.make_comparisons import ASPECTS
-from diffusion_align.scenes.make_pairs import POPULATIONS, TEMPERATURE, TIE_MARGIN
+from diffusion_align.scenes.make_pairs import POPULATIONS, TEMPERATURE, TIE_MARGIN, decode_jpeg, split_file
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.training.reward import judge
 from diffusion_align.training.run import train
@@ -159,8 +157,8 @@ def relabel(scorer: RewardScorer, folder: Path) -> float:
         for r, win in zip(records, wins, strict=True)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
-    Dataset.from_list(rows[:8]).to_parquet(folder / "validation-00000-of-00001.parquet")
+    Dataset.from_list(rows).to_parquet(split_file(folder, "train"))
+    Dataset.from_list(rows[:8]).to_parquet(split_file(folder, "validation"))
     return float(np.mean([win for win, r in zip(wins, records, strict=True) if r.preference == 1]))
 
 
@@ -252,15 +250,12 @@ def pal(args: argparse.Namespace) -> dict[str, Any]:
 
 def room_for_users(comparisons: Comparisons) -> dict[str, dict[str, float]]:
     """Expected accuracy on decisive verdicts of a perfect judge who knows who is asking and of one who does not."""
-    gaps = []
+    scores = []
     for record in (comparisons[i] for i in range(len(comparisons))):
-        pictures = [np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in record.images]
-        first, second = (score_image(picture, record.prompt) for picture in pictures)
-        gaps.append([getattr(first, name) - getattr(second, name) for name in ASPECTS])
+        scores.append([score_image(decode_jpeg(file), record.prompt) for file in record.images])
     found = {}
     for name, users in POPULATIONS.items():
-        tastes = np.array([[getattr(user, aspect) for aspect in ASPECTS] for user in users.values()])
-        utility = np.array(gaps) @ tastes.T  # (pairs, users)
+        utility = np.array([[u.utility(first) - u.utility(second) for u in users.values()] for first, second in scores])
         decisive = np.array([user.share for user in users.values()]) * (np.abs(utility) >= TIE_MARGIN)
         first = decisive / (1 + np.exp(-utility / TEMPERATURE))
         knowing = np.maximum(first, decisive - first).sum() / decisive.sum()
@@ -274,10 +269,10 @@ def as_one_user(judged: Path, split: str, work: Path) -> Comparisons:
     folder = work / "one-user"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "validation", "test"):
-        file = f"{name}-00000-of-00001.parquet"
-        if not (folder / file).is_file():
-            rows = Dataset.from_parquet(str(judged / file))
-            rows.remove_columns("user_id").add_column("user_id", ["everyone"] * len(rows)).to_parquet(folder / file)
+        file = split_file(folder, name)
+        if not file.is_file():
+            rows = Dataset.from_parquet(str(split_file(judged, name)))
+            rows.remove_columns("user_id").add_column("user_id", ["everyone"] * len(rows)).to_parquet(file)
     return Comparisons(folder, split)
 
 
@@ -297,7 +292,7 @@ def new_user(scorer: RewardScorer, comparisons: Comparisons, shown: int = 20, dr
     """Accuracy for a new taste before (the mean of the known users) and after ``shown`` comparisons."""
     assert isinstance(scorer, PALScorer)
     records = [comparisons[i] for i in range(0, len(comparisons), 3)]
-    pictures = [[np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in r.images] for r in records]
+    pictures = [[decode_jpeg(file) for file in r.images] for r in records]
     likes = np.array(
         [
             [sum(w * getattr(s, a) for w, a in zip(NEWCOMER, ASPECTS, strict=True))

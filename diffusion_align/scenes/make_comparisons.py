@@ -13,7 +13,6 @@ All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data.inpainting import load_holes
@@ -50,7 +48,19 @@ from .grammar import (
 )
 from .holes import SceneHoles
 from .imperfect import imperfect_picture
-from .make_pairs import GUIDANCE_SCALES, POPULATIONS, TEMPERATURE, TIE_MARGIN, draw_prompts, encode_jpeg, judge, verdict
+from .make_pairs import (
+    GUIDANCE_SCALES,
+    POPULATIONS,
+    TEMPERATURE,
+    TIE_MARGIN,
+    decode_jpeg,
+    draw_split,
+    encode_jpeg,
+    judge,
+    split_file,
+    split_sizes,
+    verdict,
+)
 from .oracle import OracleScore, score_detection, score_image
 from .render import IMAGE_SIZE, render
 from .vision import detect
@@ -214,7 +224,7 @@ def judged_pictures(
 ) -> list[dict[str, Any]]:
     """Every pair of each prompt's ``per_prompt`` pictures (of ``images`` (N, 64, 64, 3)), and rejudged ones."""
     files = [encode_jpeg(image) for image in images]
-    seen = [detect(np.array(Image.open(io.BytesIO(file)))) for file in files]
+    seen = [detect(decode_jpeg(file)) for file in files]
     found = []
     for p, prompt in enumerate(prompts):
         own = range(p * per_prompt, (p + 1) * per_prompt)
@@ -245,7 +255,7 @@ def imperfect_rows(prompts: Sequence[str], per_prompt: int, seed: int, rejudged:
 def rejudged_rows(pairs: Iterable[Mapping[str, Any]], population: str, seed: int) -> list[dict[str, Any]]:
     """The pictures and prompts of judged ``pairs``, with verdicts of another population."""
     rng = np.random.default_rng(seed)
-    seen = cache(lambda file: detect(np.array(Image.open(io.BytesIO(file)).convert("RGB"))))
+    seen = cache(lambda file: detect(decode_jpeg(file)))
     rows = []
     for pair in pairs:
         files, prompt = (pair["jpg_0"], pair["jpg_1"]), pair["caption"]
@@ -274,24 +284,22 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
-    for i, (split, count) in enumerate(sizes.items()):
+    for split, count, seed in split_sizes(args.train, args.held_out, args.seed):
         if args.kind == "renders":
-            rows = rendered_rows(count, args.seed + i)
+            rows = rendered_rows(count, seed)
         elif args.kind == "edits":
-            rows = edit_rows(count, args.seed + i)
+            rows = edit_rows(count, seed)
         elif args.pictures is not None:
-            table = Dataset.from_parquet(str(args.pictures / f"{split}-00000-of-00001.parquet"))
-            rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, args.seed + i)
+            table = Dataset.from_parquet(str(split_file(args.pictures, split)))
+            rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, seed)
         else:
-            prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
-            seen.update(prompts)
+            prompts = draw_split(split, count, seed, seen)
             rejudged = args.rejudged if split == "train" else 0
             if args.kind == "imperfect":
-                rows = imperfect_rows(prompts, args.per_prompt, args.seed + i, rejudged)
+                rows = imperfect_rows(prompts, args.per_prompt, seed, rejudged)
             else:
-                rows = judged_rows(prompts, args.model, args.per_prompt, args.seed + i, args.steps, rejudged)
-        Dataset.from_list(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
+                rows = judged_rows(prompts, args.model, args.per_prompt, seed, args.steps, rejudged)
+        Dataset.from_list(rows).to_parquet(split_file(args.out, split))
         print(f"{split}: {len(rows)} pairs", flush=True)
 
 

@@ -105,6 +105,26 @@ def draw_prompts(count: int, held_out_share: float, seed: int, exclude: set[str]
     return list(prompts)
 
 
+def split_sizes(train: int, held_out: int, seed: int) -> list[tuple[str, int, int]]:
+    """Name, size and seed of each split of a data set."""
+    return [("train", train, seed), ("validation", held_out, seed + 1), ("test", held_out, seed + 2)]
+
+
+def draw_split(split: str, count: int, seed: int, seen: set[str]) -> list[str]:
+    """Prompts of a split, added to ``seen``.
+
+    Validation and test prompts never occur in training; a quarter of them needs colour-shape pairs never seen there.
+    """
+    prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, seed, seen)
+    seen.update(prompts)
+    return prompts
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """Where a split's rows lie in a data set's folder."""
+    return folder / f"{split}-00000-of-00001.parquet"
+
+
 def make_rows(adapter: Adapter, prompts: Sequence[str], seed: int, steps: int = 20) -> dict[str, list[Any]]:
     """Columns of Pick-a-Pic for one pair per prompt."""
     rng = np.random.default_rng(seed)
@@ -130,7 +150,7 @@ def label_rows(
     prompts: Sequence[str], files: Sequence[bytes], scales: NDArray[np.float64], seed: int, rng: np.random.Generator
 ) -> dict[str, list[Any]]:
     """Columns of Pick-a-Pic: pair i is files 2i and 2i + 1 as a user would see them, after JPEG."""
-    seen = np.stack([np.array(Image.open(io.BytesIO(file))) for file in files])
+    seen = np.stack([decode_jpeg(file) for file in files])
     scores = score_images(seen, [prompt for prompt in prompts for _ in range(2)])
     columns: dict[str, list[Any]] = {}
     for i, prompt in enumerate(prompts):
@@ -165,6 +185,11 @@ def _row(
     }
 
 
+def decode_jpeg(file: bytes) -> NDArray[np.uint8]:
+    """A stored picture as users and the oracle see it, (64, 64, 3)."""
+    return np.array(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     """JPEG without chroma subsampling, which would smear 64-pixel pictures."""
     buffer = io.BytesIO()
@@ -185,14 +210,10 @@ def main() -> None:
     adapter = load_adapter(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
     with fast_autocast("cpu"):  # twice as fast, no visible difference
-        for i, (split, count) in enumerate(sizes.items()):
-            # Validation and test prompts never occur in training; a quarter of them needs unseen colour-shape pairs.
-            prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
-            seen.update(prompts)
-            rows = make_rows(adapter, prompts, args.seed + i)
-            Dataset.from_dict(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
+        for split, count, seed in split_sizes(args.train, args.held_out, args.seed):
+            rows = make_rows(adapter, draw_split(split, count, seed, seen), seed)
+            Dataset.from_dict(rows).to_parquet(split_file(args.out, split))
             ties = sum(label == 0.5 for label in rows["label_0"])
             print(f"{split}: {count} pairs, {ties} ties", flush=True)
 

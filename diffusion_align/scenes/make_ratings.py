@@ -25,7 +25,7 @@ from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .holes import SceneHoles
-from .make_pairs import draw_prompts
+from .make_pairs import draw_split, split_file, split_sizes
 from .oracle import OracleScore, score_image
 from .render import IMAGE_SIZE
 
@@ -74,13 +74,13 @@ def repaintings(adapter: Adapter, prompts: Sequence[str], seed: int) -> tuple[An
     tasks = load_holes(SceneHoles(len(prompts), seed, list(prompts)), range(len(prompts)), seeds, IMAGE_SIZE, HOLES)
     count = len(prompts) * PER_HOLE
     settings = list(zip(rng.choice(SCALES, count), rng.choice(STEPS, count), strict=True))
-    images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    images = torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE)
     encoded = tasks.encode(adapter).cpu()
     with fast_autocast("cpu"):
         for scale, steps in sorted(set(settings)):
             rows = [i for i, setting in enumerate(settings) if setting == (scale, steps)]
             holes = torch.tensor([i // PER_HOLE for i in rows])
-            drawn = generate(
+            images[rows] = generate(
                 adapter,
                 [prompts[i] for i in holes],
                 num_inference_steps=int(steps),
@@ -89,8 +89,7 @@ def repaintings(adapter: Adapter, prompts: Sequence[str], seed: int) -> tuple[An
                 batch_size=64,
                 inpaint=encoded[holes],
             )
-            images[rows] = to_uint8(torch.where(tasks.masks[holes] > 0.5, drawn, tasks.pictures[holes]))
-    return tasks, images
+    return tasks, to_uint8(tasks.repeat_each(PER_HOLE).composite(images))
 
 
 def rating_rows(adapter: Adapter, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
@@ -126,12 +125,9 @@ def main() -> None:
     adapter = load_adapter(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    sizes = {"train": args.train, "validation": args.held_out, "test": args.held_out}
-    for i, (split, count) in enumerate(sizes.items()):
-        prompts = draw_prompts(count, 0.0 if split == "train" else 0.25, args.seed + i, seen)
-        seen.update(prompts)
-        rows = rating_rows(adapter, prompts, args.seed + i)
-        Dataset.from_list(rows).to_parquet(args.out / f"{split}-00000-of-00001.parquet")
+    for split, count, seed in split_sizes(args.train, args.held_out, args.seed):
+        rows = rating_rows(adapter, draw_split(split, count, seed, seen), seed)
+        Dataset.from_list(rows).to_parquet(split_file(args.out, split))
         print(f"{split}: {len(rows)} rated repaintings of {count} holes", flush=True)
 
 
