@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ class Comparisons:
 
         Each as the number of its distinct pictures and the positions of its pairs.
         """
+        return self._rankings
+
+    @cached_property
+    def _rankings(self) -> list[tuple[int, list[int]]]:  # reads pictures, and is asked for at every validation
         if "ranking_id" not in self.source.columns:
             return []
         columns = self.source.table.select_columns(["caption", "ranking_id"]).to_dict()
