@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize, relu
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -36,6 +39,60 @@ class ConvTower(nn.Module):
         return features.flatten(2).transpose(1, 2) + self.positions
 
 
+@dataclass(frozen=True)
+class FineConfig:
+    """``FineTower``'s channels at a half, a quarter and an eighth of the side."""
+
+    hidden_sizes: tuple[int, ...] = (32, 64, 128)
+
+
+class FineBlock(nn.Module):
+    """Two 3 x 3 convolutions and a residual."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norms[1](self.second(relu(self.norms[0](self.first(x)))))
+        return relu(inner + self.skip(x))
+
+
+class FineTower(nn.Module):
+    """For small pictures: residual blocks from half the side on (one there, two at each halving), and sine positions.
+
+    With small learned positions, as in ``ConvTower``, a reader that learns from thousands of pictures never finds out
+    where things are.
+    """
+
+    def __init__(self, config: FineConfig, image_size: int) -> None:
+        super().__init__()
+        widths = config.hidden_sizes
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        blocks = [FineBlock(widths[0], widths[0], 1)]
+        for inputs, outputs in pairwise(widths):
+            blocks += [FineBlock(inputs, outputs, 2), FineBlock(outputs, outputs, 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.width: int = widths[-1]
+        self.positions = nn.Parameter(0.5 * sine_positions(image_size // 2 ** len(widths), self.width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        return features.flatten(2).transpose(1, 2) + self.positions
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """(1, side^2, width): rows in the first half of the channels, columns in the second, wavelengths 2 pi to 200 pi."""
+    frequencies = 100 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).reshape(1, side * side, width)
+
+
 class PatchTower(nn.Module):
     """BLIP's vision transformer: (B, 3, S, S) to (B, N, D)."""
 
@@ -49,8 +106,9 @@ class PatchTower(nn.Module):
         return states
 
 
-TOWERS: dict[str, tuple[type[ConvTower] | type[PatchTower], type[ResNetConfig] | type[BlipVisionConfig]]] = {
+TOWERS: dict[str, tuple[Callable[[Any, int], Any], Callable[..., Any]]] = {
     "resnet": (ConvTower, ResNetConfig),
+    "fine": (FineTower, FineConfig),
     "blip": (PatchTower, BlipVisionConfig),
 }
 
@@ -77,19 +135,33 @@ class PictureReader(nn.Module):
         states: Tensor = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states[:, 0]
 
-    def forward(self, pictures: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Preprocessed pictures, each (B, 3, S, S), and a text's ids and mask (B, L) to (B, D)."""
+    def see(self, pictures: list[Tensor]) -> Tensor:
+        """Preprocessed pictures, each (B, 3, S, S), as one sequence (B, N, D)."""
         tokens = self.vision(torch.cat(pictures)).chunk(len(pictures))
-        seen = torch.cat([part + role for part, role in zip(tokens, self.roles, strict=True)], dim=1)
-        mask = torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device)
-        states = self.text(
+        return torch.cat([part + role for part, role in zip(tokens, self.roles, strict=True)], dim=1)
+
+    def read(self, seen: Tensor, input_ids: Tensor, attention_mask: Tensor, causal: bool = False) -> Tensor:
+        """States (B, L, D) of texts read beside what was seen; ``causal``: from what stands before alone."""
+        states: Tensor = self.text(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=seen,
-            encoder_attention_mask=mask,
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            is_decoder=causal,
         ).last_hidden_state
-        first: Tensor = states[:, 0]
-        return first
+        return states
+
+    def forward(self, pictures: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Preprocessed pictures, each (B, 3, S, S), and a text's ids and mask (B, L) to (B, D)."""
+        return self.read(self.see(pictures), input_ids, attention_mask)[:, 0]
+
+
+def first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (U,) at which each distinct one of ``numbers`` (B,) first stands, and which of them each is, (B,)."""
+    distinct, where = numbers.unique(return_inverse=True)
+    positions = torch.arange(len(numbers), device=numbers.device)
+    first = positions.new_full((len(distinct),), len(numbers)).scatter_reduce(0, where, positions, "amin")
+    return first, where
 
 
 #: Width of the contrastive branch's embeddings.
@@ -144,6 +216,16 @@ class VPScore(TrainedScorer, Embedder):
         text = self.text_projection(self.reader.read_text(tokens.input_ids, tokens.attention_mask))
         return normalize(picture.float(), dim=-1), normalize(text.float(), dim=-1)
 
+    def caption_loss(self, seen: Tensor, captions: list[str]) -> Tensor:
+        """BLIP's third objective (2201.12086, sec. 3.2): cross-entropy of each token of ``captions`` (B) from the ones
+        before it and what was ``seen`` (B, N, D); a scalar. Words are read out by their own embeddings."""
+        tokens = self.tokenize(captions)
+        ids, mask = tokens.input_ids, tokens.attention_mask
+        states = self.reader.read(seen, ids[:, :-1], mask[:, :-1], causal=True).float()
+        words = self.reader.text.embeddings.word_embeddings.weight.float()
+        target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        return cross_entropy((states @ words.T).flatten(0, 1), target.flatten(), ignore_index=-100)
+
     def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Of each image read beside its prompt, and of the prompt read alone."""
         tokens = self.tokenize(prompts)
@@ -152,13 +234,24 @@ class VPScore(TrainedScorer, Embedder):
         return normalize(state, dim=-1), normalize(text, dim=-1)
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        """What training may add to ``context``: "pictures" (B,), equal numbers for equal images, each of which is
+        encoded once; "captioned" (C,), positions of images whose captions are to be learnt (``caption_loss``)."""
         tokens = self.tokenize(prompts)
-        state = self.reader([images], tokens.input_ids, tokens.attention_mask).float()
+        if "pictures" in context:
+            first, where = first_of_each(context["pictures"])
+            seen = self.reader.see([images[first]])[where]
+        else:
+            seen = self.reader.see([images])
+        state = self.reader.read(seen, tokens.input_ids, tokens.attention_mask)[:, 0].float()
         with in_float32(state):
             features = self.head[:-1](state)
             scores = self.head[-1](features)
         aspects = {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)}
-        return RewardOutput(scores[:, 0], aspects, features=features)
+        losses = {}
+        if "captioned" in context:
+            rows = context["captioned"]
+            losses["captioning"] = self.caption_loss(seen[rows], [prompts[i] for i in rows.tolist()])
+        return RewardOutput(scores[:, 0], aspects, features=features, losses=losses)
 
     def settings(self) -> dict[str, Any]:
         return self._settings

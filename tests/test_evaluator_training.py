@@ -75,7 +75,7 @@ def test_it_learns_what_is_preferred_and_is_standardised(grey: Path, sdxl_folder
     alpha_bar = torch.sigmoid(level)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     x_t = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
-    scores = evaluator.scores(x_t, level.expand(len(x_t)), adapter.encode_prompts(prompts))
+    scores = evaluator.scores(x_t, level.expand(len(x_t)), adapter.encode_prompts(prompts), torch.ones(len(x_t)))
     for kind, values in scores.items():
         assert abs(float(values.mean())) < 0.5, kind
         assert 0.5 < float(values.std()) < 1.6, kind
@@ -145,3 +145,36 @@ def test_pictures_that_cannot_be_read_are_skipped_up_to_a_limit(grey: Path, sdxl
     assert train(config(tmp_path, tmp_path / "out", sdxl_folder, **options)).step == 4
     with pytest.raises(ValueError, match="row 3"):
         train(config(tmp_path, tmp_path / "other", sdxl_folder, max_corrupt=0, **options))
+
+
+def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 96), ("validation", 64)):
+        rows = []
+        for i in range(count):
+            prompt = ("a light square", "a dark square")[i % 2]
+            low = float(rng.random() < 0.5)  # light squares want the low scale, whatever the pictures show
+            scales = (2.0, 8.0) if low else (8.0, 2.0)
+            label = low if "light" in prompt else 1 - low
+            rows.append(
+                {"jpg_0": picture(rng.uniform(20, 235), rng), "jpg_1": picture(rng.uniform(20, 235), rng),
+                 "caption": prompt, "label_0": label, "label_1": 1 - label, "scale_0": scales[0], "scale_1": scales[1]}
+            )  # fmt: skip
+        Dataset.from_list(rows).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    options: dict[str, Any] = {"kinds": ("value",), "real_dataset": None, "max_steps": 150}
+    result = train(config(tmp_path, tmp_path / "run", sdxl_folder, **options))
+    last = [line for line in result.history if "eval/accuracy/value/noisy" in line][-1]
+    assert last["eval/accuracy/value/noisy"] > 0.9
+    assert last["eval/accuracy/value/clean"] > 0.9
+    assert result.weights is not None
+    evaluator, adapter = load_evaluator(result.weights), load_adapter(sdxl_folder)
+    prompts = ["a light square"] * 2 + ["a dark square"] * 2
+    noise, scales = torch.randn(1, 4, 16, 16).expand(4, -1, -1, -1), torch.tensor([2.0, 8.0] * 2)
+    scores = evaluator.scores(noise, torch.full((4,), -5.0), adapter.encode_prompts(prompts), scales)["value"]
+    assert scores[0] > scores[1]
+    assert scores[2] < scores[3]
+
+
+def test_value_needs_the_scales(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="columns scale_0 and scale_1 are missing"):
+        train(config(grey, tmp_path, sdxl_folder, kinds=("value",), real_dataset=None))

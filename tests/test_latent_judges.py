@@ -65,10 +65,12 @@ def test_latent_clip_is_the_scaled_cosine_of_unscaled_clean_latents(small_towers
     text = rc.clip_text_embedding(weights, open_clip.SimpleTokenizer(context_length=77)(PROMPTS))
     expected = weights["logit_scale"].exp() * (normalize(picture, dim=-1) * normalize(text, dim=-1)).sum(dim=-1)
     read = judge.read(NOTHING, PROMPTS)
-    found = judge.judge(latents, torch.zeros(3), read)["alignment"]
+    found = judge.judge(latents, torch.zeros(3), read, torch.ones(3))["alignment"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     larger = latents.repeat_interleave(2, 2).repeat_interleave(2, 3)  # averaged to what it was
-    torch.testing.assert_close(judge.judge(larger, torch.zeros(3), read)["alignment"], found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        judge.judge(larger, torch.zeros(3), read, torch.ones(3))["alignment"], found, rtol=1e-4, atol=1e-4
+    )
     with pytest.raises(ValueError, match=r"Latent-CLIP reads SDXL latents of 4 channels and at least 16 x 16, found"):
         judge.check(torch.zeros(1, 4, 8, 8), NOTHING)
 
@@ -171,7 +173,7 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
         level = log_snr(table[t]).expand(3)
         assert judge.timesteps(level).tolist() == [t] * 3
         with torch.no_grad():
-            found = judge.judge(x, level, judge.read(NOTHING, PROMPTS))["preference"]
+            found = judge.judge(x, level, judge.read(NOTHING, PROMPTS), torch.ones(len(x)))["preference"]
         torch.testing.assert_close(found, lrm_by_hand(lrm_folder, x, t, PROMPTS), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="LRM reads SDXL latents of 4 channels, found"):
         judge.check(torch.zeros(1, 16, 8, 8), NOTHING)
@@ -259,7 +261,7 @@ def test_latent_clip_is_shown_predictions_of_clean_latents(
     shown: list[torch.Tensor] = []
     predicted: list[torch.Tensor] = []
 
-    def watched(x: torch.Tensor, level: torch.Tensor, read: Any) -> dict[str, torch.Tensor]:
+    def watched(x: torch.Tensor, level: torch.Tensor, read: Any, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         shown.append(x)
         return {"alignment": torch.zeros(len(x))}
 

@@ -8,6 +8,7 @@ import pytest
 from diffusion_align.scenes.grammar import parse_prompt
 from diffusion_align.scenes.imperfect import bent, imperfect_picture, loose_scene, merged
 from diffusion_align.scenes.make_comparisons import (
+    Questions,
     imperfect_rows,
     near_miss,
     preference_probability,
@@ -68,7 +69,7 @@ def test_bending_and_merging_keep_shape_and_background() -> None:
 
 
 def test_rejudging_keeps_pictures_and_changes_who_judges() -> None:
-    rows = imperfect_rows([PROMPT], per_prompt=3, seed=4, rejudged=2)
+    rows = imperfect_rows([PROMPT], per_prompt=3, seed=4, questions=Questions(rejudged=2))
     assert len(rows) == 3 + 2
     assert {row["user_id"] for row in rows} <= set(POPULATIONS["similar"])
     again = rejudged_rows(rows, "opposed", 5)

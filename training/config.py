@@ -219,8 +219,8 @@ class RewardConfig(RunConfig):
     """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
     (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
     architecture: str = "small"
-    """small: for 64-pixel scenes; image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP
-    (prefpaint)."""
+    """small, fine: for 64-pixel scenes, fine sees where things are; image-reward: ViT-L/16 and BERT-base (vp-score);
+    clip-b32: OpenAI's CLIP (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
     reader: str | None = None
@@ -246,6 +246,9 @@ class RewardConfig(RunConfig):
     """Unreadable images that are skipped and reported before the run stops."""
     dataloader_num_workers: NonNegative = 2
     """Threads that read ahead."""
+    rows_together: Positive = 1
+    """Rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures: a
+    picture in several pairs of a batch is encoded once."""
 
     # -- objective
     aspect_weight: NonNegativeFloat = 1.0
@@ -254,17 +257,21 @@ class RewardConfig(RunConfig):
     """Assumed share of flipped labels."""
     contrastive_weight: NonNegativeFloat = 0.0
     """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
+    captioning_weight: NonNegativeFloat = 0.0
+    """Weight of BLIP's captioning loss on the preferred pictures (vp-score trained from nothing)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorConfig(RunConfig):
-    """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task."""
+    """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
 
     method: ClassVar[str] = "evaluator"
 
     # -- evaluator
-    kinds: tuple[Literal["alignment", "fidelity", "preference", "task"], ...] = ("alignment", "fidelity", "preference")
-    """What it judges; all kinds share one tower on the noisy latents."""
+    kinds: tuple[Literal["alignment", "fidelity", "preference", "task", "value"], ...] = (
+        "alignment", "fidelity", "preference",
+    )  # fmt: skip
+    """What it judges; all kinds share one tower on the noisy latents. value needs scale_0 and scale_1 in dataset."""
     width: Positive = 48
     """Channels of the tower."""
     features: Positive = 128
@@ -287,6 +294,8 @@ class EvaluatorConfig(RunConfig):
     """Split that scores are standardised and accuracy is measured on."""
     alignment_aspect: str = "prompt_following"
     """Aspect (column label_0_ASPECT) that says which picture fits the prompt; where it is missing the overall label."""
+    value_aspect: str = "overall"
+    """Aspect of the pairs' verdicts that the kind value learns from; overall: the verdict on the whole."""
     max_pairs: Positive | None = None
     """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
     max_corrupt: NonNegative = 100

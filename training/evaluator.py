@@ -216,16 +216,27 @@ class EvaluatorMethod:
         loss = (by_text + by_image) / 2
         if best == "real":
             pictures, texts = parts["generated"]
-            first, second = (evaluator.raw(side, texts)["alignment"] for side in pictures)
+            first, second = self.pair_scores("alignment", batches["generated"], pictures, texts)
             loss = loss + bradley_terry_loss(first - second, self.fits(batches["generated"].pairs))
         return loss
 
+    def truth(self, kind: str, pairs: ComparisonBatch) -> Tensor:
+        """(B,) what ``kind`` should say of the pairs; 0.5 where it need not know."""
+        if kind == "value":
+            known = pairs.scales.isfinite().all(dim=0)
+            return torch.where(known, self.verdicts(pairs, self.config.value_aspect), 0.5)
+        return self.fits(pairs) if kind == "alignment" else pairs.labels[:, 0]
+
     def fits(self, pairs: ComparisonBatch) -> Tensor:
         """(B,) P(the first picture fits its prompt better)."""
+        return self.verdicts(pairs, self.config.alignment_aspect)
+
+    def verdicts(self, pairs: ComparisonBatch, aspect: str) -> Tensor:
+        """(B,) P(the first picture is better in ``aspect``), or as a whole where that was not judged."""
         names = self.aspects
-        if self.config.alignment_aspect not in names:
+        if aspect not in names:
             return pairs.labels[:, 0]
-        label = pairs.labels[:, 1 + names.index(self.config.alignment_aspect)]
+        label = pairs.labels[:, 1 + names.index(aspect)]
         return torch.where(label.isnan(), pairs.labels[:, 0], label)
 
     @property
@@ -240,8 +251,8 @@ class EvaluatorMethod:
         pictures, texts = parts["real"]
         preferred = pictures[(real < 0.5).long(), torch.arange(len(real), device=real.device)]
         evaluator = self.trained.evaluator
-        ones = evaluator.raw(preferred, texts)["fidelity"]
-        zeros = evaluator.raw(parts["generated"][0].flatten(0, 1), parts["generated"][1].repeat(2, 1))["fidelity"]
+        ones = evaluator.raw(preferred, texts, known_scales(batches["real"].pairs)[0])["fidelity"]
+        zeros = self.pair_scores("fidelity", batches["generated"], *parts["generated"])
         return (
             binary_cross_entropy_with_logits(ones, torch.ones_like(ones))
             + binary_cross_entropy_with_logits(zeros, torch.zeros_like(zeros))
@@ -250,7 +261,7 @@ class EvaluatorMethod:
     def preference(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Bradley-Terry on the judged pairs, weighted by alpha_bar: near 0 where noise hides what was preferred."""
         batch, (pictures, texts) = batches["generated"], parts["generated"]
-        first, second = (self.trained.evaluator.raw(side, texts)["preference"] for side in pictures)
+        first, second = self.pair_scores("preference", batch, pictures, texts)
         weight = self.adapter.schedule.alpha_bar(batch.t).flatten()
         return bradley_terry_loss(first - second, batch.pairs.labels[:, 0], weight)
 
@@ -258,8 +269,27 @@ class EvaluatorMethod:
         """Squared error against the teacher's standardised reward."""
         batch, (pictures, texts) = batches["generated"], parts["generated"]
         assert batch.targets is not None
-        predicted = torch.stack([self.trained.evaluator.raw(side, texts)["task"] for side in pictures])
+        predicted = self.pair_scores("task", batch, pictures, texts)
         return (predicted - batch.targets).square().mean()
+
+    def value(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Bradley-Terry on the judged pairs whose guidance scales are known, at every level: where noise hides the
+        pictures, prompts and scales still tell what is preferred."""
+        batch, (pictures, texts) = batches["generated"], parts["generated"]
+        first, second = self.pair_scores("value", batch, pictures, texts)
+        known = batch.pairs.scales.isfinite().all(dim=0)
+        label = self.verdicts(batch.pairs, self.config.value_aspect)
+        return bradley_terry_loss(first - second, torch.where(known, label, torch.nan))
+
+    def pair_scores(self, kind: str, batch: NoisyBatch, pictures: Tensor, texts: Tensor) -> Tensor:
+        """(2, B) raw scores of both pictures."""
+        sides = zip(pictures, known_scales(batch.pairs), strict=True)
+        return torch.stack([self.trained.evaluator.raw(side, texts, scale)[kind] for side, scale in sides])
+
+
+def known_scales(pairs: ComparisonBatch) -> Tensor:
+    """(2, B) guidance scales, 1 where they are unknown."""
+    return pairs.scales.nan_to_num(1.0)
 
 
 def noised(adapter: Adapter, batch: NoisyBatch) -> Tensor:
@@ -287,9 +317,10 @@ def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPai
         batch = batch.to(adapter.device)
         text = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts)).repeat(2, 1)
         clean, noise = batch.pairs.images.flatten(0, 1), batch.noise.repeat(2, 1, 1, 1)
+        scales = known_scales(batch.pairs).flatten()
         for b in range(BINS):
             x_t = alpha_bar[b].sqrt() * clean + (1 - alpha_bar[b]).sqrt() * noise
-            raw = evaluator.raw(evaluator.picture(x_t, centres[b].to(x_t).expand(len(x_t))), text)
+            raw = evaluator.raw(evaluator.picture(x_t, centres[b].to(x_t).expand(len(x_t))), text, scales)
             scores[b].append(torch.stack([raw[kind] for kind in evaluator.settings.kinds]))
     for b, parts in enumerate(scores):
         together = torch.cat(parts, dim=1)
@@ -309,12 +340,15 @@ def evaluate(
         batch = batch.to(adapter.device)
         level = log_snr(adapter.schedule.alpha_bar(batch.t).flatten())
         texts = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts))
-        sides = [evaluator.raw(evaluator.picture(side, level), texts) for side in noised(adapter, batch)]
+        sides = [
+            evaluator.raw(evaluator.picture(side, level), texts, scales)
+            for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)
+        ]
         thirds.append(batch.t * 3 // adapter.schedule.num_timesteps)
         for kind in evaluator.settings.kinds:
             if kind == "fidelity":
                 continue  # both pictures are generated
-            truth = method.fits(batch.pairs) if kind == "alignment" else batch.pairs.labels[:, 0]
+            truth = method.truth(kind, batch.pairs)
             if kind == "task" and batch.targets is not None:
                 truth = (batch.targets[0] > batch.targets[1]).float()
             hit = ((sides[0][kind] > sides[1][kind]) == (truth > 0.5)).float()
@@ -332,7 +366,7 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
     """Evaluator, losses and validation of an ``EvaluatorConfig``.
 
     Raises:
-        ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher).
+        ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher, value: guidance scales).
     """
     assert isinstance(config, EvaluatorConfig)
     if "fidelity" in config.kinds and config.real_dataset is None:
@@ -362,6 +396,11 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
             max_corrupt=config.max_corrupt,
         )
 
+    if "value" in config.kinds and not {"scale_0", "scale_1"} <= set(train_set.comparisons.source.columns):
+        raise ValueError(
+            f"{train_set.comparisons.source.name}: columns scale_0 and scale_1 are missing: the kind value learns "
+            "which guidance scale suits a prompt"
+        )
     real = None
     if config.real_dataset is not None:
         pairs = Comparisons(config.real_dataset, config.dataset_split, config.max_pairs)

@@ -33,7 +33,7 @@ from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_l
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.clip import OpenClipScorer
 from diffusion_align.rewards.repainting import RepaintingScorer
-from diffusion_align.rewards.vp import VPScore
+from diffusion_align.rewards.vp import VPScore, first_of_each
 
 from .batches import BatchSource, SourcedMethod
 from .config import RewardConfig
@@ -87,7 +87,7 @@ class RewardMethod(SourcedMethod[ComparisonBatch]):
         """Mean loss of the batch (scalar) and its metrics."""
         batch = batch.to(self.device)
         with self.autocast():
-            output = score_both(self.trained.module, batch)
+            output = score_both(self.trained.module, batch, captions=self.config.captioning_weight > 0)
         labels = batch.labels * (1 - 2 * self.config.label_smoothing) + self.config.label_smoothing
         overall = bradley_terry_loss(logits(output.reward, output.std), labels[:, 0], batch.weight)
         metrics = {"loss": overall.detach()}
@@ -104,6 +104,9 @@ class RewardMethod(SourcedMethod[ComparisonBatch]):
             part = self.contrast(self.trained.scorer, batch)
             metrics["loss/contrastive"] = part.detach()
             loss = loss + self.config.contrastive_weight * part
+        if "captioning" in output.losses:
+            metrics["loss/captioning"] = output.losses["captioning"].detach()
+            loss = loss + self.config.captioning_weight * output.losses["captioning"]
         decisive = batch.labels[:, 0] != 0.5
         right = (difference(output.reward) > 0) == (batch.labels[:, 0] > 0.5)
         metrics["accuracy"] = (right & decisive).sum() / decisive.sum().clamp(min=1)
@@ -138,14 +141,32 @@ def preferred_images(batch: ComparisonBatch) -> Tensor:
     return batch.images[(batch.labels[:, 0] < 0.5).long(), rows]
 
 
-def score_both(module: Any, batch: ComparisonBatch) -> RewardOutput:
-    """Scores of the 2B images, all first ones before all second ones."""
-    prompts = batch.prompts * 2
-    context: dict[str, Any] = {"users": batch.users * 2, "instructions": prompts}
+def score_both(module: Any, batch: ComparisonBatch, captions: bool = False) -> RewardOutput:
+    """Scores of the 2B images, all first ones before all second ones.
+
+    Pictures that are in several pairs are scored once for each prompt (and user), where no pictures before an edit
+    make the pairs differ.
+
+    Args:
+        captions: let the scorer compute the captioning loss of the preferred pictures.
+    """
+    prompts, users, pictures = batch.prompts * 2, batch.users * 2, batch.pictures.flatten()
+    images = batch.images.flatten(0, 1)
     if batch.sources is not None:
-        context["source_images"] = torch.cat([batch.sources] * 2)
-    output: RewardOutput = module(batch.images.flatten(0, 1), prompts, context)
-    return output
+        context = {"users": users, "instructions": prompts, "source_images": torch.cat([batch.sources] * 2)}
+        output: RewardOutput = module(images, prompts, context)
+        return output
+    numbers: dict[tuple[int, str, str], int] = {}
+    asked = [numbers.setdefault(key, len(numbers)) for key in zip(pictures.tolist(), prompts, users, strict=True)]
+    first, where = first_of_each(torch.tensor(asked, device=images.device))
+    texts = [prompts[i] for i in first.tolist()]
+    context = {"users": [users[i] for i in first.tolist()], "instructions": texts, "pictures": pictures[first]}
+    if captions:
+        count = len(batch.prompts)
+        preferred = torch.arange(count, device=images.device) + count * (batch.labels[:, 0] < 0.5)
+        context["captioned"] = where[preferred].unique()
+    output = module(images[first], texts, context)
+    return output[where]
 
 
 def difference(scores: Tensor) -> Tensor:
@@ -237,6 +258,7 @@ def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Jo
             world_size=accelerator.num_processes,
             num_workers=config.dataloader_num_workers,
             max_corrupt=config.max_corrupt,
+            together=config.rows_together,
         )
 
     method: RewardMethod | RatingMethod

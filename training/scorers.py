@@ -26,6 +26,8 @@ from diffusion_align.rewards.vp import VPScore
 
 from .config import RewardConfig
 
+SMALL_TEXT = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
+
 #: Readers by ``RewardConfig.architecture``.
 READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
@@ -38,7 +40,14 @@ READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
                 "layer_type": "basic",
                 "downsample_in_first_stage": False,
             },
-            "text": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384},
+            "text": SMALL_TEXT,
+            "image_size": 64,
+            "max_tokens": 24,
+        },
+        "fine": {
+            "vision_type": "fine",
+            "vision": {"hidden_sizes": [32, 64, 128]},
+            "text": SMALL_TEXT,
             "image_size": 64,
             "max_tokens": 24,
         },

@@ -32,6 +32,7 @@ class Comparison:
         user: who judged, "" if unknown.
         source: the encoded image before the edit, or None.
         weight: factor of the pair's loss.
+        scales: guidance scales that the images were drawn with for this very prompt; NaN where unknown.
         key: names the pair in messages.
     """
 
@@ -41,6 +42,7 @@ class Comparison:
     user: str
     source: bytes | None
     weight: float
+    scales: tuple[float, float]
     key: str
 
 
@@ -48,8 +50,8 @@ class Comparisons:
     """Judged pairs with random access; ties are kept.
 
     Reads Pick-a-Pic's columns and, where present, ``label_0_ASPECT`` (P(image 0 is better in that aspect)),
-    ``user_id``, ``source`` (the image before an edit) and ``num_example_per_prompt`` (weight 1 / it). Rows without a
-    label are left out.
+    ``user_id``, ``source`` (the image before an edit), ``num_example_per_prompt`` (weight 1 / it), ``scale_0`` and
+    ``scale_1`` (guidance scales that the images were drawn with for the caption). Rows without a label are left out.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
@@ -98,6 +100,7 @@ class Comparisons:
             str(row.get("user_id", "")),
             None if source is None else self._image(row, "source", where),
             1.0 / float(row.get("num_example_per_prompt") or 1),
+            (scale(row.get("scale_0"), f"{where}: scale_0"), scale(row.get("scale_1"), f"{where}: scale_1")),
             f"row {number}",
         )
 
@@ -139,6 +142,15 @@ def probability(value: Any, where: str) -> float:
     return float(value)
 
 
+def scale(value: Any, where: str) -> float:
+    """A guidance scale; NaN where there is none."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str | bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where} = {value!r} is wrong: expected a guidance scale, a number from 0 on")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class ComparisonExample:
     """A comparison with its images ready for the scorer."""
@@ -160,6 +172,8 @@ class ComparisonBatch:
         weight: (B,) float32.
         sources: (B, ...) preprocessed, or None.
         keys: B.
+        pictures: (2, B) int64, equal numbers where the stored pictures are the same.
+        scales: (2, B) float32 guidance scales; NaN where unknown.
     """
 
     images: Tensor
@@ -169,6 +183,8 @@ class ComparisonBatch:
     weight: Tensor
     sources: Tensor | None
     keys: list[str]
+    pictures: Tensor
+    scales: Tensor
 
     def to(self, device: torch.device | str) -> ComparisonBatch:
         """Move every tensor."""
@@ -176,6 +192,8 @@ class ComparisonBatch:
             self,
             images=self.images.to(device),
             labels=self.labels.to(device),
+            pictures=self.pictures.to(device),
+            scales=self.scales.to(device),
             weight=self.weight.to(device),
             sources=None if self.sources is None else self.sources.to(device),
         )
@@ -205,12 +223,16 @@ class ComparisonExamples:
 
 def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[int]) -> ComparisonBatch:
     """Stack examples, half of the pairs (by their seeds) exchanged, so that a scorer cannot learn their order."""
-    images, labels = [], []
+    images, labels, pictures, scales = [], [], [], []
+    numbers: dict[bytes, int] = {}
     for example, seed in zip(examples, seeds, strict=True):
         label = torch.tensor(list(example.record.labels.values()), dtype=torch.float32)
         exchange = seed % 2 == 1
         images.append(example.images.flip(0) if exchange else example.images)
         labels.append(1 - label if exchange else label)
+        pair = [numbers.setdefault(content, len(numbers)) for content in example.record.images]
+        pictures.append(pair[::-1] if exchange else pair)
+        scales.append(example.record.scales[::-1] if exchange else example.record.scales)
     records = [example.record for example in examples]
     sources = [example.source for example in examples if example.source is not None]
     return ComparisonBatch(
@@ -221,4 +243,6 @@ def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[i
         torch.tensor([record.weight for record in records], dtype=torch.float32),
         torch.stack(sources) if len(sources) == len(examples) else None,
         [record.key for record in records],
+        torch.tensor(pictures).T,
+        torch.tensor(scales).T,
     )

@@ -97,6 +97,7 @@ class ExampleLoader(Generic[E, B]):
         caption_dropout: share of pairs whose caption becomes "".
         num_workers: threads that read ahead; 0 reads when asked.
         max_corrupt: unreadable pairs replaced by their successors before the run stops.
+        together: so many examples that stand together are drawn one after the other (of one size only).
 
     Raises:
         ValueError: no size has enough pairs for one batch.
@@ -114,7 +115,9 @@ class ExampleLoader(Generic[E, B]):
         caption_dropout: float = 0.0,
         num_workers: int = 0,
         max_corrupt: int = 100,
+        together: int = 1,
     ) -> None:
+        self.together = together
         self.examples, self.batch_size, self.collate, self.seed = examples, batch_size, collate, seed
         self.rank, self.world_size = rank, world_size
         self.caption_dropout, self.num_workers = caption_dropout, num_workers
@@ -189,7 +192,11 @@ class ExampleLoader(Generic[E, B]):
         return np.concatenate(batches)[rng.permutation(per_epoch)[batch]]
 
     def _permutation(self, epoch: int) -> NDArray[np.intp]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.groups[0]))
+        count, rng = len(self.groups[0]), np.random.default_rng([self.seed, epoch])
+        if self.together == 1:
+            return rng.permutation(count)
+        runs = np.split(np.arange(count), range(self.together, count, self.together))
+        return np.concatenate([runs[i] for i in rng.permutation(len(runs))])
 
     def state_dict(self) -> dict[str, Any]:
         """The position; JSON-able."""

@@ -190,7 +190,7 @@ class DynamicGuidance(StepGuidance):
             assert self._prompt is not None
             prompt = tuple(part.repeat_interleave(count, dim=0) for part in self._prompt)
             latents = candidates(view.clean if self._evaluator.clean else view.ahead)
-            scores = self._evaluator.judge(latents, level, prompt)
+            scores = self._evaluator.judge(latents, level, prompt, scale.flatten().repeat(batch))
             found += [scores[kind].view(batch, count) for kind in self.kinds]
         if self._scorers:
             images = (view.decode(candidates(view.clean)) / 2 + 0.5).clamp(0, 1)

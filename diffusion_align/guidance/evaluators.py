@@ -20,7 +20,7 @@ from diffusion_align.adapters.loading import shipped_path
 SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator",)
 
 #: What an evaluator can judge, and what it is trained on (2509.16131, sec. 4).
-KINDS = ("alignment", "fidelity", "preference", "task")
+KINDS = ("alignment", "fidelity", "preference", "task", "value")
 
 #: Bins of log-SNR, between these, that scores are standardised in.
 BINS, LOW, HIGH = 16, -6.0, 7.0
@@ -115,7 +115,8 @@ class LatentEvaluator(nn.Module):
     """Scores of noisy latents for prompts, one per kind, from one tower: (2509.16131, sec. 4), much smaller.
 
     "alignment" is the scaled cosine of the two towers (CLIP on noisy latents); "fidelity" the log-odds of a real
-    against a generated picture; "preference" a Bradley-Terry score; "task" the regression of another scorer.
+    against a generated picture; "preference" a Bradley-Terry score; "task" the regression of another scorer; "value" a
+    Bradley-Terry score of what a run becomes that goes on with a given guidance scale.
     ``mean`` and ``std`` (kinds, BINS) hold each score's statistics per bin of log-SNR.
     """
 
@@ -133,11 +134,10 @@ class LatentEvaluator(nn.Module):
         self.picture, self.prompt = LatentTower(settings), PromptTower(settings)
         self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
         width = settings.features
+        inputs = {"fidelity": width, "preference": 3 * width, "task": 3 * width, "value": 3 * width + 8}
         self.heads = nn.ModuleDict(
             {
-                kind: nn.Sequential(
-                    nn.Linear(width if kind == "fidelity" else 3 * width, 64), nn.SiLU(), nn.Linear(64, 1)
-                )
+                kind: nn.Sequential(nn.Linear(inputs[kind], 64), nn.SiLU(), nn.Linear(64, 1))
                 for kind in settings.kinds
                 if kind != "alignment"
             }
@@ -145,8 +145,8 @@ class LatentEvaluator(nn.Module):
         self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
         self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
 
-    def raw(self, picture: Tensor, prompt: Tensor) -> dict[str, Tensor]:
-        """Scores (B,) by kind of the two towers' features (B, F)."""
+    def raw(self, picture: Tensor, prompt: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """Scores (B,) by kind of the two towers' features (B, F) and guidance scales (B,), which "value" looks at."""
         scores = {}
         for kind in self.settings.kinds:
             if kind == "alignment":
@@ -155,24 +155,29 @@ class LatentEvaluator(nn.Module):
             elif kind == "fidelity":
                 scores[kind] = self.heads[kind](picture)[:, 0]
             else:
-                scores[kind] = self.heads[kind](torch.cat([picture, prompt, picture * prompt], dim=-1))[:, 0]
+                parts = [picture, prompt, picture * prompt]
+                if kind == "value":
+                    parts.append(scale_features(scale).to(picture))
+                scores[kind] = self.heads[kind](torch.cat(parts, dim=-1))[:, 0]
         return {kind: score.float() for kind, score in scores.items()}
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """Features of M latents (M, C, h, w) at ``log_snr`` (M,) and of N prompts: (M, F) and (N, F)."""
         return self.picture(x, log_snr), self.prompt(cond)
 
-    def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> dict[str, Tensor]:
-        """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts."""
-        return self.standardised(self.raw(*self(x, log_snr, cond)), log_snr)
+    def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning, scale: Tensor) -> dict[str, Tensor]:
+        """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts, if the run
+        goes on with the guidance ``scale`` (B,)."""
+        picture, prompt = self(x, log_snr, cond)
+        return self.standardised(self.raw(picture, prompt, scale), log_snr)
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """The prompts' features, from the denoiser's own embeddings."""
         return (self.prompt(cond),)
 
-    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         """``scores`` for prompts that were ``read`` before."""
-        return self.standardised(self.raw(self.picture(x, log_snr), *read), log_snr)
+        return self.standardised(self.raw(self.picture(x, log_snr), read[0], scale), log_snr)
 
     def check(self, x: Tensor, cond: Conditioning) -> None:
         """Whether it can judge these latents and prompts.
@@ -225,6 +230,12 @@ class LatentEvaluator(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{folder / 'model.safetensors'} does not fit evaluator.json: {error}") from None
         return evaluator.requires_grad_(False).eval()
+
+
+def scale_features(scale: Tensor) -> Tensor:
+    """(B, 8) sines and cosines of log(scale) of (B,), of scales between 1 and about 20."""
+    angles = scale.clamp(min=1).log()[:, None] * (torch.arange(1, 5, device=scale.device) * (torch.pi / 6))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def level_bin(log_snr: Tensor) -> Tensor:

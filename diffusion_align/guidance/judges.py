@@ -37,8 +37,9 @@ class LatentJudge(Protocol):
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """What it needs of the prompts (B), tensors (B, ...); asked once a run."""
 
-    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Scores (B,) by kind, higher is better, of latents (B, C, h, w) at ``log_snr`` (B,)."""
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
+        """Scores (B,) by kind, higher is better, of latents (B, C, h, w) at ``log_snr`` (B,), to which the guidance
+        ``scale`` (B,) led."""
 
 
 #: Published judges, by the name before the colon, as "module:function" of a path (None: from the hub).

@@ -50,7 +50,7 @@ class LatentCLIP(nn.Module):
         ids = self.tokenizer(list(prompts)).to(self.clip.logit_scale.device)
         return (normalize(self.clip.encode_text(ids).float(), dim=-1),)
 
-    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         (text,) = read
         latents = adaptive_avg_pool2d(x / SCALING, self.size).to(self.clip.logit_scale.dtype)
         picture = normalize(self.clip.encode_image(latents).float(), dim=-1)

@@ -94,7 +94,7 @@ class LatentRewardModel(nn.Module):
         second, pooled = self.second(prompts)
         return torch.cat([first, second], dim=-1), pooled
 
-    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         embeds, pooled, null_embeds, null_pooled = read
         dtype = self.projection.weight.dtype
         t = self.timesteps(log_snr)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data.inpainting import load_holes
+from diffusion_align.guidance.schedules import TableGuidance
 from diffusion_align.precision import fast_autocast
-from diffusion_align.sampling.sampler import generate, to_uint8
+from diffusion_align.sampling.sampler import generate, sample, to_uint8
 
 from .edits import damaged, edit_rows
 from .grammar import (
@@ -135,18 +136,22 @@ def judged_row(
     rng: np.random.Generator,
     key: str,
     population: str = "similar",
+    votes: int = 1,
 ) -> dict[str, Any]:
-    """A random user's verdict on the whole, and on each aspect; ``bayes_0`` is the best prediction of the former."""
+    """A random user's verdict on the whole, and on each aspect; ``bayes_0`` is the best prediction of the former.
+
+    Of several ``votes`` the labels are the mean, and no user is named.
+    """
     first, second = scores
-    judgement = judge(first, second, rng, population)
+    judgements = [judge(first, second, rng, population) for _ in range(votes)]
     win, tie = preference_probability(first, second, population)
     aspects = {
-        f"label_0_{name}": verdict(getattr(first, name) - getattr(second, name), ASPECT_TEMPERATURE, rng)
+        f"label_0_{name}": verdict(getattr(first, name) - getattr(second, name), ASPECT_TEMPERATURE, rng, votes)
         for name in ASPECTS
     }
     return {
-        **row(files, prompt, judgement.label_0, key),
-        "user_id": judgement.user,
+        **row(files, prompt, float(np.mean([judgement.label_0 for judgement in judgements])), key),
+        "user_id": judgements[0].user if votes == 1 else "",
         **aspects,
         "bayes_0": win / max(1 - tie, 1e-9),
     }
@@ -157,6 +162,7 @@ def row(files: Sequence[bytes], prompt: str, label: float, key: str) -> dict[str
     return {
         "jpg_0": files[0], "jpg_1": files[1], "caption": prompt, "label_0": label, "label_1": 1 - label,
         "has_label": True, "ranking_id": key, "user_id": "", "num_example_per_prompt": 1,
+        "scale_0": None, "scale_1": None,
         **{f"label_0_{name}": None for name in ASPECTS}, "bayes_0": None,
     }  # fmt: skip
 
@@ -184,19 +190,56 @@ def rendered_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What users are asked about each prompt's pictures besides every pair for the prompt itself.
+
+    Attributes:
+        rejudged: so many pairs for other prompts, near misses of their own: more verdicts on prompt-following from the
+            same pictures.
+        near_misses: so many other prompts, for each of which every pair is judged.
+        votes: users asked about each pair; labels are the mean of their verdicts.
+        mirrored: show half of the prompts' pictures mirrored, left and right exchanged in the prompts too.
+    """
+
+    rejudged: int = 0
+    near_misses: int = 0
+    votes: int = 1
+    mirrored: bool = False
+
+
 def judged_rows(
-    prompts: Sequence[str], model: str, per_prompt: int, seed: int, steps: int, rejudged: int = 0
+    prompts: Sequence[str],
+    model: str,
+    per_prompt: int,
+    seed: int,
+    steps: int,
+    questions: Questions = Questions(),
+    schedules: bool = False,
+    choices: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Every pair of ``per_prompt`` pictures that ``model`` draws for each prompt, at scales drawn per picture.
 
-    The users also judge ``rejudged`` pairs of each prompt's pictures for other prompts, near misses of their own: more
-    verdicts on prompt-following from the same pictures.
+    Args:
+        schedules: the scale of each picture changes once, at a random step (``changing_scales``).
+        choices: the scales; none: ``GUIDANCE_SCALES``, or lower ones for repaintings.
     """
     rng = np.random.default_rng(seed)
     adapter = load_adapter(model)
     repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
+    if schedules:
+        with fast_autocast("cpu"):
+            samples = sample(
+                adapter,
+                repeated,
+                num_inference_steps=steps,
+                guidance=TableGuidance(changing_scales(len(repeated), steps, seed).tolist()),
+                seeds=[seed * 1_000_003 + i for i in range(len(repeated))],
+                batch_size=64,
+            )
+        return judged_pictures(prompts, to_uint8(samples.images), per_prompt, rng, questions)
     # A repainted picture needs little guidance: most of it is given.
-    choices = (1.0, *GUIDANCE_SCALES[:-1]) if adapter.is_inpainting else GUIDANCE_SCALES
+    choices = tuple(choices or ((1.0, *GUIDANCE_SCALES[:-1]) if adapter.is_inpainting else GUIDANCE_SCALES))
     scales = rng.choice(choices, size=len(repeated))
     images = np.empty((len(repeated), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     with fast_autocast("cpu"):
@@ -216,40 +259,75 @@ def judged_rows(
                 inpaint=None if holes is None else holes.encode(adapter).cpu(),
             )
             images[rows] = to_uint8(drawn if holes is None else holes.composite(drawn))
-    return judged_pictures(prompts, images, per_prompt, rejudged, rng)
+    return judged_pictures(prompts, images, per_prompt, rng, questions, scales.tolist())
+
+
+def changing_scales(count: int, steps: int, seed: int) -> NDArray[np.float64]:
+    """(steps, count): one scale up to a random step and another from there on, each log-uniform in 1.25 to 10."""
+    table = np.empty((steps, count))
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        first, second = np.exp(rng.uniform(np.log(1.25), np.log(10), 2))
+        change = int(rng.integers(steps))
+        table[:change, i], table[change:, i] = first, second
+    return table
+
+
+def mirrored_prompt(prompt: str) -> str:
+    """What the mirror image of a picture of ``prompt`` shows."""
+    return " ".join({"left": "right", "right": "left"}.get(word, word) for word in prompt.split(" "))
 
 
 def judged_pictures(
-    prompts: Sequence[str], images: NDArray[np.uint8], per_prompt: int, rejudged: int, rng: np.random.Generator
+    prompts: Sequence[str],
+    images: NDArray[np.uint8],
+    per_prompt: int,
+    rng: np.random.Generator,
+    questions: Questions = Questions(),
+    scales: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Every pair of each prompt's ``per_prompt`` pictures (of ``images`` (N, 64, 64, 3)), and rejudged ones."""
-    files = [encode_jpeg(image) for image in images]
-    seen = [detect(decode_jpeg(file)) for file in files]
+    """Every pair of each prompt's ``per_prompt`` pictures (of ``images`` (N, 64, 64, 3)), and what else is asked.
+
+    Args:
+        scales: of the pictures (N); they are told for the pictures' own prompts.
+    """
     found = []
     for p, prompt in enumerate(prompts):
-        own = range(p * per_prompt, (p + 1) * per_prompt)
-        scores = {i: score_detection(seen[i], prompt) for i in own}
-        for a, b in combinations(own, 2):
+        first = p * per_prompt
+        shown = images[first : first + per_prompt]
+        if questions.mirrored and rng.random() < 0.5:
+            prompt, shown = mirrored_prompt(prompt), shown[:, :, ::-1]
+        files = [encode_jpeg(image) for image in shown]
+        seen = [detect(decode_jpeg(file)) for file in files]
+        spec = parse_prompt(prompt)
+        asked = [(prompt, pair) for pair in combinations(range(per_prompt), 2)]
+        for _ in range(questions.near_misses):
+            other = near_miss(spec, rng).text()
+            asked += [(other, pair) for pair in combinations(range(per_prompt), 2)]
+        for _ in range(questions.rejudged):
+            pair = rng.choice(per_prompt, 2, replace=False).tolist()
+            asked.append((near_miss(spec, rng).text(), (pair[0], pair[1])))
+        for text, (a, b) in asked:
             if rng.random() < 0.5:
                 a, b = b, a
-            found.append(judged_row((files[a], files[b]), prompt, (scores[a], scores[b]), rng, f"{p}"))
-        spec = parse_prompt(prompt)
-        for _ in range(rejudged):
-            other = near_miss(spec, rng).text()
-            a, b = rng.choice(per_prompt, 2, replace=False) + p * per_prompt
-            pair = score_detection(seen[a], other), score_detection(seen[b], other)
-            found.append(judged_row((files[a], files[b]), other, pair, rng, f"{p}"))
+            scores = score_detection(seen[a], text), score_detection(seen[b], text)
+            judged = judged_row((files[a], files[b]), text, scores, rng, f"{p}", votes=questions.votes)
+            if scales is not None and text == prompt:
+                judged |= {"scale_0": float(scales[first + a]), "scale_1": float(scales[first + b])}
+            found.append(judged)
     return found
 
 
-def imperfect_rows(prompts: Sequence[str], per_prompt: int, seed: int, rejudged: int = 0) -> list[dict[str, Any]]:
+def imperfect_rows(
+    prompts: Sequence[str], per_prompt: int, seed: int, questions: Questions = Questions()
+) -> list[dict[str, Any]]:
     """Like ``judged_rows``, of rendered pictures with a model's mistakes: no denoiser has to draw them."""
     rng = np.random.default_rng(seed)
     images = []
     for prompt in prompts:
         spec = parse_prompt(prompt)
         images += [imperfect_picture(spec, near_miss(spec, rng), rng) for _ in range(per_prompt)]
-    return judged_pictures(prompts, np.stack(images), per_prompt, rejudged, rng)
+    return judged_pictures(prompts, np.stack(images), per_prompt, rng, questions)
 
 
 def rejudged_rows(pairs: Iterable[Mapping[str, Any]], population: str, seed: int) -> list[dict[str, Any]]:
@@ -277,6 +355,11 @@ def main() -> None:
     parser.add_argument(
         "--rejudged", type=int, default=0, help="training pairs per prompt judged for near misses of it"
     )
+    parser.add_argument("--near-misses", type=int, default=0, help="the same, so many near misses with all pairs each")
+    parser.add_argument("--votes", type=int, default=1, help="users asked about each training pair")
+    parser.add_argument("--mirrored", action="store_true", help="mirror half of the training prompts and pictures")
+    parser.add_argument("--scales", type=float, nargs="+", default=(), help="guidance scales to draw from (judged)")
+    parser.add_argument("--schedules", action="store_true", help="change each training picture's scale on the way")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
     parser.add_argument("--pictures", type=Path, help="take pictures and prompts from this judged folder (judged)")
     parser.add_argument("--population", choices=tuple(POPULATIONS), default="similar", help="who judges --pictures")
@@ -294,11 +377,15 @@ def main() -> None:
             rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, seed)
         else:
             prompts = draw_split(split, count, seed, seen)
-            rejudged = args.rejudged if split == "train" else 0
+            asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored)
+            questions = asked if split == "train" else Questions()
             if args.kind == "imperfect":
-                rows = imperfect_rows(prompts, args.per_prompt, seed, rejudged)
+                rows = imperfect_rows(prompts, args.per_prompt, seed, questions)
             else:
-                rows = judged_rows(prompts, args.model, args.per_prompt, seed, args.steps, rejudged)
+                schedules = args.schedules and split == "train"
+                rows = judged_rows(
+                    prompts, args.model, args.per_prompt, seed, args.steps, questions, schedules, args.scales
+                )
         Dataset.from_list(rows).to_parquet(split_file(args.out, split))
         print(f"{split}: {len(rows)} pairs", flush=True)
 

@@ -79,11 +79,12 @@ class Judgement:
     label_0: float
 
 
-def verdict(gap: float, temperature: float, rng: np.random.Generator) -> float:
-    """P(first) = sigmoid(gap / temperature) drawn: 1 or 0, or 0.5 where the difference is too small to see."""
+def verdict(gap: float, temperature: float, rng: np.random.Generator, votes: int = 1) -> float:
+    """P(first) = sigmoid(gap / temperature) drawn: the share of ``votes`` for the first, or 0.5 where the difference is
+    too small to see."""
     if abs(gap) < TIE_MARGIN * temperature / TEMPERATURE:
         return 0.5
-    return float(rng.random() < 1 / (1 + np.exp(-gap / temperature)))
+    return float((rng.random(votes) < 1 / (1 + np.exp(-gap / temperature))).mean())
 
 
 def judge(first: OracleScore, second: OracleScore, rng: np.random.Generator, population: str = "similar") -> Judgement:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from .corpus import load_corpus, make_corpus
 from .pipelines import train_inpaint, train_sd, train_sdxl
+from .uneven import train_uneven
 from .vae import train_vae
 
-STAGES = ("data", "vae", "sdxl", "sd", "inpaint")
+STAGES = ("data", "vae", "sdxl", "sd", "inpaint", "uneven")
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
         train_sdxl(corpus, args.work, args.out / "scenes-sdxl", args.minutes)
     elif args.stage == "sd":
         train_sd(corpus, args.work, args.out / "scenes-sd", args.out / "scenes-sdxl", args.minutes)
+    elif args.stage == "uneven":
+        train_uneven(corpus, args.work, args.out / "scenes-uneven", args.out / "scenes-sdxl", args.minutes)
     else:
         train_inpaint(corpus, args.work, args.out / "scenes-inpaint", args.out / "scenes-sd", args.minutes)
 
