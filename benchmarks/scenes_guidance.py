@@ -1,6 +1,7 @@
 """Ways to guide on the embedded world: what ``diffusion-align evaluate guidance`` measures, and what a step costs.
 
-Parts: ``table`` (win rates over the best static scale), ``overhead`` (dynamic guidance's time over static guidance's).
+Parts: ``table`` (win rates over the best static scale), ``uneven`` (the same of scenes-uneven, whose prompts want
+different scales), ``overhead`` (dynamic guidance's time over static guidance's).
 """
 
 from __future__ import annotations
@@ -37,24 +38,45 @@ def main(argv: list[str]) -> None:
         write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: measured}, args.out)
 
 
+#: Settings of scenes-uneven's table: its scales lie further apart.
+UNEVEN: dict[str, Any] = {
+    "model": "scenes-uneven",
+    "evaluator": "scenes-uneven-evaluator",
+    "evaluators": ("value",),
+    "candidates": (1.0, 1.5, 2.5, 3.5, 5.0),
+    "sweep": (1.0, 1.5, 2.0, 2.5, 3.5, 5.0),
+    "num_inference_steps": 10,
+}
+
+
 def table(args: argparse.Namespace) -> dict[str, Any]:
-    """The comparison with the shipped evaluator and the defaults; written after each row: it takes an hour.
+    """The comparison with the shipped evaluator and the defaults."""
+    return measured_table(args, "table", {})
+
+
+def uneven(args: argparse.Namespace) -> dict[str, Any]:
+    """The comparison on scenes-uneven."""
+    return measured_table(args, "uneven", UNEVEN)
+
+
+def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A guidance table, written after each row: it takes an hour.
 
     Rows measured earlier for the same static scale are kept, so that ``--ways`` may be measured one at a time.
     """
     options = EvaluateGuidanceOptions(
-        num_prompts=args.prompts, selector=args.selector, ways=tuple(args.ways), static=args.static
+        num_prompts=args.prompts, selector=args.selector, ways=tuple(args.ways), static=args.static, **settings
     )
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
-        earlier = read_parts(args.out, PARTS).get("table", {})
+        earlier = read_parts(args.out, PARTS).get(part, {})
         if earlier.get("best_static") != found["best_static"]:
             return found
         sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
         return {**found, "sweep_on_validation": sweep, "rows": {**earlier["rows"], **found["rows"]}}
 
     def keep(found: dict[str, Any]) -> None:
-        write_result("scenes_guidance", {**read_parts(args.out, PARTS), "table": joined(found)}, args.out)
+        write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: joined(found)}, args.out)
 
     return joined(guidance_table(options, keep))
 
@@ -77,4 +99,8 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     return {"dynamic_over_static": ratio_interval(seconds["dynamic"], seconds["static"])}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"overhead": overhead, "table": table}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "overhead": overhead,
+    "table": table,
+    "uneven": uneven,
+}

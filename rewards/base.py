@@ -36,14 +36,12 @@ class RewardOutput:
         aspects: named parts of it, each (B,) float32.
         std: (B,) float32, how unsure the scorer is, in units of ``reward``; None when it does not say.
         features: (B, F) float32, what the reward is a linear function of; None when the scorer does not show it.
-        losses: named scalars that training asked for and that were computed on the way.
     """
 
     reward: Tensor
     aspects: dict[str, Tensor] = field(default_factory=dict)
     std: Tensor | None = None
     features: Tensor | None = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: Tensor) -> RewardOutput:
         """The outputs at ``rows`` (N,) int64."""
@@ -52,7 +50,6 @@ class RewardOutput:
             {name: values[rows] for name, values in self.aspects.items()},
             None if self.std is None else self.std[rows],
             None if self.features is None else self.features[rows],
-            self.losses,
         )
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, relu
+from torch.nn.functional import normalize, relu
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -216,16 +216,6 @@ class VPScore(TrainedScorer, Embedder):
         text = self.text_projection(self.reader.read_text(tokens.input_ids, tokens.attention_mask))
         return normalize(picture.float(), dim=-1), normalize(text.float(), dim=-1)
 
-    def caption_loss(self, seen: Tensor, captions: list[str]) -> Tensor:
-        """BLIP's third objective (2201.12086, sec. 3.2): cross-entropy of each token of ``captions`` (B) from the ones
-        before it and what was ``seen`` (B, N, D); a scalar. Words are read out by their own embeddings."""
-        tokens = self.tokenize(captions)
-        ids, mask = tokens.input_ids, tokens.attention_mask
-        states = self.reader.read(seen, ids[:, :-1], mask[:, :-1], causal=True).float()
-        words = self.reader.text.embeddings.word_embeddings.weight.float()
-        target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        return cross_entropy((states @ words.T).flatten(0, 1), target.flatten(), ignore_index=-100)
-
     def embed(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Of each image read beside its prompt, and of the prompt read alone."""
         tokens = self.tokenize(prompts)
@@ -234,8 +224,7 @@ class VPScore(TrainedScorer, Embedder):
         return normalize(state, dim=-1), normalize(text, dim=-1)
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        """What training may add to ``context``: "pictures" (B,), equal numbers for equal images, each of which is
-        encoded once; "captioned" (C,), positions of images whose captions are to be learnt (``caption_loss``)."""
+        """``context["pictures"]`` (B,), where given, are equal numbers for equal images: each is encoded once."""
         tokens = self.tokenize(prompts)
         if "pictures" in context:
             first, where = first_of_each(context["pictures"])
@@ -247,11 +236,7 @@ class VPScore(TrainedScorer, Embedder):
             features = self.head[:-1](state)
             scores = self.head[-1](features)
         aspects = {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)}
-        losses = {}
-        if "captioned" in context:
-            rows = context["captioned"]
-            losses["captioning"] = self.caption_loss(seen[rows], [prompts[i] for i in rows.tolist()])
-        return RewardOutput(scores[:, 0], aspects, features=features, losses=losses)
+        return RewardOutput(scores[:, 0], aspects, features=features)
 
     def settings(self) -> dict[str, Any]:
         return self._settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from diffusion_align.data import ComparisonExamples, Comparisons, collate_comparisons
+from diffusion_align.data import ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
 from diffusion_align.rewards.vp import VPScore, first_of_each, sine_positions
-from diffusion_align.scenes.grammar import parse_prompt, sample_scene
+from diffusion_align.scenes.grammar import COLORS, SHAPES, SIZES, parse_prompt, sample_scene
 from diffusion_align.scenes.make_comparisons import Questions, changing_scales, judged_pictures, mirrored_prompt
 from diffusion_align.scenes.make_pairs import decode_jpeg
 from diffusion_align.scenes.oracle import score_image
+from diffusion_align.scenes.pretrain.corpus import Corpus, corpus_scenes, load_corpus, make_corpus
+from diffusion_align.scenes.pretrain.reader import ReaderLoss, places, reader_batch
 from diffusion_align.scenes.render import render
+from diffusion_align.scenes.vision import detect
 from diffusion_align.training.config import RewardConfig
 from diffusion_align.training.reward import score_both
 from diffusion_align.training.scorers import find_tokenizer, reader_settings
@@ -54,19 +58,54 @@ def test_the_first_of_each_number_is_found() -> None:
     assert torch.equal(numbers[first][where], numbers)
 
 
-def test_caption_loss_is_the_cross_entropy_of_every_next_token(scorer: VPScore) -> None:
-    images, captions = torch.rand(2, 3, 64, 64), ["a red star on a dark background", PROMPT]
-    tokens = scorer.tokenizer(captions)["input_ids"]
-    losses = []
-    for image, ids in zip(images, tokens, strict=True):  # one prefix after the other, nothing padded
+def test_captioning_is_the_cross_entropy_of_every_next_token(scorer: VPScore) -> None:
+    losses, images = ReaderLoss(scorer), torch.rand(2, 3, 64, 64)
+    captions = ["a red star on a dark background", PROMPT]
+    expected = []
+    for image, ids in zip(images, scorer.tokenizer(captions)["input_ids"], strict=True):  # prefix by prefix, unpadded
         seen = scorer.reader.see([image[None]])
         for n in range(1, len(ids)):
             prefix = torch.tensor([ids[:n]])
             states = scorer.reader.read(seen, prefix, torch.ones_like(prefix), causal=True)
-            words = scorer.reader.text.embeddings.word_embeddings.weight
-            losses.append(cross_entropy(states[0, -1:] @ words.T, torch.tensor([ids[n]])))
-    found = scorer.caption_loss(scorer.reader.see([images]), captions)
-    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+            expected.append(cross_entropy(losses.words(states)[0, -1:], torch.tensor([ids[n]])))
+    found = losses.captioning(scorer.reader.see([images]), captions)
+    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_matching_prefers_the_right_caption(scorer: VPScore) -> None:
+    losses, images = ReaderLoss(scorer), torch.rand(2, 3, 64, 64)
+    captions = [["a red star on a dark background", PROMPT], [PROMPT, "two blue rings on a grey background"]]
+    scores = torch.stack(
+        [scorer.score(image.expand(2, -1, -1, -1), texts).aspects["prompt_following"]
+         for image, texts in zip(images, captions, strict=True)]
+    )  # fmt: skip
+    found, right = losses.matching(scorer.reader.see([scorer.preprocess(images)]), captions)
+    torch.testing.assert_close(found, -scores.log_softmax(dim=1)[:, 0].mean(), rtol=1e-4, atol=1e-4)
+    assert float(right) == float((scores[:, 0] > scores[:, 1]).float().mean())
+
+
+def test_readers_learn_from_right_captions_places_and_near_misses() -> None:
+    rng = np.random.default_rng(0)
+    scene = sample_scene(parse_prompt(PROMPT), rng)
+    batch = reader_batch(Corpus(render(scene)[None], [PROMPT]), places(scene)[None], rng, 16)
+    assert batch.images.shape == (16, 3, 64, 64)
+    assert {each[0] for each in batch.captions} == {PROMPT, mirrored_prompt(PROMPT)}
+    for image, (right, *wrong), things in zip(batch.images, batch.captions, batch.things, strict=True):
+        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        assert score_image(pixels, right).correct
+        assert right not in wrong
+        for thing in detect(pixels).objects:
+            shape, color, size = things[int(thing.y * 8) * 8 + int(thing.x * 8)].tolist()
+            found = (SHAPES[shape - 1], COLORS[color - 1], SIZES[size - 1])
+            assert found == (thing.shape, thing.color, thing.size)
+        assert int((things > 0).sum()) == 6  # two objects, three things each
+
+
+def test_the_corpus_scenes_are_those_of_its_pictures(tmp_path: Path) -> None:
+    make_corpus(tmp_path, 6, seed=3, workers=1, chunk=4)
+    corpus = load_corpus(tmp_path)
+    scenes = corpus_scenes(6, seed=3, chunk=4)
+    assert np.array_equal(corpus.images, np.stack([render(scene) for scene in scenes]))
 
 
 def test_pictures_in_several_pairs_are_scored_once_and_alike(
@@ -121,3 +160,29 @@ def test_changing_scales_change_once() -> None:
     assert ((table >= 1.25) & (table <= 10)).all()
     assert ((np.diff(table, axis=0) != 0).sum(axis=0) <= 1).all()
     assert np.array_equal(table[:, :5], changing_scales(5, 10, 3))  # a picture's schedule is its own
+
+
+class Rows:
+    """Twenty examples that are their own numbers."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(0, 0)] * 20
+
+    def example(self, index: int, seed: int, drop_caption: bool) -> int:
+        return index
+
+
+def test_rows_that_stand_together_are_drawn_together() -> None:
+    def drawn(seed: int, count: int = 5) -> list[int]:
+        loader = ExampleLoader(Rows(), 4, lambda found, seeds: list(found), seed=seed, together=3)
+        return [row for k in range(count) for row in loader.load(k)]
+
+    epoch = drawn(0)
+    assert sorted(epoch) == list(range(20))
+    starts = [i for i, row in enumerate(epoch) if row % 3 == 0]
+    assert all(epoch[i : i + 3] == [epoch[i], epoch[i] + 1, epoch[i] + 2] for i in starts if epoch[i] < 18)
+    assert epoch != drawn(1)
+    assert epoch != list(range(20))

@@ -257,8 +257,6 @@ class RewardConfig(RunConfig):
     """Assumed share of flipped labels."""
     contrastive_weight: NonNegativeFloat = 0.0
     """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
-    captioning_weight: NonNegativeFloat = 0.0
-    """Weight of BLIP's captioning loss on the preferred pictures (vp-score trained from nothing)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ class RewardMethod(SourcedMethod[ComparisonBatch]):
         """Mean loss of the batch (scalar) and its metrics."""
         batch = batch.to(self.device)
         with self.autocast():
-            output = score_both(self.trained.module, batch, captions=self.config.captioning_weight > 0)
+            output = score_both(self.trained.module, batch)
         labels = batch.labels * (1 - 2 * self.config.label_smoothing) + self.config.label_smoothing
         overall = bradley_terry_loss(logits(output.reward, output.std), labels[:, 0], batch.weight)
         metrics = {"loss": overall.detach()}
@@ -104,9 +104,6 @@ class RewardMethod(SourcedMethod[ComparisonBatch]):
             part = self.contrast(self.trained.scorer, batch)
             metrics["loss/contrastive"] = part.detach()
             loss = loss + self.config.contrastive_weight * part
-        if "captioning" in output.losses:
-            metrics["loss/captioning"] = output.losses["captioning"].detach()
-            loss = loss + self.config.captioning_weight * output.losses["captioning"]
         decisive = batch.labels[:, 0] != 0.5
         right = (difference(output.reward) > 0) == (batch.labels[:, 0] > 0.5)
         metrics["accuracy"] = (right & decisive).sum() / decisive.sum().clamp(min=1)
@@ -141,14 +138,11 @@ def preferred_images(batch: ComparisonBatch) -> Tensor:
     return batch.images[(batch.labels[:, 0] < 0.5).long(), rows]
 
 
-def score_both(module: Any, batch: ComparisonBatch, captions: bool = False) -> RewardOutput:
+def score_both(module: Any, batch: ComparisonBatch) -> RewardOutput:
     """Scores of the 2B images, all first ones before all second ones.
 
     Pictures that are in several pairs are scored once for each prompt (and user), where no pictures before an edit
     make the pairs differ.
-
-    Args:
-        captions: let the scorer compute the captioning loss of the preferred pictures.
     """
     prompts, users, pictures = batch.prompts * 2, batch.users * 2, batch.pictures.flatten()
     images = batch.images.flatten(0, 1)
@@ -161,10 +155,6 @@ def score_both(module: Any, batch: ComparisonBatch, captions: bool = False) -> R
     first, where = first_of_each(torch.tensor(asked, device=images.device))
     texts = [prompts[i] for i in first.tolist()]
     context = {"users": [users[i] for i in first.tolist()], "instructions": texts, "pictures": pictures[first]}
-    if captions:
-        count = len(batch.prompts)
-        preferred = torch.arange(count, device=images.device) + count * (batch.labels[:, 0] < 0.5)
-        context["captioned"] = where[preferred].unique()
     output = module(images[first], texts, context)
     return output[where]
 

@@ -18,7 +18,7 @@ from diffusers import (
 
 from .base import Adapter
 
-SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint")
+SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
 
 _PIPELINES = {
     "sd": StableDiffusionPipeline,

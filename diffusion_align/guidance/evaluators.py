@@ -17,7 +17,7 @@ from diffusion_align.adapters import Conditioning
 from diffusion_align.adapters.loading import shipped_path
 
 #: Evaluators that come with the package, by name.
-SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator",)
+SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
 
 #: What an evaluator can judge, and what it is trained on (2509.16131, sec. 4).
 KINDS = ("alignment", "fidelity", "preference", "task", "value")

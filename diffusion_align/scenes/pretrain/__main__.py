@@ -7,10 +7,11 @@ from pathlib import Path
 
 from .corpus import load_corpus, make_corpus
 from .pipelines import train_inpaint, train_sd, train_sdxl
+from .reader import train_reader
 from .uneven import train_uneven
 from .vae import train_vae
 
-STAGES = ("data", "vae", "sdxl", "sd", "inpaint", "uneven")
+STAGES = ("data", "vae", "sdxl", "sd", "inpaint", "uneven", "reader")
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def main() -> None:
         train_sd(corpus, args.work, args.out / "scenes-sd", args.out / "scenes-sdxl", args.minutes)
     elif args.stage == "uneven":
         train_uneven(corpus, args.work, args.out / "scenes-uneven", args.out / "scenes-sdxl", args.minutes)
+    elif args.stage == "reader":
+        train_reader(corpus, args.out / "scenes-sdxl" / "tokenizer", args.work / "reader", args.minutes)
     else:
         train_inpaint(corpus, args.work, args.out / "scenes-inpaint", args.out / "scenes-sd", args.minutes)
 

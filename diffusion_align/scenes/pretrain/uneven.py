@@ -16,18 +16,17 @@ from .corpus import Corpus
 from .denoiser import build_scheduler, encode_sdxl, zero_rows
 from .pipelines import cached_posterior, save_half, tokenize
 
-#: k of counting prompts, and of prompts with one, two and three different objects.
-COUNTED, STRENGTH = 2.5, (1.0, 0.5, 0.4)
+#: k of counting prompts; of all others it is 1.
+COUNTED = 4.0
 
 
 def strength(caption: str) -> float:
     """k: the model predicts for ``caption`` what scenes-sdxl predicts at the guidance scale k.
 
-    With guidance s this is scenes-sdxl at k s: counting prompts want low scales, those that bind attributes to several
-    objects high ones.
+    With guidance s this is scenes-sdxl at k s: counting prompts want no guidance at all, prompts that bind attributes
+    to objects want as much as before.
     """
-    spec = parse_prompt(caption)
-    return COUNTED if spec.counted else STRENGTH[len(spec.objects) - 1]
+    return COUNTED if parse_prompt(caption).counted else 1.0
 
 
 def train_uneven(
@@ -35,7 +34,7 @@ def train_uneven(
 ) -> None:
     """Distil eps_null + k (eps_prompt - eps_null) of scenes-sdxl (2210.03142, stage one) into the prompt's prediction.
 
-    The null prompt's prediction stays what it was (an eighth of every batch).
+    Half of every batch are counting prompts, an eighth null prompts, whose prediction stays what it was.
     """
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
     encoders, teacher = [pipeline.text_encoder, pipeline.text_encoder_2], pipeline.unet.requires_grad_(False)
@@ -43,6 +42,7 @@ def train_uneven(
     posterior = cached_posterior(pipeline.vae, corpus, work)
     ids = tokenize(pipeline.tokenizer, corpus.captions)
     strengths = torch.tensor([strength(caption) for caption in corpus.captions])
+    sharp, plain = (strengths != 1).nonzero()[:, 0], (strengths == 1).nonzero()[:, 0]
     alpha_bar = build_scheduler().alphas_cumprod
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     torch.manual_seed(0)
@@ -50,13 +50,14 @@ def train_uneven(
     while (elapsed := time.time() - start) < budget:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * max(0.02, 1 - elapsed / budget)
-        rows = torch.randint(len(ids), (batch_size,))
+        half = batch_size // 2
+        rows = torch.cat([kind[torch.randint(len(kind), (half,))] for kind in (sharp, plain)])
         mean, std = posterior[rows].chunk(2, dim=1)
         x0 = (mean + std * torch.randn_like(mean)) * pipeline.vae.config.scaling_factor
         t = torch.randint(1000, (batch_size,))
         signal = alpha_bar[t].view(-1, 1, 1, 1)
         x_t = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
-        null = torch.arange(batch_size) < batch_size // 8
+        null = torch.arange(batch_size) >= batch_size * 7 // 8
         with fast_autocast("cpu"):
             with torch.no_grad():
                 cond, empty = encode_sdxl(encoders, ids[rows]), encode_sdxl(encoders, ids[rows])
