@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import load_adapter
-from .data import PairDataset, load_pairs, load_prompts
+from .data import load_prompts
 from .evaluation import Report
 from .evaluation.figures import curve_figure
 from .evaluation.guidance import GuidanceComparison, compare_guidance, sweep, usual_ways
@@ -17,10 +17,7 @@ from .guidance.dynamic import DynamicGuidance
 from .guidance.judges import load_judge
 from .options import EvaluateGuidanceOptions
 from .rewards import load_scorer
-from .scenes.make_pairs import draw_prompts
-
-#: Seeds of the fresh scenes prompts; the shipped pairs and the evaluators' data were drawn from others.
-TEST_SEED, VALIDATION_SEED = 9001, 9002
+from .scenes.make_pairs import fresh_prompts
 
 
 def guidance_table(
@@ -88,11 +85,7 @@ def prompt_sets(options: EvaluateGuidanceOptions) -> tuple[list[str], list[str]]
     if options.prompts is not None and options.validation_prompts is not None:
         files = load_prompts(options.prompts), load_prompts(options.validation_prompts)
         return files[0][: counts[0]], files[1][: counts[1]]
-    pairs = load_pairs("scenes-pairs", "train", keep_ties=True)
-    assert isinstance(pairs, PairDataset)
-    seen = set(pairs.captions())
-    validation = draw_prompts(counts[1], 0.25, VALIDATION_SEED, seen)
-    return draw_prompts(counts[0], 0.25, TEST_SEED, seen | set(validation)), validation
+    return fresh_prompts(*counts)
 
 
 def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:

@@ -197,3 +197,18 @@ def test_conditionings_of_different_kinds_are_not_joined() -> None:
     a, b = Conditioning(torch.zeros(1, 2, 3), torch.zeros(1, 3)), Conditioning(torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="'pooled' is set in some parts and missing in others"):
         Conditioning.cat([a, b])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "low", "high"),
+    [("two red rings on a dark background", 1.5, 4.0), ("a red ring on a dark background", 0.8, 1.3)],
+)
+def test_scenes_uneven_guides_counting_prompts_by_itself(prompt: str, low: float, high: float) -> None:
+    sdxl, uneven = load_adapter("scenes-sdxl"), load_adapter("scenes-uneven")
+    x_t, t = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((8,), 800)
+    with torch.no_grad():
+        cond = sdxl.encode_prompts([prompt] * 8)
+        null = sdxl.predict(x_t, t, sdxl.null_conditioning(8)).output
+        own, found = sdxl.predict(x_t, t, cond).output - null, uneven.predict(x_t, t, cond).output - null
+    strength = float((found * own).sum() / own.square().sum())  # least squares: found is about strength times own
+    assert low < strength < high

@@ -274,6 +274,10 @@ class EvaluatorConfig(RunConfig):
     """Channels of the tower."""
     features: Positive = 128
     """Width of the picture's and the prompt's embeddings."""
+    towers: str | None = None
+    """Trained evaluator whose towers this one takes, frozen: for few pairs, only heads are trained; unset: fresh."""
+    scale_penalty: NonNegativeFloat = 0.3
+    """Weight of the squared weights by which the best scale depends on the prompt (value): more with fewer pairs."""
     teacher: str | None = None
     """Scorer whose reward the kind task predicts from noisy latents."""
     model: str = "scenes-sdxl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
 from diffusion_align.data.comparisons import ComparisonExample
 from diffusion_align.data.types import CorruptImageError
-from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, EvaluatorSettings, LatentEvaluator
+from diffusion_align.guidance.evaluators import (
+    BINS,
+    HIGH,
+    KINDS,
+    LOW,
+    EvaluatorSettings,
+    LatentEvaluator,
+    load_evaluator,
+)
 from diffusion_align.objectives.ranking import bradley_terry_loss
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
@@ -139,7 +147,7 @@ class TrainableEvaluator:
         return self.evaluator
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.evaluator.named_parameters())
+        return {name: p for name, p in self.evaluator.named_parameters() if p.requires_grad}
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         self.module = wrapper(self.module)
@@ -279,7 +287,10 @@ class EvaluatorMethod:
         first, second = self.pair_scores("value", batch, pictures, texts)
         known = batch.pairs.scales.isfinite().all(dim=0)
         label = self.verdicts(batch.pairs, self.config.value_aspect)
-        return bradley_terry_loss(first - second, torch.where(known, label, torch.nan))
+        depends = self.trained.evaluator.scale_value
+        assert depends is not None
+        loss = bradley_terry_loss(first - second, torch.where(known, label, torch.nan))
+        return loss + self.config.scale_penalty * depends.weight.square().sum()
 
     def pair_scores(self, kind: str, batch: NoisyBatch, pictures: Tensor, texts: Tensor) -> Tensor:
         """(2, B) raw scores of both pictures."""
@@ -362,6 +373,21 @@ def evaluate(
     return metrics
 
 
+def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -> None:
+    """Copy the towers of ``other``, called ``name``, and freeze them.
+
+    Raises:
+        ValueError: they are of other shapes.
+    """
+    shapes = [replace(each.settings, kinds=KINDS) for each in (evaluator, other)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"towers = {name!r}: is of {shapes[1]}, expected {shapes[0]}")
+    evaluator.picture.load_state_dict(other.picture.state_dict())
+    evaluator.prompt.load_state_dict(other.prompt.state_dict())
+    evaluator.picture.requires_grad_(False)
+    evaluator.prompt.requires_grad_(False)
+
+
 def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None = None) -> Job:
     """Evaluator, losses and validation of an ``EvaluatorConfig``.
 
@@ -421,6 +447,8 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
     )
     torch.manual_seed(config.seed)
     evaluator = LatentEvaluator(settings).to(accelerator.device)
+    if config.towers is not None:
+        take_towers(evaluator, load_evaluator(config.towers), config.towers)
     trained = TrainableEvaluator(evaluator, lambda module: calibrate(module, adapter, held_out))
     method = EvaluatorMethod(config, adapter, trained, loader(train_set, config.seed), real, accelerator)
     if not config.eval_steps:

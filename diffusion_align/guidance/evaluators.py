@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import layer_norm, normalize, silu
 
 from diffusion_align.adapters import Conditioning
 from diffusion_align.adapters.loading import shipped_path
@@ -21,6 +21,9 @@ SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-un
 
 #: What an evaluator can judge, and what it is trained on (2509.16131, sec. 4).
 KINDS = ("alignment", "fidelity", "preference", "task", "value")
+
+#: What "value" knows of a scale: so many powers of its logarithm.
+SCALE_FEATURES = 3
 
 #: Bins of log-SNR, between these, that scores are standardised in.
 BINS, LOW, HIGH = 16, -6.0, 7.0
@@ -134,7 +137,7 @@ class LatentEvaluator(nn.Module):
         self.picture, self.prompt = LatentTower(settings), PromptTower(settings)
         self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
         width = settings.features
-        inputs = {"fidelity": width, "preference": 3 * width, "task": 3 * width, "value": 3 * width + 8}
+        inputs = {"fidelity": width, "preference": 3 * width, "task": 3 * width, "value": 3 * width}
         self.heads = nn.ModuleDict(
             {
                 kind: nn.Sequential(nn.Linear(inputs[kind], 64), nn.SiLU(), nn.Linear(64, 1))
@@ -142,6 +145,8 @@ class LatentEvaluator(nn.Module):
                 if kind != "alignment"
             }
         )
+        # Which scale suits a prompt: linear, because few pairs of every scale must teach it.
+        self.scale_value = nn.Linear(width, SCALE_FEATURES) if "value" in settings.kinds else None
         self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
         self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
 
@@ -155,10 +160,10 @@ class LatentEvaluator(nn.Module):
             elif kind == "fidelity":
                 scores[kind] = self.heads[kind](picture)[:, 0]
             else:
-                parts = [picture, prompt, picture * prompt]
-                if kind == "value":
-                    parts.append(scale_features(scale).to(picture))
-                scores[kind] = self.heads[kind](torch.cat(parts, dim=-1))[:, 0]
+                scores[kind] = self.heads[kind](torch.cat([picture, prompt, picture * prompt], dim=-1))[:, 0]
+            if kind == "value" and self.scale_value is not None:
+                weights = self.scale_value(layer_norm(prompt, prompt.shape[-1:]))
+                scores[kind] = scores[kind] + (weights * scale_features(scale).to(weights)).sum(dim=-1)
         return {kind: score.float() for kind, score in scores.items()}
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -233,9 +238,9 @@ class LatentEvaluator(nn.Module):
 
 
 def scale_features(scale: Tensor) -> Tensor:
-    """(B, 8) sines and cosines of log(scale) of (B,), of scales between 1 and about 20."""
-    angles = scale.clamp(min=1).log()[:, None] * (torch.arange(1, 5, device=scale.device) * (torch.pi / 6))
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    """(B, SCALE_FEATURES) powers of log(scale) of (B,)."""
+    level = scale.clamp(min=1).log()
+    return torch.stack([level**power for power in range(1, SCALE_FEATURES + 1)], dim=1)
 
 
 def level_bin(log_snr: Tensor) -> Tensor:

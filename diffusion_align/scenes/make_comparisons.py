@@ -57,6 +57,7 @@ from .make_pairs import (
     decode_jpeg,
     draw_split,
     encode_jpeg,
+    fresh_prompts,
     judge,
     split_file,
     split_sizes,
@@ -364,9 +365,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="take pictures and prompts from this judged folder (judged)")
     parser.add_argument("--population", choices=tuple(POPULATIONS), default="similar", help="who judges --pictures")
     parser.add_argument("--seed", type=int, default=31)
+    parser.add_argument("--spare-fresh", action="store_true", help="no prompts that 'evaluate guidance' tests on")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    seen: set[str] = set()
+    seen = set().union(*fresh_prompts(500, 250)) if args.spare_fresh else set()
     for split, count, seed in split_sizes(args.train, args.held_out, args.seed):
         if args.kind == "renders":
             rows = rendered_rows(count, seed)

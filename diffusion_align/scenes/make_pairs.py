@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import PairDataset, load_pairs
 from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .grammar import sample_prompt
 from .oracle import OracleScore, score_images
+
+#: Seeds of ``fresh_prompts``.
+TEST_SEED, VALIDATION_SEED = 9001, 9002
 
 GUIDANCE_SCALES = (2.0, 3.5, 5.0, 7.0)
 
@@ -104,6 +108,15 @@ def draw_prompts(count: int, held_out_share: float, seed: int, exclude: set[str]
         if text not in exclude:
             prompts[text] = None
     return list(prompts)
+
+
+def fresh_prompts(test: int, validation: int) -> tuple[list[str], list[str]]:
+    """Prompts that no shipped training pair has, to test and to choose settings on; a quarter is of unseen pairs."""
+    pairs = load_pairs("scenes-pairs", "train", keep_ties=True)
+    assert isinstance(pairs, PairDataset)
+    seen = set(pairs.captions())
+    chosen_on = draw_prompts(validation, 0.25, VALIDATION_SEED, seen)
+    return draw_prompts(test, 0.25, TEST_SEED, seen | set(chosen_on)), chosen_on
 
 
 def split_sizes(train: int, held_out: int, seed: int) -> list[tuple[str, int, int]]:

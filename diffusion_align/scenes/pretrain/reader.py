@@ -78,15 +78,22 @@ class ReaderLoss:
 def train_reader(
     corpus: Corpus, tokenizer: Path, out: Path, minutes: float, batch_size: int = 64, learning_rate: float = 1e-3
 ) -> None:
-    """Write a VP-Score whose reader knows what scenes show and whose heads have yet to be trained on verdicts."""
+    """Write a VP-Score whose reader knows what scenes show and whose heads have yet to be trained on verdicts.
+
+    One that an earlier run left at ``out`` is the start of this one, which then does not look at places alone first.
+    """
     # Imported here: the table of architectures is the trainer's.
     from diffusion_align.training.scorers import READERS
 
     torch.manual_seed(0)
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    settings = dict(READERS["fine"])
-    settings["text"] = {**settings["text"], "vocab_size": len(words), "max_position_embeddings": 64}
-    scorer = VPScore({**settings, "aspects": list(ASPECTS)}, words).train()
+    going_on = (out / "scorer.json").is_file()
+    if going_on:
+        scorer = VPScore.from_pretrained(out).train()
+    else:
+        words = AutoTokenizer.from_pretrained(tokenizer)
+        settings = dict(READERS["fine"])
+        settings["text"] = {**settings["text"], "vocab_size": len(words), "max_position_embeddings": 64}
+        scorer = VPScore({**settings, "aspects": list(ASPECTS)}, words).train()
     losses, rng = ReaderLoss(scorer), np.random.default_rng(0)
     things = torch.stack([places(scene) for scene in corpus_scenes(len(corpus.captions))])
     parameters = [*scorer.parameters(), *losses.words.parameters(), *losses.things.parameters()]
@@ -96,7 +103,7 @@ def train_reader(
         for group in optimizer.param_groups:
             warm = min(1.0, (step + 1) / 100)
             group["lr"] = learning_rate * warm * (1 + math.cos(math.pi * elapsed / budget)) / 2
-        looking = elapsed < LOOKING * budget
+        looking = not going_on and elapsed < LOOKING * budget
         batch = reader_batch(corpus, things, rng, batch_size)
         seen = scorer.reader.see([scorer.preprocess(batch.images)])
         found = {"places": losses.places(seen, batch.things)}
