@@ -17,7 +17,7 @@ from diffusion_align.data import Comparisons
 from diffusion_align.guidance.evaluators import BINS, HIGH, LOW, load_evaluator
 from diffusion_align.sampling.levels import log_snr
 from diffusion_align.training.config import EvaluatorConfig
-from diffusion_align.training.evaluator import EncodedPairs, collate_noisy, noised, seeded_batches
+from diffusion_align.training.noisy_pairs import EncodedPairs, collate_noisy, noised, seeded_batches
 from diffusion_align.training.run import train
 
 from .brightness import Brightness
@@ -161,7 +161,7 @@ def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path
                  "caption": prompt, "label_0": label, "label_1": 1 - label, "scale_0": scales[0], "scale_1": scales[1]}
             )  # fmt: skip
         Dataset.from_list(rows).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
-    options: dict[str, Any] = {"kinds": ("value",), "real_dataset": None, "max_steps": 150}
+    options: dict[str, Any] = {"kinds": ("value",), "real_dataset": None, "max_steps": 150, "scale_penalty": 0.0}
     result = train(config(tmp_path, tmp_path / "run", sdxl_folder, **options))
     last = [line for line in result.history if "eval/accuracy/value/noisy" in line][-1]
     assert last["eval/accuracy/value/noisy"] > 0.9
@@ -178,3 +178,18 @@ def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path
 def test_value_needs_the_scales(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns scale_0 and scale_1 are missing"):
         train(config(grey, tmp_path, sdxl_folder, kinds=("value",), real_dataset=None))
+
+
+def test_towers_of_another_evaluator_stay_as_they_are(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"real_dataset": None, "max_steps": 2, "eval_steps": 0, "per_device_train_batch_size": 8}
+    first = train(config(grey, tmp_path / "first", sdxl_folder, kinds=("alignment",), **options))
+    assert first.weights is not None
+    given = {"kinds": ("preference",), "towers": str(first.weights), **options}
+    second = train(config(grey, tmp_path / "second", sdxl_folder, **given))
+    assert second.weights is not None
+    towers, taken = load_evaluator(first.weights), load_evaluator(second.weights)
+    for name in ("picture", "prompt"):
+        expected = getattr(towers, name).state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in getattr(taken, name).state_dict().items())
+    with pytest.raises(ValueError, match=r"towers = .*first.*: is of EvaluatorSettings"):
+        train(config(grey, tmp_path / "third", sdxl_folder, **given | {"width": 16}))
