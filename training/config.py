@@ -277,7 +277,7 @@ class EvaluatorConfig(RunConfig):
     towers: str | None = None
     """Trained evaluator whose towers this one takes, frozen: for few pairs, only heads are trained; unset: fresh."""
     scale_penalty: NonNegativeFloat = 0.3
-    """Weight of the squared weights by which the best scale depends on the prompt (value): more with fewer pairs."""
+    """Weight of the squared weights by which the best scale follows from a prompt (value): more with fewer pairs."""
     teacher: str | None = None
     """Scorer whose reward the kind task predicts from noisy latents."""
     model: str = "scenes-sdxl"

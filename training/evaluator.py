@@ -116,7 +116,7 @@ class EvaluatorMethod:
         fitting, other = pictures[(label < 0.5).long(), rows], pictures[(label >= 0.5).long(), rows]
         scale = evaluator.logit_scale.exp().clamp(max=100)
         images = normalize(torch.cat([fitting, other]), dim=-1)
-        logits = scale * normalize(texts, dim=-1) @ images.T  # (B, 2B)
+        logits = scale * normalize(texts[:, : images.shape[1]], dim=-1) @ images.T  # (B, 2B)
         by_text = cross_entropy(logits, rows)
         by_image = cross_entropy(logits[:, : len(rows)].T, rows)
         loss = (by_text + by_image) / 2
@@ -204,7 +204,7 @@ def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPai
     scores: list[list[Tensor]] = [[] for _ in range(BINS)]
     for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
         batch = batch.to(adapter.device)
-        text = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts)).repeat(2, 1)
+        text = evaluator.text(adapter.encode_prompts(batch.pairs.prompts)).repeat(2, 1)
         clean, noise = batch.pairs.images.flatten(0, 1), batch.noise.repeat(2, 1, 1, 1)
         scales = known_scales(batch.pairs).flatten()
         for b in range(BINS):
@@ -228,7 +228,7 @@ def evaluate(
     for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
         batch = batch.to(adapter.device)
         level = log_snr(adapter.schedule.alpha_bar(batch.t).flatten())
-        texts = evaluator.prompt(adapter.encode_prompts(batch.pairs.prompts))
+        texts = evaluator.text(adapter.encode_prompts(batch.pairs.prompts))
         sides = [
             evaluator.raw(evaluator.picture(side, level), texts, scales)
             for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)

@@ -25,6 +25,9 @@ KINDS = ("alignment", "fidelity", "preference", "task", "value")
 #: What "value" knows of a scale: so many powers of its logarithm.
 SCALE_FEATURES = 3
 
+#: Tokens, from the first word on, that say which scale suits a prompt: what is asked for, and how many.
+LEADING = 3
+
 #: Bins of log-SNR, between these, that scores are standardised in.
 BINS, LOW, HIGH = 16, -6.0, 7.0
 
@@ -145,14 +148,17 @@ class LatentEvaluator(nn.Module):
                 if kind != "alignment"
             }
         )
-        # Which scale suits a prompt: linear, because few pairs of every scale must teach it.
-        self.scale_value = nn.Linear(width, SCALE_FEATURES) if "value" in settings.kinds else None
+        # Which scale suits a prompt: linear in its first words, because few pairs of every scale must teach it.
+        self.scale_value = (
+            nn.Linear(LEADING * settings.embed_dim, SCALE_FEATURES) if "value" in settings.kinds else None
+        )
         self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
         self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
 
     def raw(self, picture: Tensor, prompt: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """Scores (B,) by kind of the two towers' features (B, F) and guidance scales (B,), which "value" looks at."""
+        """Scores (B,) by kind of picture features (B, F), of what ``text`` gives, and of guidance scales (B,)."""
         scores = {}
+        prompt, leading = prompt.tensor_split([self.settings.features], dim=1)
         for kind in self.settings.kinds:
             if kind == "alignment":
                 cosine = (normalize(picture, dim=-1) * normalize(prompt, dim=-1)).sum(dim=-1)
@@ -162,13 +168,21 @@ class LatentEvaluator(nn.Module):
             else:
                 scores[kind] = self.heads[kind](torch.cat([picture, prompt, picture * prompt], dim=-1))[:, 0]
             if kind == "value" and self.scale_value is not None:
-                weights = self.scale_value(layer_norm(prompt, prompt.shape[-1:]))
+                weights = self.scale_value(leading)
                 scores[kind] = scores[kind] + (weights * scale_features(scale).to(weights)).sum(dim=-1)
         return {kind: score.float() for kind, score in scores.items()}
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """Features of M latents (M, C, h, w) at ``log_snr`` (M,) and of N prompts: (M, F) and (N, F)."""
-        return self.picture(x, log_snr), self.prompt(cond)
+        """Features of M latents (M, C, h, w) at ``log_snr`` (M,), (M, F), and of N prompts (``text``)."""
+        return self.picture(x, log_snr), self.text(cond)
+
+    def text(self, cond: Conditioning) -> Tensor:
+        """Features of the prompts (B, F), for "value" followed by their normalised leading tokens, (B, F + L)."""
+        features = self.prompt(cond)
+        if self.scale_value is None:
+            return features
+        leading = cond.embeds[:, 1 : 1 + LEADING].flatten(1).float()
+        return torch.cat([features, layer_norm(leading, leading.shape[1:]).to(features)], dim=1)
 
     def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning, scale: Tensor) -> dict[str, Tensor]:
         """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts, if the run
@@ -178,7 +192,7 @@ class LatentEvaluator(nn.Module):
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """The prompts' features, from the denoiser's own embeddings."""
-        return (self.prompt(cond),)
+        return (self.text(cond),)
 
     def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         """``scores`` for prompts that were ``read`` before."""
