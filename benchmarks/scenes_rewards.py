@@ -4,7 +4,7 @@ Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and o
 of scenes-vp-inpaint on repainted pictures), ``throughput`` (batched against one by one), ``feedback`` (DPO on pairs
 labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble
 choose the best of n pictures; the oracle says what they chose), ``edit`` (held-out edits), ``pal`` (users told apart or
-not, and a new one).
+not, and a new one), ``facts`` (what the scorer has learnt to see).
 """
 
 from __future__ import annotations
@@ -98,6 +98,21 @@ def accuracy_on(folder: Path, scorer: str, beside: str) -> dict[str, Any]:
         "expected_calibration_error": expected_calibration_error(probabilities[decisive], labels[decisive]),
         "calibration_curve": calibration_curve(probabilities[decisive], labels[decisive]),
     }
+
+
+def facts(args: argparse.Namespace) -> dict[str, Any]:
+    """How often the prompt-following head is right about pairs that differ in one kind of fact alone."""
+    comparisons = Comparisons(args.judged, "test")
+    differences = judge(load_scorer(args.scorer), comparisons)["prompt_following"]
+    right: dict[str, list[bool]] = {}
+    for i in range(len(comparisons)):
+        pair = comparisons[i]
+        first, second = (score_image(decode_jpeg(image), pair.prompt) for image in pair.images)
+        kinds = {name.split()[-1] for name in first.facts if first.facts[name] != second.facts[name]}
+        if first.prompt_following != second.prompt_following:
+            better = bool((differences[i] > 0) == (first.prompt_following > second.prompt_following))
+            right.setdefault(kinds.pop() if len(kinds) == 1 else "several", []).append(better)
+    return {kind: {"pairs": len(hits), "right": float(np.mean(hits))} for kind, hits in sorted(right.items())}
 
 
 def throughput(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,4 +354,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "best-of-n": best_of_n,
     "edit": edit,
     "pal": pal,
+    "facts": facts,
 }
