@@ -358,3 +358,14 @@ def test_an_evaluator_of_another_model_is_refused(adapter: Adapter, tmp_path: Pa
     saved.save_pretrained(tmp_path)
     for name, value in LatentEvaluator.from_pretrained(tmp_path).state_dict().items():
         assert torch.equal(value, saved.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [("scenes-sdxl", "preference"), ("scenes-sd", "preference"), ("scenes-uneven", "value")]
+)
+def test_shipped_models_have_an_evaluator(model: str, kind: str) -> None:
+    guider = DynamicGuidance(f"{model}-evaluator", (kind,), candidates=(1.5, 3.5))
+    prompts = ["two red rings on a dark background", "a large blue star on a light background"]
+    drawn = sample(load_adapter(model), prompts, num_inference_steps=2, guidance=guider, seeds=[0, 1])
+    assert set(drawn.scales.flatten().tolist()) <= {1.5, 3.5}
+    assert torch.tensor(drawn.records[0]["scores"][kind]).isfinite().all()
