@@ -173,6 +173,11 @@ def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path
     scores = evaluator.scores(noise, torch.full((4,), -5.0), adapter.encode_prompts(prompts), scales)["value"]
     assert scores[0] > scores[1]
     assert scores[2] < scores[3]
+    level, read = torch.full((4,), -5.0), evaluator.read(adapter.encode_prompts(prompts), prompts)
+    judged = [evaluator.judge(torch.randn(4, 4, 16, 16), level, read, scales)["value"] for _ in range(2)]
+    assert judged[0][0] > judged[0][1]
+    assert judged[0][2] < judged[0][3]
+    torch.testing.assert_close(judged[0], judged[1])  # of candidates only the scale counts
 
 
 def test_value_needs_the_scales(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:

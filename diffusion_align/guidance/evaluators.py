@@ -167,10 +167,15 @@ class LatentEvaluator(nn.Module):
                 scores[kind] = self.heads[kind](picture)[:, 0]
             else:
                 scores[kind] = self.heads[kind](torch.cat([picture, prompt, picture * prompt], dim=-1))[:, 0]
-            if kind == "value" and self.scale_value is not None:
-                weights = self.scale_value(leading)
-                scores[kind] = scores[kind] + (weights * scale_features(scale).to(weights)).sum(dim=-1)
+            if kind == "value":
+                scores[kind] = scores[kind] + self.suits(leading, scale)
         return {kind: score.float() for kind, score in scores.items()}
+
+    def suits(self, leading: Tensor, scale: Tensor) -> Tensor:
+        """What of the value (B,) is the scale's: how well it suits a prompt with these leading tokens (B, L)."""
+        assert self.scale_value is not None
+        weights: Tensor = self.scale_value(leading)
+        return (weights * scale_features(scale).to(weights)).sum(dim=-1)
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """Features of M latents (M, C, h, w) at ``log_snr`` (M,), (M, F), and of N prompts (``text``)."""
@@ -195,8 +200,14 @@ class LatentEvaluator(nn.Module):
         return (self.text(cond),)
 
     def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
-        """``scores`` for prompts that were ``read`` before."""
-        return self.standardised(self.raw(self.picture(x, log_snr), read[0], scale), log_snr)
+        """``scores`` for prompts that were ``read`` before, but of the value the scale's part alone.
+
+        Candidates' pictures differ by less than what their own part errs by.
+        """
+        scores = self.raw(self.picture(x, log_snr), read[0], scale)
+        if "value" in scores:
+            scores["value"] = self.suits(read[0][:, self.settings.features :], scale).float()
+        return self.standardised(scores, log_snr)
 
     def check(self, x: Tensor, cond: Conditioning) -> None:
         """Whether it can judge these latents and prompts.
