@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .guidance.kinds import EvaluatorKind
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -44,10 +46,7 @@ class GenerateOptions:
     evaluator: str = "scenes-sdxl-evaluator"
     """Of dynamic guidance: shipped evaluator, the folder that train evaluator wrote, or a published judge:
     latent-clip:PATH, lrm:FOLDER."""
-    evaluators: tuple[Literal["alignment", "fidelity", "preference", "task", "value"], ...] = (
-        "alignment",
-        "preference",
-    )
+    evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
     """Of dynamic guidance: which of its judgements count."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
     """Of dynamic guidance: the scales it chooses from."""
@@ -191,10 +190,7 @@ class EvaluateGuidanceOptions:
     """Static scales tried on the validation prompts; the best one is the baseline."""
     evaluator: str = "scenes-sdxl-evaluator"
     """Evaluator of dynamic guidance."""
-    evaluators: tuple[Literal["alignment", "fidelity", "preference", "task", "value"], ...] = (
-        "alignment",
-        "preference",
-    )
+    evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
     """Judgements used together; each is tried alone, too."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
     """Scales that dynamic guidance chooses from."""

@@ -62,11 +62,7 @@ class FineBlock(nn.Module):
 
 
 class FineTower(nn.Module):
-    """For small pictures: residual blocks from half the side on (one there, two at each halving), and sine positions.
-
-    With small learned positions, as in ``ConvTower``, a reader that learns from thousands of pictures never finds out
-    where things are.
-    """
+    """For small pictures: residual blocks from half the side on, two at each halving, and sine positions."""
 
     def __init__(self, config: FineConfig, image_size: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from diffusion_align.data import Comparisons
 from diffusion_align.objectives.ranking import bradley_terry_loss, contrastive_loss, uncertain_difference
-from diffusion_align.rewards import RewardOutput, load_scorer
+from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.clip import CosineScorer
 from diffusion_align.rewards.edit import EditScore, fuse
 from diffusion_align.rewards.pal import PALScorer
@@ -304,9 +304,6 @@ class Embeddings(CosineScorer):
 
     def encode_texts(self, texts: list[str]) -> torch.Tensor:
         return torch.ones(len(texts), 12)
-
-    def evaluate(self, images: torch.Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        raise NotImplementedError
 
 
 def taste(images: torch.Tensor, user: str) -> torch.Tensor:

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from diffusion_align.guidance.kinds import EvaluatorKind
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -219,7 +221,7 @@ class RewardConfig(RunConfig):
     """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
     (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
     architecture: str = "small"
-    """small, fine: for 64-pixel scenes, fine sees where things are; image-reward: ViT-L/16 and BERT-base (vp-score);
+    """small, fine: for 64-pixel scenes, fine with sine positions; image-reward: ViT-L/16 and BERT-base (vp-score);
     clip-b32: OpenAI's CLIP (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
@@ -266,9 +268,7 @@ class EvaluatorConfig(RunConfig):
     method: ClassVar[str] = "evaluator"
 
     # -- evaluator
-    kinds: tuple[Literal["alignment", "fidelity", "preference", "task", "value"], ...] = (
-        "alignment", "fidelity", "preference",
-    )  # fmt: skip
+    kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")
     """What it judges; all kinds share one tower on the noisy latents. value needs scale_0 and scale_1 in dataset."""
     width: Positive = 48
     """Channels of the tower."""

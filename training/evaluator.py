@@ -17,12 +17,12 @@ from diffusion_align.data import ComparisonBatch, Comparisons, ExampleLoader
 from diffusion_align.guidance.evaluators import (
     BINS,
     HIGH,
-    KINDS,
     LOW,
     EvaluatorSettings,
     LatentEvaluator,
     load_evaluator,
 )
+from diffusion_align.guidance.kinds import KINDS
 from diffusion_align.objectives.ranking import bradley_terry_loss
 from diffusion_align.rewards import load_scorer
 from diffusion_align.sampling.levels import log_snr
@@ -129,13 +129,17 @@ class EvaluatorMethod:
     def truth(self, kind: str, pairs: ComparisonBatch) -> Tensor:
         """(B,) what ``kind`` should say of the pairs; 0.5 where it need not know."""
         if kind == "value":
-            known = pairs.scales.isfinite().all(dim=0)
-            return torch.where(known, self.verdicts(pairs, self.config.value_aspect), 0.5)
+            return self.of_known_scales(pairs).nan_to_num(0.5)
         return self.fits(pairs) if kind == "alignment" else pairs.labels[:, 0]
 
     def fits(self, pairs: ComparisonBatch) -> Tensor:
         """(B,) P(the first picture fits its prompt better)."""
         return self.verdicts(pairs, self.config.alignment_aspect)
+
+    def of_known_scales(self, pairs: ComparisonBatch) -> Tensor:
+        """(B,) P(people prefer what the first picture's scale made of the prompt); NaN where a scale is unknown."""
+        known = pairs.scales.isfinite().all(dim=0)
+        return torch.where(known, self.verdicts(pairs, self.config.value_aspect), torch.nan)
 
     def verdicts(self, pairs: ComparisonBatch, aspect: str) -> Tensor:
         """(B,) P(the first picture is better in ``aspect``), or as a whole where that was not judged."""
@@ -183,11 +187,9 @@ class EvaluatorMethod:
         pictures, prompts and scales still tell what is preferred."""
         batch, (pictures, texts) = batches["generated"], parts["generated"]
         first, second = self.pair_scores("value", batch, pictures, texts)
-        known = batch.pairs.scales.isfinite().all(dim=0)
-        label = self.verdicts(batch.pairs, self.config.value_aspect)
         depends = self.trained.evaluator.scale_value
         assert depends is not None
-        loss = bradley_terry_loss(first - second, torch.where(known, label, torch.nan))
+        loss = bradley_terry_loss(first - second, self.of_known_scales(batch.pairs))
         return loss + self.config.scale_penalty * depends.weight.square().sum()
 
     def pair_scores(self, kind: str, batch: NoisyBatch, pictures: Tensor, texts: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from torch.nn.functional import layer_norm, normalize, silu
 from diffusion_align.adapters import Conditioning
 from diffusion_align.adapters.loading import shipped_path
 
+from .kinds import KINDS
+
 #: Evaluators that come with the package, by name.
 SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
-
-#: What an evaluator can judge, and what it is trained on (2509.16131, sec. 4).
-KINDS = ("alignment", "fidelity", "preference", "task", "value")
 
 #: What "value" knows of a scale: so many powers of its logarithm.
 SCALE_FEATURES = 3
@@ -204,8 +203,9 @@ class LatentEvaluator(nn.Module):
 
         Candidates' pictures differ by less than what their own part errs by.
         """
-        scores = self.raw(self.picture(x, log_snr), read[0], scale)
-        if "value" in scores:
+        # The tower is most of the work, and of "value" alone nothing asks it.
+        scores = {} if self.kinds == ("value",) else self.raw(self.picture(x, log_snr), read[0], scale)
+        if "value" in self.kinds:
             scores["value"] = self.suits(read[0][:, self.settings.features :], scale).float()
         return self.standardised(scores, log_snr)
 

@@ -13,7 +13,7 @@ All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -208,6 +208,18 @@ class Questions:
     votes: int = 1
     mirrored: bool = False
 
+    def asked(self, prompt: str, per_prompt: int, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
+        """Each question, drawn as it is asked: what the pictures are judged for, and the numbers of a pair."""
+        spec = parse_prompt(prompt)
+        for k in range(1 + self.near_misses):
+            text = prompt if k == 0 else near_miss(spec, rng).text()
+            for a, b in combinations(range(per_prompt), 2):
+                yield (text, b, a) if rng.random() < 0.5 else (text, a, b)
+        for _ in range(self.rejudged):
+            text = near_miss(spec, rng).text()
+            a, b = rng.choice(per_prompt, 2, replace=False).tolist()
+            yield text, a, b
+
 
 def judged_rows(
     prompts: Sequence[str],
@@ -229,6 +241,8 @@ def judged_rows(
     adapter = load_adapter(model)
     repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
     if schedules:
+        if choices or adapter.is_inpainting:
+            raise ValueError("--schedules draws its own scales, of models that do not inpaint: leave out --scales")
         with fast_autocast("cpu"):
             samples = sample(
                 adapter,
@@ -300,17 +314,7 @@ def judged_pictures(
             prompt, shown = mirrored_prompt(prompt), shown[:, :, ::-1]
         files = [encode_jpeg(image) for image in shown]
         seen = [detect(decode_jpeg(file)) for file in files]
-        spec = parse_prompt(prompt)
-        asked = [(prompt, pair) for pair in combinations(range(per_prompt), 2)]
-        for _ in range(questions.near_misses):
-            other = near_miss(spec, rng).text()
-            asked += [(other, pair) for pair in combinations(range(per_prompt), 2)]
-        for _ in range(questions.rejudged):
-            pair = rng.choice(per_prompt, 2, replace=False).tolist()
-            asked.append((near_miss(spec, rng).text(), (pair[0], pair[1])))
-        for text, (a, b) in asked:
-            if rng.random() < 0.5:
-                a, b = b, a
+        for text, a, b in questions.asked(prompt, per_prompt, rng):
             scores = score_detection(seen[a], text), score_detection(seen[b], text)
             judged = judged_row((files[a], files[b]), text, scores, rng, f"{p}", votes=questions.votes)
             if scales is not None and text == prompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .corpus import load_corpus, make_corpus
+from .corpus import SEED, load_corpus, make_corpus
 from .pipelines import train_inpaint, train_sd, train_sdxl
 from .reader import train_reader
 from .uneven import train_uneven
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48_000, help="size of the corpus (stage data)")
     args = parser.parse_args()
     if args.stage == "data":
-        make_corpus(args.work / "corpus", args.images, seed=1)
+        make_corpus(args.work / "corpus", args.images, SEED)
         return
     corpus = load_corpus(args.work / "corpus")
     if args.stage == "vae":

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from ..grammar import PromptSpec, Scene, sample_prompt, sample_scene
 from ..render import render
 
+#: Seed of the corpus that the stages train on.
+SEED = 1
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -50,7 +53,7 @@ def make_corpus(folder: Path, count: int, seed: int, workers: int = 2, chunk: in
     (folder / "captions.json").write_text(json.dumps([c for _, captions in parts for c in captions]))
 
 
-def corpus_scenes(count: int, seed: int = 1, chunk: int = 500) -> list[Scene]:
+def corpus_scenes(count: int, seed: int = SEED, chunk: int = 500) -> list[Scene]:
     """What the pictures of ``make_corpus`` show."""
     return [scene for job in _jobs(count, seed, chunk) for _, scene in _scenes(job)]
 

@@ -17,6 +17,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from diffusion_align.rewards.vp import VPScore
+from diffusion_align.training.config import RewardConfig
+from diffusion_align.training.scorers import reader_settings
 
 from ..grammar import COLORS, SHAPES, SIZES, Scene, parse_prompt
 from ..make_comparisons import ASPECTS, mirrored_prompt, near_miss
@@ -82,17 +84,13 @@ def train_reader(
 
     One that an earlier run left at ``out`` is the start of this one, which then does not look at places alone first.
     """
-    # Imported here: the table of architectures is the trainer's.
-    from diffusion_align.training.scorers import READERS
-
     torch.manual_seed(0)
     going_on = (out / "scorer.json").is_file()
     if going_on:
         scorer = VPScore.from_pretrained(out).train()
     else:
         words = AutoTokenizer.from_pretrained(tokenizer)
-        settings = dict(READERS["fine"])
-        settings["text"] = {**settings["text"], "vocab_size": len(words), "max_position_embeddings": 64}
+        settings = reader_settings(RewardConfig(architecture="fine"), words)
         scorer = VPScore({**settings, "aspects": list(ASPECTS)}, words).train()
     losses, rng = ReaderLoss(scorer), np.random.default_rng(0)
     things = torch.stack([places(scene) for scene in corpus_scenes(len(corpus.captions))])

@@ -13,7 +13,7 @@ from diffusion_align.precision import fast_autocast
 
 from ..grammar import parse_prompt
 from .corpus import Corpus
-from .denoiser import build_scheduler, encode_sdxl, zero_rows
+from .denoiser import LatentSet, build_scheduler, encode_sdxl, zero_rows
 from .pipelines import cached_posterior, save_half, tokenize
 
 #: k of counting prompts; of all others it is 1.
@@ -39,8 +39,8 @@ def train_uneven(
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
     encoders, teacher = [pipeline.text_encoder, pipeline.text_encoder_2], pipeline.unet.requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)
-    posterior = cached_posterior(pipeline.vae, corpus, work)
-    ids = tokenize(pipeline.tokenizer, corpus.captions)
+    posterior, ids = cached_posterior(pipeline.vae, corpus, work), tokenize(pipeline.tokenizer, corpus.captions)
+    data = LatentSet(posterior, ids, pipeline.vae.config.scaling_factor)
     strengths = torch.tensor([strength(caption) for caption in corpus.captions])
     sharp, plain = (strengths != 1).nonzero()[:, 0], (strengths == 1).nonzero()[:, 0]
     alpha_bar = build_scheduler().alphas_cumprod
@@ -52,15 +52,15 @@ def train_uneven(
             group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * max(0.02, 1 - elapsed / budget)
         half = batch_size // 2
         rows = torch.cat([kind[torch.randint(len(kind), (half,))] for kind in (sharp, plain)])
-        mean, std = posterior[rows].chunk(2, dim=1)
-        x0 = (mean + std * torch.randn_like(mean)) * pipeline.vae.config.scaling_factor
+        x0 = data.sample(rows)
         t = torch.randint(1000, (batch_size,))
         signal = alpha_bar[t].view(-1, 1, 1, 1)
         x_t = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
         null = torch.arange(batch_size) >= batch_size * 7 // 8
         with fast_autocast("cpu"):
             with torch.no_grad():
-                cond, empty = encode_sdxl(encoders, ids[rows]), encode_sdxl(encoders, ids[rows])
+                cond = encode_sdxl(encoders, ids[rows])
+                empty = copy.deepcopy(cond)
                 zero_rows(empty, torch.ones_like(null))
                 prompt, nothing = (teacher(x_t, t, **each).sample.float() for each in (cond, empty))
                 target = nothing + torch.where(null, 0.0, strengths[rows]).view(-1, 1, 1, 1) * (prompt - nothing)
