@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,12 +37,15 @@ class RewardOutput:
         aspects: named parts of it, each (B,) float32.
         std: (B,) float32, how unsure the scorer is, in units of ``reward``; None when it does not say.
         features: (B, F) float32, what the reward is a linear function of; None when the scorer does not show it.
+        words: (B, W) float32, log-odds that a word of the prompt (split at spaces) is *not* shown, NaN beyond its last
+            one; None when the scorer does not say.
     """
 
     reward: Tensor
     aspects: dict[str, Tensor] = field(default_factory=dict)
     std: Tensor | None = None
     features: Tensor | None = None
+    words: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> RewardOutput:
         """The outputs at ``rows`` (N,) int64."""
@@ -50,6 +54,7 @@ class RewardOutput:
             {name: values[rows] for name, values in self.aspects.items()},
             None if self.std is None else self.std[rows],
             None if self.features is None else self.features[rows],
+            None if self.words is None else self.words[rows],
         )
 
     @classmethod
@@ -57,12 +62,20 @@ class RewardOutput:
         """Outputs of consecutive batches as one."""
         stds = [output.std for output in outputs if output.std is not None]
         features = [output.features for output in outputs if output.features is not None]
+        words = [output.words for output in outputs if output.words is not None]
         return cls(
             torch.cat([output.reward for output in outputs]),
             {name: torch.cat([output.aspects[name] for output in outputs]) for name in outputs[0].aspects},
             torch.cat(stds) if len(stds) == len(outputs) else None,
             torch.cat(features) if len(features) == len(outputs) else None,
+            torch.cat(padded(words)) if len(words) == len(outputs) else None,
         )
+
+
+def padded(tables: Sequence[Tensor]) -> list[Tensor]:
+    """Tables (B, W) of numbers per word, made equally wide with NaN."""
+    width = max((table.shape[1] for table in tables), default=0)
+    return [torch.nn.functional.pad(table, (0, width - table.shape[1]), value=math.nan) for table in tables]
 
 
 class RewardScorer(nn.Module, ABC):

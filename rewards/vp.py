@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import logsigmoid, normalize, relu
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -136,14 +137,13 @@ class PictureReader(nn.Module):
         tokens = self.vision(torch.cat(pictures)).chunk(len(pictures))
         return torch.cat([part + role for part, role in zip(tokens, self.roles, strict=True)], dim=1)
 
-    def read(self, seen: Tensor, input_ids: Tensor, attention_mask: Tensor, causal: bool = False) -> Tensor:
-        """States (B, L, D) of texts read beside what was seen; ``causal``: from what stands before alone."""
+    def read(self, seen: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """States (B, L, D) of texts read beside what was seen."""
         states: Tensor = self.text(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
-            is_decoder=causal,
         ).last_hidden_state
         return states
 
@@ -160,6 +160,28 @@ def first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return first, where
 
 
+def last_tokens(tokens: Any, prompts: list[str]) -> Tensor:
+    """(B, W) int64: where the last token of each word of ``prompts`` stands; -1 where there is none."""
+    found = torch.full((len(prompts), max(len(prompt.split()) for prompt in prompts)), -1)
+    for i in range(len(prompts)):
+        for position, word in enumerate(tokens.word_ids(i)):
+            if word is not None:
+                found[i, word] = position
+    return found
+
+
+#: Numbers that ``evidence`` gives.
+EVIDENCE = 2
+
+
+def evidence(logits: Tensor, known: Tensor) -> Tensor:
+    """(B, 2): the expected number of words that are not shown, and the probability that all are, from each word's
+    log-odds of not being shown (B, W); words that are not ``known`` do not count."""
+    wrong = (logits.sigmoid() * known).sum(dim=1)
+    none = (logsigmoid(-logits) * known).sum(dim=1).exp()
+    return torch.stack([wrong, none], dim=1)
+
+
 #: Width of the contrastive branch's embeddings.
 EMBEDDING = 128
 
@@ -173,8 +195,9 @@ class VPScore(TrainedScorer, Embedder):
     """An overall score and one per aspect, all logits: P(a over b) = sigmoid(score_a - score_b).
 
     Args:
-        settings: of :class:`PictureReader`, and "aspects" (names), "max_tokens".
-        tokenizer: of transformers.
+        settings: of :class:`PictureReader`, and "aspects" (names), "max_tokens", "words" (whether it says of each word
+            if it is shown, and judges by that, too; default: no).
+        tokenizer: of transformers; a fast one, if ``words``.
     """
 
     kind = "vp-score"
@@ -186,7 +209,8 @@ class VPScore(TrainedScorer, Embedder):
         self._settings, self.tokenizer = settings, tokenizer
         self.reader = PictureReader(settings)
         self.aspects: list[str] = list(settings["aspects"])
-        self.head = head(self.reader.width, 1 + len(self.aspects))
+        self.words = nn.Linear(self.reader.width, 1) if settings.get("words") else None
+        self.head = head(self.reader.width + (0 if self.words is None else EVIDENCE), 1 + len(self.aspects))
         self.image_projection = nn.Linear(self.reader.vision.width, EMBEDDING)
         self.text_projection = nn.Linear(self.reader.width, EMBEDDING)
         self.logit_scale = nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
@@ -198,11 +222,12 @@ class VPScore(TrainedScorer, Embedder):
     def tokenize(self, prompts: list[str]) -> Any:
         """Token ids and mask (B, max_tokens)."""
         return self.tokenizer(
-            prompts,
-            padding="max_length",
+            prompts if self.words is None else [prompt.split() for prompt in prompts],
+            padding="max_length" if self.words is None else "longest",
             truncation=True,
             max_length=self._settings["max_tokens"],
             return_tensors="pt",
+            is_split_into_words=self.words is not None,
         ).to(self.device)
 
     def embed_apart(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -227,12 +252,18 @@ class VPScore(TrainedScorer, Embedder):
             seen = self.reader.see([images[first]])[where]
         else:
             seen = self.reader.see([images])
-        state = self.reader.read(seen, tokens.input_ids, tokens.attention_mask)[:, 0].float()
+        states = self.reader.read(seen, tokens.input_ids, tokens.attention_mask).float()
+        state, words = states[:, 0], None
         with in_float32(state):
+            if self.words is not None:
+                at = last_tokens(tokens, prompts).to(states.device)
+                logits = self.words(states).squeeze(-1).gather(1, at.clamp(min=0))
+                words = logits.masked_fill(at < 0, math.nan)
+                state = torch.cat([state, evidence(logits, at >= 0)], dim=1)
             features = self.head[:-1](state)
             scores = self.head[-1](features)
         aspects = {name: scores[:, 1 + i] for i, name in enumerate(self.aspects)}
-        return RewardOutput(scores[:, 0], aspects, features=features)
+        return RewardOutput(scores[:, 0], aspects, features=features, words=words)
 
     def settings(self) -> dict[str, Any]:
         return self._settings

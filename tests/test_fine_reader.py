@@ -1,4 +1,4 @@
-"""The reader of small pictures: where things are, captions, and pictures that are in several pairs."""
+"""The reader of small pictures: where things are, and pictures that are in several pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from diffusion_align.data import ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
 from diffusion_align.rewards.vp import VPScore, first_of_each, sine_positions
@@ -17,7 +16,7 @@ from diffusion_align.scenes.make_comparisons import Questions, changing_scales, 
 from diffusion_align.scenes.make_pairs import decode_jpeg
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.scenes.pretrain.corpus import Corpus, corpus_scenes, load_corpus, make_corpus
-from diffusion_align.scenes.pretrain.reader import ReaderLoss, places, reader_batch
+from diffusion_align.scenes.pretrain.reader import places, places_loss, reader_batch
 from diffusion_align.scenes.render import render
 from diffusion_align.scenes.vision import detect
 from diffusion_align.training.config import RewardConfig
@@ -58,47 +57,34 @@ def test_the_first_of_each_number_is_found() -> None:
     assert torch.equal(numbers[first][where], numbers)
 
 
-def test_captioning_is_the_cross_entropy_of_every_next_token(scorer: VPScore) -> None:
-    losses, images = ReaderLoss(scorer), torch.rand(2, 3, 64, 64)
-    captions = ["a red star on a dark background", PROMPT]
-    expected = []
-    for image, ids in zip(images, scorer.tokenizer(captions)["input_ids"], strict=True):  # prefix by prefix, unpadded
-        seen = scorer.reader.see([image[None]])
-        for n in range(1, len(ids)):
-            prefix = torch.tensor([ids[:n]])
-            states = scorer.reader.read(seen, prefix, torch.ones_like(prefix), causal=True)
-            expected.append(cross_entropy(losses.words(states)[0, -1:], torch.tensor([ids[n]])))
-    found = losses.captioning(scorer.reader.see([images]), captions)
-    torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+def test_places_are_learnt_by_the_cross_entropy_of_each_kind() -> None:
+    torch.manual_seed(0)
+    said, things = torch.randn(2, 64, 18), torch.zeros(2, 64, 3, dtype=torch.long)
+    things[0, 5] = torch.tensor([1, 7, 2])
+    log_p = [part.log_softmax(-1) for part in said.split([7, 8, 3], dim=-1)]
+    expected = 0.0
+    for kind, part in enumerate(log_p):
+        weight = torch.where(things[..., kind] == 0, 0.1, 1.0)
+        own = -part.gather(-1, things[..., kind : kind + 1])[..., 0]
+        expected += float((weight * own).sum() / weight.sum())
+    torch.testing.assert_close(float(places_loss(said, things)), expected)
 
 
-def test_matching_prefers_the_right_caption(scorer: VPScore) -> None:
-    losses, images = ReaderLoss(scorer), torch.rand(2, 3, 64, 64)
-    captions = [["a red star on a dark background", PROMPT], [PROMPT, "two blue rings on a grey background"]]
-    scores = torch.stack(
-        [scorer.score(image.expand(2, -1, -1, -1), texts).aspects["prompt_following"]
-         for image, texts in zip(images, captions, strict=True)]
-    )  # fmt: skip
-    found, right = losses.matching(scorer.reader.see([scorer.preprocess(images)]), captions)
-    torch.testing.assert_close(found, -scores.log_softmax(dim=1)[:, 0].mean(), rtol=1e-4, atol=1e-4)
-    assert float(right) == float((scores[:, 0] > scores[:, 1]).float().mean())
-
-
-def test_readers_learn_from_right_captions_places_and_near_misses() -> None:
+def test_readers_see_scenes_and_their_mirror_images_with_what_is_where() -> None:
     rng = np.random.default_rng(0)
     scene = sample_scene(parse_prompt(PROMPT), rng)
-    batch = reader_batch(Corpus(render(scene)[None], [PROMPT]), places(scene)[None], rng, 16)
-    assert batch.images.shape == (16, 3, 64, 64)
-    assert {each[0] for each in batch.captions} == {PROMPT, mirrored_prompt(PROMPT)}
-    for image, (right, *wrong), things in zip(batch.images, batch.captions, batch.things, strict=True):
+    images, found = reader_batch(Corpus(render(scene)[None], [PROMPT]), places(scene)[None], rng, 16)
+    assert images.shape == (16, 3, 64, 64)
+    right = set()
+    for image, things in zip(images, found, strict=True):
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        assert score_image(pixels, right).correct
-        assert right not in wrong
+        right |= {text for text in (PROMPT, mirrored_prompt(PROMPT)) if score_image(pixels, text).correct}
         for thing in detect(pixels).objects:
             shape, color, size = things[int(thing.y * 8) * 8 + int(thing.x * 8)].tolist()
-            found = (SHAPES[shape - 1], COLORS[color - 1], SIZES[size - 1])
-            assert found == (thing.shape, thing.color, thing.size)
+            named = (SHAPES[shape - 1], COLORS[color - 1], SIZES[size - 1])
+            assert named == (thing.shape, thing.color, thing.size)
         assert int((things > 0).sum()) == 6  # two objects, three things each
+    assert right == {PROMPT, mirrored_prompt(PROMPT)}
 
 
 def test_the_corpus_scenes_are_those_of_its_pictures(tmp_path: Path) -> None:

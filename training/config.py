@@ -236,8 +236,9 @@ class RewardConfig(RunConfig):
 
     # -- data
     dataset: str = "scenes-pairs"
-    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit); for prefpaint
-    rated repaintings: image, source, mask, score_CRITERION."""
+    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit), wrong_words_0 and
+    wrong_words_1 (what each image does not show, by word; a vp-score then says so, too); for prefpaint rated
+    repaintings: image, source, mask, score_CRITERION."""
     dataset_split: str = "train"
     """Split to train on."""
     validation_split: str | None = "validation"
@@ -255,6 +256,8 @@ class RewardConfig(RunConfig):
     # -- objective
     aspect_weight: NonNegativeFloat = 1.0
     """Weight of the aspects' mean loss beside the overall one."""
+    word_weight: NonNegativeFloat = 1.0
+    """Weight of the words' mean loss (vp-score, on data with wrong_words_0 and wrong_words_1)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels."""
     contrastive_weight: NonNegativeFloat = 0.0

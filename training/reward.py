@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from diffusion_align.data import (
     ComparisonBatch,
@@ -100,6 +100,11 @@ class RewardMethod(SourcedMethod[ComparisonBatch]):
                 parts.append(bradley_terry_loss(part, labels[:, i], batch.weight))
                 metrics[f"loss/{name}"] = parts[-1].detach()
             loss = loss + self.config.aspect_weight * torch.stack(parts).mean()
+        said, marks = said_of_words(output, batch)
+        if self.config.word_weight and len(marks):
+            part = binary_cross_entropy_with_logits(said, marks)
+            metrics["loss/words"] = part.detach()
+            loss = loss + self.config.word_weight * part
         if self.config.contrastive_weight and isinstance(self.trained.scorer, VPScore):
             part = self.contrast(self.trained.scorer, batch)
             metrics["loss/contrastive"] = part.detach()
@@ -159,6 +164,15 @@ def score_both(module: Any, batch: ComparisonBatch) -> RewardOutput:
     return output[where]
 
 
+def said_of_words(output: RewardOutput, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+    """What the scorer says of each word that people were asked about, as log-odds, and what they marked, (N,) both."""
+    marks = batch.wrong_words.flatten(0, 1)
+    if output.words is None:
+        return marks.new_empty(0), marks.new_empty(0)
+    known = ~(marks.isnan() | output.words.isnan())
+    return output.words[known], marks[known]
+
+
 def difference(scores: Tensor) -> Tensor:
     """(2B,) scores to (B,): first image minus second."""
     first, second = scores.chunk(2)
@@ -177,7 +191,8 @@ def logits(scores: Tensor, std: Tensor | None) -> Tensor:
 def judge(scorer: RewardScorer, comparisons: Comparisons, batch_size: int = 64) -> dict[str, np.ndarray]:
     """Log-odds of image 0 under ``scorer`` and labels, (N,) each, by aspect ("overall" and those the scorer has).
 
-    Keys: "overall", "overall/label", and so on.
+    Keys: "overall", "overall/label", and so on; of a scorer that says which words are not shown, where people marked
+    them, also "words" and "words/label", of all words of both images.
     """
     examples = ComparisonExamples(comparisons, scorer.preprocess)
     found: dict[str, list[Tensor]] = {}
@@ -191,6 +206,10 @@ def judge(scorer: RewardScorer, comparisons: Comparisons, batch_size: int = 64) 
             if name in output.aspects:
                 found.setdefault(name, []).append(logits(output.aspects[name], output.aspects.get(f"{name}_std")))
                 found.setdefault(f"{name}/label", []).append(batch.labels[:, i])
+        said, marks = said_of_words(output, batch)
+        if len(marks):
+            found.setdefault("words", []).append(said)
+            found.setdefault("words/label", []).append(marks)
     return {name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}
 
 
@@ -202,6 +221,7 @@ def evaluate_scorer(
     On ratings: as :func:`~diffusion_align.training.ratings.evaluate_ratings`. On pairs:
 
     - ``accuracy/overall``, ``accuracy/ASPECT``: on decisive pairs.
+    - ``accuracy/words``: mean of the share of wrong words that it finds and of right ones that it leaves alone.
     - ``accuracy_with_ties``: on all pairs by Pick-a-Pic's protocol, where there are ties; ``tie_threshold`` is what it
       was measured with: the one given, or the best on these very pairs.
     - ``ranking/K``: share of rankings of K > 2 pictures (same caption and ranking_id) without a wrong pair.
@@ -212,6 +232,9 @@ def evaluate_scorer(
         return evaluate_ratings(scorer, judgements)
     judged = judge(scorer, judgements)
     metrics = {}
+    if "words" in judged:
+        said, wrong = judged.pop("words") > 0, judged.pop("words/label") > 0.5
+        metrics["accuracy/words"] = float((said[wrong].mean() + (~said[~wrong]).mean()) / 2)
     for name in (key for key in judged if not key.endswith("/label")):
         labels = judged[f"{name}/label"]
         known = ~np.isnan(labels)

@@ -149,7 +149,8 @@ def find_tokenizer(name: str) -> Any:
 
 def new_vp(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
     tokenizer = find_tokenizer(config.tokenizer)
-    return VPScore({**reader_settings(config, tokenizer), "aspects": comparisons.aspects}, tokenizer)
+    settings = reader_settings(config, tokenizer)
+    return VPScore({**settings, "aspects": comparisons.aspects, "words": comparisons.marked}, tokenizer)
 
 
 def new_edit(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
@@ -161,7 +162,7 @@ def new_edit(config: RewardConfig, comparisons: Comparisons) -> RewardScorer:
     teacher = load_scorer(config.reader)
     if not isinstance(teacher, VPScore):
         raise ValueError(f"reader = {config.reader!r}: expected a trained vp-score, found {teacher.name}")
-    settings = {key: value for key, value in teacher.settings().items() if key != "aspects"}
+    settings = {key: value for key, value in teacher.settings().items() if key not in ("aspects", "words")}
     scorer = EditScore(settings, teacher.tokenizer)
     learned = {key: value for key, value in teacher.reader.state_dict().items() if key != "roles"}
     scorer.reader.load_state_dict(learned, strict=False)  # "roles" is per picture: one there, two here

@@ -20,6 +20,9 @@ from .types import decoded_picture
 #: Column that holds the verdict on an aspect: label_0_aesthetic, ...
 ASPECT_PREFIX = "label_0_"
 
+#: Columns that hold, for each word of the caption, the share of people who marked it as not shown by the image.
+MARKS = ("wrong_words_0", "wrong_words_1")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -33,6 +36,7 @@ class Comparison:
         source: the encoded image before the edit, or None.
         weight: factor of the pair's loss.
         scales: guidance scales that the images were drawn with for this very prompt; NaN where unknown.
+        wrong_words: for each image P(a word is marked as not shown), of every word of the prompt; () where nobody did.
         key: names the pair in messages.
     """
 
@@ -43,6 +47,7 @@ class Comparison:
     source: bytes | None
     weight: float
     scales: tuple[float, float]
+    wrong_words: tuple[tuple[float, ...], tuple[float, ...]]
     key: str
 
 
@@ -51,7 +56,9 @@ class Comparisons:
 
     Reads Pick-a-Pic's columns and, where present, ``label_0_ASPECT`` (P(image 0 is better in that aspect)),
     ``user_id``, ``source`` (the image before an edit), ``num_example_per_prompt`` (weight 1 / it), ``scale_0`` and
-    ``scale_1`` (guidance scales that the images were drawn with for the caption). Rows without a label are left out.
+    ``scale_1`` (guidance scales that the images were drawn with for the caption), ``wrong_words_0`` and
+    ``wrong_words_1`` (a number in [0, 1] for each word of the caption, split at spaces: the share of people who say
+    that the image does not show it, as in RichHF, 2312.10240). Rows without a label are left out.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
@@ -67,6 +74,7 @@ class Comparisons:
                 f"{self.source.name}: column 'label_0' is missing: scorers are trained on Pick-a-Pic's layout"
             )
         self.aspects = [c.removeprefix(ASPECT_PREFIX) for c in columns if c.startswith(ASPECT_PREFIX)]
+        self.marked = set(MARKS) <= set(columns)
         names = [c for c in ("has_label", "label_0") if c in columns]
         rows = self.source.table.select_columns(names).to_list()
         self.rows = [i for i, row in enumerate(rows) if row.get("has_label", True) and row["label_0"] is not None][
@@ -101,11 +109,21 @@ class Comparisons:
             None if source is None else self._image(row, "source", where),
             1.0 / float(row.get("num_example_per_prompt") or 1),
             (scale(row.get("scale_0"), f"{where}: scale_0"), scale(row.get("scale_1"), f"{where}: scale_1")),
+            (self._marks(row, MARKS[0], where), self._marks(row, MARKS[1], where)),
             f"row {number}",
         )
 
     def _image(self, row: dict[str, Any], column: str, where: str) -> bytes:
         return image_bytes(row[column], self.source, f"{where}, column {column}")
+
+    def _marks(self, row: dict[str, Any], column: str, where: str) -> tuple[float, ...]:
+        marks = row.get(column)
+        if marks is None:
+            return ()
+        words = str(row["caption"]).split()
+        if len(marks) != len(words):
+            raise ValueError(f"{where}: {column} has {len(marks)} numbers: expected one for each of {len(words)} words")
+        return tuple(probability(mark, f"{where}: {column}") for mark in marks)
 
     def users(self) -> list[str]:
         """Everyone who judged, sorted; [] without a user_id column."""
@@ -174,6 +192,8 @@ class ComparisonBatch:
         keys: B.
         pictures: (2, B) int64, equal numbers where the stored pictures are the same.
         scales: (2, B) float32 guidance scales; NaN where unknown.
+        wrong_words: (2, B, W) float32: P(a word is marked as not shown); NaN where nobody was asked and beyond the
+            last word.
     """
 
     images: Tensor
@@ -185,6 +205,7 @@ class ComparisonBatch:
     keys: list[str]
     pictures: Tensor
     scales: Tensor
+    wrong_words: Tensor
 
     def to(self, device: torch.device | str) -> ComparisonBatch:
         """Move every tensor."""
@@ -194,6 +215,7 @@ class ComparisonBatch:
             labels=self.labels.to(device),
             pictures=self.pictures.to(device),
             scales=self.scales.to(device),
+            wrong_words=self.wrong_words.to(device),
             weight=self.weight.to(device),
             sources=None if self.sources is None else self.sources.to(device),
         )
@@ -223,7 +245,8 @@ class ComparisonExamples:
 
 def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[int]) -> ComparisonBatch:
     """Stack examples, half of the pairs (by their seeds) exchanged, so that a scorer cannot learn their order."""
-    images, labels, pictures, scales = [], [], [], []
+    images, labels, pictures, scales, marks = [], [], [], [], []
+    width = max(len(example.record.prompt.split()) for example in examples)
     numbers: dict[bytes, int] = {}
     for example, seed in zip(examples, seeds, strict=True):
         label = torch.tensor(list(example.record.labels.values()), dtype=torch.float32)
@@ -233,6 +256,8 @@ def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[i
         pair = [numbers.setdefault(content, len(numbers)) for content in example.record.images]
         pictures.append(pair[::-1] if exchange else pair)
         scales.append(example.record.scales[::-1] if exchange else example.record.scales)
+        rows = [[*row, *[math.nan] * (width - len(row))] for row in example.record.wrong_words]
+        marks.append(rows[::-1] if exchange else rows)
     records = [example.record for example in examples]
     sources = [example.source for example in examples if example.source is not None]
     return ComparisonBatch(
@@ -245,4 +270,5 @@ def collate_comparisons(examples: Sequence[ComparisonExample], seeds: Sequence[i
         [record.key for record in records],
         torch.tensor(pictures).T,
         torch.tensor(scales).T,
+        torch.tensor(marks).transpose(0, 1),
     )

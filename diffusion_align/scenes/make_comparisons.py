@@ -63,6 +63,7 @@ from .make_pairs import (
     split_sizes,
     verdict,
 )
+from .marks import marked_words
 from .oracle import OracleScore, score_detection, score_image
 from .render import IMAGE_SIZE, render
 from .vision import detect
@@ -138,10 +139,11 @@ def judged_row(
     key: str,
     population: str = "similar",
     votes: int = 1,
+    marks: bool = False,
 ) -> dict[str, Any]:
     """A random user's verdict on the whole, and on each aspect; ``bayes_0`` is the best prediction of the former.
 
-    Of several ``votes`` the labels are the mean, and no user is named.
+    Of several ``votes`` the labels are the mean, and no user is named. ``marks``: the users mark wrong words, too.
     """
     first, second = scores
     judgements = [judge(first, second, rng, population) for _ in range(votes)]
@@ -155,6 +157,7 @@ def judged_row(
         "user_id": judgements[0].user if votes == 1 else "",
         **aspects,
         "bayes_0": win / max(1 - tie, 1e-9),
+        **({f"wrong_words_{i}": marked_words(prompt, scores[i].facts, rng, votes) for i in (0, 1)} if marks else {}),
     }
 
 
@@ -201,12 +204,14 @@ class Questions:
         near_misses: so many other prompts, for each of which every pair is judged.
         votes: users asked about each pair; labels are the mean of their verdicts.
         mirrored: show half of the prompts' pictures mirrored, left and right exchanged in the prompts too.
+        marks: let users mark the words that a picture does not show.
     """
 
     rejudged: int = 0
     near_misses: int = 0
     votes: int = 1
     mirrored: bool = False
+    marks: bool = False
 
     def asked(self, prompt: str, per_prompt: int, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
         """Each question, drawn as it is asked: what the pictures are judged for, and the numbers of a pair."""
@@ -316,7 +321,8 @@ def judged_pictures(
         seen = [detect(decode_jpeg(file)) for file in files]
         for text, a, b in questions.asked(prompt, per_prompt, rng):
             scores = score_detection(seen[a], text), score_detection(seen[b], text)
-            judged = judged_row((files[a], files[b]), text, scores, rng, f"{p}", votes=questions.votes)
+            shown_pair = files[a], files[b]
+            judged = judged_row(shown_pair, text, scores, rng, f"{p}", votes=questions.votes, marks=questions.marks)
             if scales is not None and text == prompt:
                 judged |= {"scale_0": float(scales[first + a]), "scale_1": float(scales[first + b])}
             found.append(judged)
@@ -363,6 +369,7 @@ def main() -> None:
     parser.add_argument("--near-misses", type=int, default=0, help="the same, so many near misses with all pairs each")
     parser.add_argument("--votes", type=int, default=1, help="users asked about each training pair")
     parser.add_argument("--mirrored", action="store_true", help="mirror half of the training prompts and pictures")
+    parser.add_argument("--marks", action="store_true", help="users also mark the words that pictures do not show")
     parser.add_argument("--scales", type=float, nargs="+", default=(), help="guidance scales to draw from (judged)")
     parser.add_argument("--schedules", action="store_true", help="change each training picture's scale on the way")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
@@ -383,8 +390,8 @@ def main() -> None:
             rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, seed)
         else:
             prompts = draw_split(split, count, seed, seen)
-            asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored)
-            questions = asked if split == "train" else Questions()
+            asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored, args.marks)
+            questions = asked if split == "train" else Questions(marks=args.marks)
             if args.kind == "imperfect":
                 rows = imperfect_rows(prompts, args.per_prompt, seed, questions)
             else:
