@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, normalize, relu
+from torch.nn.functional import adaptive_avg_pool2d, logsigmoid, normalize, relu
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel, ResNetConfig, ResNetModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -41,13 +41,21 @@ class ConvTower(nn.Module):
 
 
 @dataclass(frozen=True)
-class FineConfig:
-    """``FineTower``'s channels at a half, a quarter and an eighth of the side."""
+class ObjectsConfig:
+    """Of an :class:`ObjectTower`.
+
+    Attributes:
+        hidden_sizes: channels at a half, a quarter and an eighth of the side.
+        kinds: how many classes each thing said of an object has, e.g. its shape, colour and size.
+        objects: places that are kept.
+    """
 
     hidden_sizes: tuple[int, ...] = (32, 64, 128)
+    kinds: tuple[int, ...] = (6, 7, 2)
+    objects: int = 6
 
 
-class FineBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a residual."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -62,32 +70,65 @@ class FineBlock(nn.Module):
         return relu(inner + self.skip(x))
 
 
-class FineTower(nn.Module):
-    """For small pictures: residual blocks from half the side on, two at each halving, and sine positions."""
+class ObjectTower(nn.Module):
+    """For small pictures: bottom-up attention (1707.07998). Residual blocks see places, eight pixels wide; the text then
+    reads those that likeliest hold an object, and what the quarters of the picture look like.
 
-    def __init__(self, config: FineConfig, image_size: int) -> None:
+    ``said`` gives each place's logits: of every kind "nothing" and its classes, then where in the place the object's
+    centre is.
+    """
+
+    def __init__(self, config: ObjectsConfig, image_size: int) -> None:
         super().__init__()
+        self.kinds, self.objects = list(config.kinds), config.objects
         widths = config.hidden_sizes
         self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        blocks = [FineBlock(widths[0], widths[0], 1)]
+        blocks = [ResidualBlock(widths[0], widths[0], 1)]
         for inputs, outputs in pairwise(widths):
-            blocks += [FineBlock(inputs, outputs, 2), FineBlock(outputs, outputs, 1)]
+            blocks += [ResidualBlock(inputs, outputs, 2), ResidualBlock(outputs, outputs, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.width: int = widths[-1]
-        self.positions = nn.Parameter(0.5 * sine_positions(image_size // 2 ** len(widths), self.width))
+        self.side = image_size // 2 ** len(widths)
+        self.classes = nn.Linear(self.width, sum(1 + count for count in self.kinds) + 2)
+        named = sum(1 + count for count in self.kinds) + 2 * 2 * FREQUENCIES
+        self.object = nn.Sequential(
+            nn.Linear(named + self.width, self.width), nn.GELU(), nn.Linear(self.width, self.width)
+        )
+        self.quarter = nn.Linear(self.width, self.width)
+        self.corners = nn.Parameter(0.02 * torch.randn(4, self.width))
+
+    def places(self, images: Tensor) -> Tensor:
+        """(B, N, D) features of every place, row by row."""
+        features: Tensor = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        return features.flatten(2).transpose(1, 2)
+
+    def said(self, places: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Logits (B, N, 1 + classes) of each kind, and the centre (B, N, 2) within each place, in [0, 1]."""
+        *kinds, centre = self.classes(places).split([*(1 + count for count in self.kinds), 2], dim=-1)
+        return kinds, centre.sigmoid()
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.blocks(self.stem(images.contiguous(memory_format=torch.channels_last)))
-        return features.flatten(2).transpose(1, 2) + self.positions
+        places = self.places(images)
+        kinds, centre = self.said(places)
+        index = torch.arange(self.side**2, device=images.device)
+        corner = torch.stack([index % self.side, index // self.side], dim=-1)
+        shares = [kind.softmax(dim=-1) for kind in kinds]
+        described = torch.cat([*shares, waves((corner + centre) / self.side), places], dim=-1)
+        best = shares[0][..., 0].topk(self.objects, dim=1, largest=False).indices
+        objects = self.object(described.gather(1, best[..., None].expand(-1, -1, described.shape[-1])))
+        grid = places.transpose(1, 2).unflatten(2, (self.side, self.side))
+        quarters = self.quarter(adaptive_avg_pool2d(grid, 2).flatten(2).transpose(1, 2)) + self.corners
+        return torch.cat([objects, quarters], dim=1)
 
 
-def sine_positions(side: int, width: int) -> Tensor:
-    """(1, side^2, width): rows in the first half of the channels, columns in the second, wavelengths 2 pi to 200 pi."""
-    frequencies = 100 ** (-torch.arange(width // 4) / (width // 4))
-    angles = torch.arange(side)[:, None] * frequencies
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=2).reshape(1, side * side, width)
+#: Waves per coordinate: half a period over the picture, one, two, four.
+FREQUENCIES = 4
+
+
+def waves(xy: Tensor) -> Tensor:
+    """(..., 2) coordinates in [0, 1] as sines and cosines (..., 2 * 2 * FREQUENCIES)."""
+    angles = xy[..., None] * (torch.pi * 2 ** torch.arange(FREQUENCIES, device=xy.device))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 class PatchTower(nn.Module):
@@ -105,7 +146,7 @@ class PatchTower(nn.Module):
 
 TOWERS: dict[str, tuple[Callable[[Any, int], Any], Callable[..., Any]]] = {
     "resnet": (ConvTower, ResNetConfig),
-    "fine": (FineTower, FineConfig),
+    "objects": (ObjectTower, ObjectsConfig),
     "blip": (PatchTower, BlipVisionConfig),
 }
 

@@ -201,9 +201,13 @@ def test_conditionings_of_different_kinds_are_not_joined() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "low", "high"),
-    [("two red rings on a dark background", 1.5, 4.0), ("a red ring on a dark background", 0.8, 1.3)],
+    [
+        ("two red rings on a dark background", 2.0, 4.5),
+        ("a red ring on a dark background", 0.8, 1.3),
+        ("a red ring left of a blue star on a dark background", 0.4, 0.9),
+    ],
 )
-def test_scenes_uneven_guides_counting_prompts_by_itself(prompt: str, low: float, high: float) -> None:
+def test_scenes_uneven_guides_counting_prompts_by_itself_and_halves_several_objects(prompt: str, low: float, high: float) -> None:
     sdxl, uneven = load_adapter("scenes-sdxl"), load_adapter("scenes-uneven")
     x_t, t = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((8,), 800)
     with torch.no_grad():

@@ -32,7 +32,7 @@ ASPECTS = ["prompt_following", "aesthetic", "fidelity"]
 def scorer() -> VPScore:
     torch.manual_seed(0)
     tokenizer = find_tokenizer("scenes-sdxl")
-    settings = reader_settings(RewardConfig(architecture="fine"), tokenizer)
+    settings = reader_settings(RewardConfig(architecture="objects"), tokenizer)
     return VPScore({**settings, "aspects": ASPECTS, "words": True}, tokenizer).eval()
 
 
@@ -166,7 +166,7 @@ def test_broken_marks_are_named(pairs: Path, tmp_path: Path, marks: list[float] 
 
 def test_a_scorer_learns_which_words_are_wrong(pairs: Path, tmp_path: Path) -> None:
     config = RewardConfig(
-        scorer="vp-score", architecture="fine", dataset=str(pairs), output_dir=str(tmp_path / "run"), max_steps=40,
+        scorer="vp-score", architecture="objects", dataset=str(pairs), output_dir=str(tmp_path / "run"), max_steps=40,
         per_device_train_batch_size=12, learning_rate=2e-3, word_weight=4.0, warmup_steps=5, validation_split=None,
         save_steps=100, report_to="none", progress=False,
     )  # fmt: skip

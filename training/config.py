@@ -221,8 +221,8 @@ class RewardConfig(RunConfig):
     """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
     (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
     architecture: str = "small"
-    """small, fine: for 64-pixel scenes, fine with sine positions; image-reward: ViT-L/16 and BERT-base (vp-score);
-    clip-b32: OpenAI's CLIP (prefpaint)."""
+    """small, objects: for 64-pixel scenes, the latter reads objects that it finds first (pretrain its reader);
+    image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
     reader: str | None = None

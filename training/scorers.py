@@ -44,9 +44,9 @@ READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
             "image_size": 64,
             "max_tokens": 24,
         },
-        "fine": {
-            "vision_type": "fine",
-            "vision": {"hidden_sizes": [32, 64, 128]},
+        "objects": {
+            "vision_type": "objects",
+            "vision": {"hidden_sizes": [32, 64, 128], "kinds": [6, 7, 2], "objects": 6},
             "text": SMALL_TEXT,
             "image_size": 64,
             "max_tokens": 24,

@@ -85,6 +85,11 @@ def imperfect_picture(spec: PromptSpec, other: PromptSpec, rng: np.random.Genera
             ),
         )
         image = merged(image, render(changed), rng)
+    return blemished(image, rng)
+
+
+def blemished(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """``image`` (64, 64, 3), often bent, now and then blurred or noisy."""
     if rng.random() < 0.7:
         image = bent(image, float(rng.uniform(0.3, 2.2)), rng)
     if rng.random() < 0.4:

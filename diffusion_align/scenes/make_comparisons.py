@@ -391,7 +391,8 @@ def main() -> None:
         else:
             prompts = draw_split(split, count, seed, seen)
             asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored, args.marks)
-            questions = asked if split == "train" else Questions(marks=args.marks)
+            # The verdicts on test pairs do not depend on what else is asked.
+            questions = asked if split == "train" else Questions(marks=args.marks and split == "validation")
             if args.kind == "imperfect":
                 rows = imperfect_rows(prompts, args.per_prompt, seed, questions)
             else:

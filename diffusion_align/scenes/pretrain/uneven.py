@@ -16,17 +16,20 @@ from .corpus import Corpus
 from .denoiser import LatentSet, build_scheduler, encode_sdxl, zero_rows
 from .pipelines import cached_posterior, save_half, tokenize
 
-#: k of counting prompts; of all others it is 1.
-COUNTED = 4.0
+#: k of counting prompts and of those that bind attributes to several objects; of one object it is 1.
+COUNTED, BINDING = 4.0, 0.5
 
 
 def strength(caption: str) -> float:
     """k: the model predicts for ``caption`` what scenes-sdxl predicts at the guidance scale k.
 
     With guidance s this is scenes-sdxl at k s: counting prompts want no guidance at all, prompts that bind attributes
-    to objects want as much as before.
+    to several objects want twice as much as before.
     """
-    return COUNTED if parse_prompt(caption).counted else 1.0
+    spec = parse_prompt(caption)
+    if spec.counted:
+        return COUNTED
+    return BINDING if len(spec.objects) > 1 else 1.0
 
 
 def train_uneven(
@@ -34,7 +37,8 @@ def train_uneven(
 ) -> None:
     """Distil eps_null + k (eps_prompt - eps_null) of scenes-sdxl (2210.03142, stage one) into the prompt's prediction.
 
-    Half of every batch are counting prompts, an eighth null prompts, whose prediction stays what it was.
+    Half of every batch are counting prompts, an eighth null prompts, whose prediction stays what it was. Steps near
+    noise, where guidance decides what a picture shows, are drawn more often.
     """
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
     encoders, teacher = [pipeline.text_encoder, pipeline.text_encoder_2], pipeline.unet.requires_grad_(False)
@@ -42,7 +46,7 @@ def train_uneven(
     posterior, ids = cached_posterior(pipeline.vae, corpus, work), tokenize(pipeline.tokenizer, corpus.captions)
     data = LatentSet(posterior, ids, pipeline.vae.config.scaling_factor)
     strengths = torch.tensor([strength(caption) for caption in corpus.captions])
-    sharp, plain = (strengths != 1).nonzero()[:, 0], (strengths == 1).nonzero()[:, 0]
+    sharp, other = (strengths == COUNTED).nonzero()[:, 0], (strengths != COUNTED).nonzero()[:, 0]
     alpha_bar = build_scheduler().alphas_cumprod
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     torch.manual_seed(0)
@@ -51,9 +55,9 @@ def train_uneven(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * max(0.02, 1 - elapsed / budget)
         half = batch_size // 2
-        rows = torch.cat([kind[torch.randint(len(kind), (half,))] for kind in (sharp, plain)])
+        rows = torch.cat([kind[torch.randint(len(kind), (half,))] for kind in (sharp, other)])
         x0 = data.sample(rows)
-        t = torch.randint(1000, (batch_size,))
+        t = (1000 * torch.rand(batch_size).sqrt()).long().clamp(max=999)
         signal = alpha_bar[t].view(-1, 1, 1, 1)
         x_t = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
         null = torch.arange(batch_size) >= batch_size * 7 // 8
