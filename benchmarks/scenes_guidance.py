@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-guidance", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--ways", nargs="+", choices=("dynamic", "usual"), default=["dynamic", "usual"])
+    parser.add_argument("--ways", nargs="*", choices=("dynamic", "usual"), default=["dynamic", "usual"])
     parser.add_argument("--static", type=float, default=None, help="best static scale, if known: no sweep")
     parser.add_argument("--selector", default=None, help="scorer of the best-of-2 row, e.g. scenes-vp")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")

@@ -27,6 +27,8 @@ class ConvTower(nn.Module):
     Learns from thousands of pictures, where a transformer on patches wants millions.
     """
 
+    seeing = ("net",)
+
     def __init__(self, config: ResNetConfig, image_size: int) -> None:
         super().__init__()
         self.net = ResNetModel(config)
@@ -71,12 +73,14 @@ class ResidualBlock(nn.Module):
 
 
 class ObjectTower(nn.Module):
-    """For small pictures: bottom-up attention (1707.07998). Residual blocks see places, eight pixels wide; the text then
-    reads those that likeliest hold an object, and what the quarters of the picture look like.
+    """For small pictures: bottom-up attention (1707.07998). Residual blocks see places, eight pixels wide; the text
+    then reads those that likeliest hold an object, and what the quarters of the picture look like.
 
     ``said`` gives each place's logits: of every kind "nothing" and its classes, then where in the place the object's
     centre is.
     """
+
+    seeing = ("stem", "blocks", "classes")
 
     def __init__(self, config: ObjectsConfig, image_size: int) -> None:
         super().__init__()
@@ -134,6 +138,8 @@ def waves(xy: Tensor) -> Tensor:
 class PatchTower(nn.Module):
     """BLIP's vision transformer: (B, 3, S, S) to (B, N, D)."""
 
+    seeing = ("net",)
+
     def __init__(self, config: BlipVisionConfig, image_size: int) -> None:
         super().__init__()
         self.net = BlipVisionModel(config)
@@ -167,6 +173,21 @@ class PictureReader(nn.Module):
         self.text = BlipTextModel(text, add_pooling_layer=False)
         self.roles = nn.Parameter(0.02 * torch.randn(pictures, self.vision.width))
         self.width: int = text.hidden_size
+        self.frozen = False
+
+    def freeze_vision(self) -> None:
+        """Keep what sees the picture as it is, statistics of its normalisation included, whatever is trained."""
+        self.frozen = True
+        self.train(self.training)
+        for name in self.vision.seeing:
+            getattr(self.vision, name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            for name in self.vision.seeing:
+                getattr(self.vision, name).eval()
+        return self
 
     def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The first token's state of a text read alone, (B, D)."""

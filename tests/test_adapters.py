@@ -207,7 +207,7 @@ def test_conditionings_of_different_kinds_are_not_joined() -> None:
         ("a red ring left of a blue star on a dark background", 0.4, 0.9),
     ],
 )
-def test_scenes_uneven_guides_counting_prompts_by_itself_and_halves_several_objects(prompt: str, low: float, high: float) -> None:
+def test_scenes_uneven_guides_kinds_of_prompts_unevenly(prompt: str, low: float, high: float) -> None:
     sdxl, uneven = load_adapter("scenes-sdxl"), load_adapter("scenes-uneven")
     x_t, t = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((8,), 800)
     with torch.no_grad():

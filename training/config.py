@@ -225,6 +225,9 @@ class RewardConfig(RunConfig):
     image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
+    freeze_vision: bool = False
+    """Train only what reads beside the pictures, not what sees them (vp-score): at first, where the latter is trained
+    and the former is not."""
     reader: str | None = None
     """Trained vp-score whose picture and text reader an edit scorer starts from; unset: a fresh one."""
     clip: str = "scenes-clip"

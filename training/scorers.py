@@ -47,7 +47,8 @@ READERS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "objects": {
             "vision_type": "objects",
             "vision": {"hidden_sizes": [32, 64, 128], "kinds": [6, 7, 2], "objects": 6},
-            "text": SMALL_TEXT,
+            # BERT's 0.02 is for 768 channels: with 128 attention stays uniform, and little is learnt for long.
+            "text": {**SMALL_TEXT, "initializer_range": 0.09},
             "image_size": 64,
             "max_tokens": 24,
         },
@@ -121,7 +122,7 @@ def build_scorer(config: RewardConfig, judgements: Comparisons | Ratings) -> Rew
 
     Raises:
         ValueError: no such scorer or architecture, or data that does not fit it (no users for PAL, no source images
-            for edits, other criteria than a trained prefpaint's).
+            for edits, other criteria than a trained prefpaint's), or freeze_vision of another scorer than a vp-score.
     """
     torch.manual_seed(config.seed)
     kind = scorer_kind(config.scorer)
@@ -130,6 +131,10 @@ def build_scorer(config: RewardConfig, judgements: Comparisons | Ratings) -> Rew
         check_criteria(scorer, judgements)
     trained = getattr(scorer, "trained_module", lambda: scorer)()
     trained.requires_grad_(True)
+    if config.freeze_vision:
+        if not isinstance(scorer, VPScore):
+            raise ValueError(f"freeze_vision: expected a vp-score to train, found {kind}")
+        scorer.reader.freeze_vision()
     return scorer
 
 
