@@ -1,4 +1,4 @@
-"""The reader of small pictures: where things are, and pictures that are in several pairs."""
+"""The reader of small pictures: objects that the text reads, and pictures that are in several pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffusion_align.scenes.render import render
 from diffusion_align.scenes.vision import detect
 from diffusion_align.training.config import RewardConfig
 from diffusion_align.training.reward import score_both
-from diffusion_align.training.scorers import find_tokenizer, reader_settings
+from diffusion_align.training.scorers import build_scorer, find_tokenizer, reader_settings
 
 PROMPT = "a small red star left of a large blue ring on a dark background"
 ASPECTS = ["prompt_following", "aesthetic", "fidelity"]
@@ -185,3 +185,26 @@ def test_rows_that_stand_together_are_drawn_together() -> None:
     assert all(epoch[i : i + 3] == [epoch[i], epoch[i] + 1, epoch[i] + 2] for i in starts if epoch[i] < 18)
     assert epoch != drawn(1)
     assert epoch != list(range(20))
+
+
+def test_frozen_vision_neither_learns_nor_adapts_its_statistics(scorer: VPScore) -> None:
+    torch.manual_seed(0)
+    fresh = VPScore(scorer.settings(), scorer.tokenizer)
+    fresh.reader.freeze_vision()
+    fresh.train()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in fresh.parameters() if p.requires_grad], 0.1)
+    fresh.evaluate(torch.rand(4, 3, 64, 64), [PROMPT] * 4, {}).reward.square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in fresh.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(
+        name.startswith(f"reader.vision.{part}.") for name in changed for part in ("stem", "blocks", "classes")
+    )
+    assert any(name.startswith("reader.vision.object.") for name in changed)
+    assert any(name.startswith("reader.text.") for name in changed)
+
+
+def test_only_readers_of_pictures_have_vision_to_freeze() -> None:
+    config = RewardConfig(scorer="clip", dataset="scenes-pairs", freeze_vision=True)
+    with pytest.raises(ValueError, match="freeze_vision: expected a vp-score to train, found clip"):
+        build_scorer(config, Comparisons("scenes-pairs"))
