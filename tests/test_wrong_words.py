@@ -84,6 +84,17 @@ def test_a_picture_without_a_wrong_word_is_correct() -> None:
             assert score.correct != any(wrong_words(spec.text(), score.facts))
 
 
+def test_where_a_thing_is_cannot_be_told_if_it_is_not_there() -> None:
+    scene = sample_scene(parse_prompt("a red star left of a blue ring on a dark background"), np.random.default_rng(0))
+    asked = "a red star left of a blue cross on a dark background"
+    facts = score_image(render(scene), asked).facts
+    found = dict(zip(asked.split(), wrong_words(asked, facts), strict=True))
+    assert found["cross"] is True
+    assert found["left"] is None
+    marks = marked_words(asked, facts, np.random.default_rng(0))
+    assert [i for i, mark in enumerate(marks) if mark is None] == [asked.split().index("left")]
+
+
 def test_users_overlook_some_wrong_words_and_slip_on_few_right_ones() -> None:
     facts = score_image(render(sample_scene(parse_prompt("a red star on a dark background"), np.random.default_rng(0))),
                         "a red ring on a dark background").facts  # fmt: skip

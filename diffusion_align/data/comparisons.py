@@ -36,7 +36,8 @@ class Comparison:
         source: the encoded image before the edit, or None.
         weight: factor of the pair's loss.
         scales: guidance scales that the images were drawn with for this very prompt; NaN where unknown.
-        wrong_words: for each image P(a word is marked as not shown), of every word of the prompt; () where nobody did.
+        wrong_words: for each image P(a word is marked as not shown), of every word of the prompt, NaN where people
+            cannot tell; () where nobody was asked.
         key: names the pair in messages.
     """
 
@@ -58,7 +59,8 @@ class Comparisons:
     ``user_id``, ``source`` (the image before an edit), ``num_example_per_prompt`` (weight 1 / it), ``scale_0`` and
     ``scale_1`` (guidance scales that the images were drawn with for the caption), ``wrong_words_0`` and
     ``wrong_words_1`` (a number in [0, 1] for each word of the caption, split at spaces: the share of people who say
-    that the image does not show it, as in RichHF, 2312.10240). Rows without a label are left out.
+    that the image does not show it, as in RichHF, 2312.10240; null where they cannot tell). Rows without a label are
+    left out.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
@@ -123,7 +125,7 @@ class Comparisons:
         words = str(row["caption"]).split()
         if len(marks) != len(words):
             raise ValueError(f"{where}: {column} has {len(marks)} numbers: expected one for each of {len(words)} words")
-        return tuple(probability(mark, f"{where}: {column}") for mark in marks)
+        return tuple(math.nan if mark is None else probability(mark, f"{where}: {column}") for mark in marks)
 
     def users(self) -> list[str]:
         """Everyone who judged, sorted; [] without a user_id column."""

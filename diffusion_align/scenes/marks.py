@@ -12,14 +12,17 @@ from .grammar import BACKGROUNDS, COLORS, SHAPES, SIZES
 OVERLOOKED, SLIPPED = 0.1, 0.02
 
 
-def wrong_words(prompt: str, facts: Mapping[str, bool]) -> list[bool]:
+def wrong_words(prompt: str, facts: Mapping[str, bool]) -> list[bool | None]:
     """For each word of ``prompt`` whether a picture contradicts it; ``facts`` as in ``OracleScore``.
 
     A wrong number of objects is the first word's fault. Words that ask for nothing ("of", "background") are right.
+    Where something is cannot be told (None) of an object that is not there as asked.
     """
     words = [word.rstrip(",") for word in prompt.split()]
     counted = words[0] not in ("a", "an")
-    found, thing = [], 1
+    there = all(right for name, right in facts.items() if name.endswith((" shape", " color")))
+    found: list[bool | None] = []
+    thing = 1
     for i, word in enumerate(words):
         kind = kind_of(word)
         if i == 0:
@@ -27,7 +30,7 @@ def wrong_words(prompt: str, facts: Mapping[str, bool]) -> list[bool]:
         elif kind == "background":
             found.append(not facts[kind])
         elif kind == "place":
-            found.append(not facts.get("relation", facts.get("position")))
+            found.append(not facts.get("relation", facts.get("position")) if there else None)
         elif kind:
             # "two red rings": each of them has to be red; one that is missing is the number's fault alone.
             every = counted and facts["count"]
@@ -53,8 +56,11 @@ def kind_of(word: str) -> str:
     return "shape" if word in SHAPES or singular in SHAPES else ""
 
 
-def marked_words(prompt: str, facts: Mapping[str, bool], rng: np.random.Generator, votes: int = 1) -> list[float]:
-    """Share of ``votes`` users who mark each word as not shown."""
-    chance = np.where(wrong_words(prompt, facts), 1 - OVERLOOKED, SLIPPED)
-    marks: list[float] = (rng.random((votes, len(chance))) < chance).mean(axis=0).tolist()
-    return marks
+def marked_words(
+    prompt: str, facts: Mapping[str, bool], rng: np.random.Generator, votes: int = 1
+) -> list[float | None]:
+    """Share of ``votes`` users who mark each word as not shown; None where nobody can tell."""
+    wrong = wrong_words(prompt, facts)
+    chance = [1 - OVERLOOKED if each else SLIPPED for each in wrong]
+    shares = (rng.random((votes, len(chance))) < chance).mean(axis=0).tolist()
+    return [None if each is None else share for each, share in zip(wrong, shares, strict=True)]
