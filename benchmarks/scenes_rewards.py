@@ -4,7 +4,7 @@ Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and o
 of scenes-vp-inpaint on repainted pictures), ``throughput`` (batched against one by one), ``feedback`` (DPO on pairs
 labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble
 choose the best of n pictures; the oracle says what they chose), ``edit`` (held-out edits), ``pal`` (users told apart or
-not, and a new one), ``facts`` (what the scorer has learnt to see).
+not, and a new one), ``facts`` (what the scorer has learnt to see), ``words`` (accuracy and facts of scenes-vp-words).
 """
 
 from __future__ import annotations
@@ -101,9 +101,20 @@ def accuracy_on(folder: Path, scorer: str, beside: str) -> dict[str, Any]:
 
 
 def facts(args: argparse.Namespace) -> dict[str, Any]:
-    """How often the prompt-following head is right about pairs that differ in one kind of fact alone."""
-    comparisons = Comparisons(args.judged, "test")
-    differences = judge(load_scorer(args.scorer), comparisons)["prompt_following"]
+    """How often the scorer's prompt-following head is right about pairs that differ in one kind of fact alone."""
+    return facts_of(args.scorer, args.judged)
+
+
+def words(args: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy and facts of scenes-vp-words, beside scenes-vp, which does not say which words are wrong."""
+    found = accuracy_on(args.judged, "scenes-vp-words", "scenes-vp")
+    return {**found, "facts": facts_of("scenes-vp-words", args.judged)}
+
+
+def facts_of(scorer: str, folder: Path) -> dict[str, Any]:
+    """By kind of fact: test pairs that differ in it alone, and the share that the prompt-following head gets right."""
+    comparisons = Comparisons(folder, "test")
+    differences = judge(load_scorer(scorer), comparisons)["prompt_following"]
     right: dict[str, list[bool]] = {}
     for i in range(len(comparisons)):
         pair = comparisons[i]
@@ -355,4 +366,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "edit": edit,
     "pal": pal,
     "facts": facts,
+    "words": words,
 }
