@@ -13,7 +13,13 @@ import torch
 from diffusion_align.data import ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
 from diffusion_align.rewards.vp import ObjectTower, VPScore, first_of_each
 from diffusion_align.scenes.grammar import COLORS, SHAPES, SIZES, parse_prompt, sample_scene
-from diffusion_align.scenes.make_comparisons import Questions, changing_scales, judged_pictures, mirrored_prompt
+from diffusion_align.scenes.make_comparisons import (
+    Questions,
+    changing_scales,
+    imperfect_rows,
+    judged_pictures,
+    mirrored_prompt,
+)
 from diffusion_align.scenes.make_pairs import decode_jpeg
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.scenes.pretrain.corpus import Corpus, corpus_scenes, load_corpus, make_corpus
@@ -208,3 +214,18 @@ def test_only_readers_of_pictures_have_vision_to_freeze() -> None:
     config = RewardConfig(scorer="clip", dataset="scenes-pairs", freeze_vision=True)
     with pytest.raises(ValueError, match="freeze_vision: expected a vp-score to train, found clip"):
         build_scorer(config, Comparisons("scenes-pairs"))
+
+
+def test_relations_are_asked_about_right_objects() -> None:
+    rows = imperfect_rows([PROMPT], 4, 3, Questions(near_misses=2, votes=4, marks=True, relations=True))
+    asked = {row["caption"] for row in rows}
+    relations = {parse_prompt(text).relation for text in asked}
+    assert len(asked) == len(relations) == 3
+    assert "left of" in relations
+    assert len(rows) == 3 * 6
+    for row in rows:
+        facts = score_image(decode_jpeg(row["jpg_0"]), row["caption"]).facts
+        assert all(right for name, right in facts.items() if name.endswith((" shape", " color")))
+    place = PROMPT.split().index("left")
+    marks = [row["wrong_words_0"][place] for row in rows if row["caption"] == PROMPT]
+    assert None not in marks

@@ -48,7 +48,7 @@ from .grammar import (
     sample_scene,
 )
 from .holes import SceneHoles
-from .imperfect import imperfect_picture
+from .imperfect import blemished, imperfect_picture
 from .make_pairs import (
     GUIDANCE_SCALES,
     POPULATIONS,
@@ -205,6 +205,7 @@ class Questions:
         votes: users asked about each pair; labels are the mean of their verdicts.
         mirrored: show half of the prompts' pictures mirrored, left and right exchanged in the prompts too.
         marks: let users mark the words that a picture does not show.
+        relations: the other prompts differ in the relation alone.
     """
 
     rejudged: int = 0
@@ -212,12 +213,17 @@ class Questions:
     votes: int = 1
     mirrored: bool = False
     marks: bool = False
+    relations: bool = False
 
     def asked(self, prompt: str, per_prompt: int, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
         """Each question, drawn as it is asked: what the pictures are judged for, and the numbers of a pair."""
         spec = parse_prompt(prompt)
+        others = rng.permutation([each for each in RELATIONS if each != spec.relation]) if self.relations else ()
         for k in range(1 + self.near_misses):
-            text = prompt if k == 0 else near_miss(spec, rng).text()
+            if self.relations and k > 0:
+                text = replace(spec, relation=str(others[k - 1])).text()
+            else:
+                text = prompt if k == 0 else near_miss(spec, rng).text()
             for a, b in combinations(range(per_prompt), 2):
                 yield (text, b, a) if rng.random() < 0.5 else (text, a, b)
         for _ in range(self.rejudged):
@@ -332,12 +338,20 @@ def judged_pictures(
 def imperfect_rows(
     prompts: Sequence[str], per_prompt: int, seed: int, questions: Questions = Questions()
 ) -> list[dict[str, Any]]:
-    """Like ``judged_rows``, of rendered pictures with a model's mistakes: no denoiser has to draw them."""
+    """Like ``judged_rows``, of rendered pictures with a model's mistakes: no denoiser has to draw them.
+
+    If it is relations that are asked about, the objects are right, and any relation is shown.
+    """
     rng = np.random.default_rng(seed)
     images = []
     for prompt in prompts:
         spec = parse_prompt(prompt)
-        images += [imperfect_picture(spec, near_miss(spec, rng), rng) for _ in range(per_prompt)]
+        for _ in range(per_prompt):
+            if questions.relations:
+                shown = replace(spec, relation=str(rng.choice(RELATIONS)))
+                images.append(blemished(render(sample_scene(shown, rng)), rng))
+            else:
+                images.append(imperfect_picture(spec, near_miss(spec, rng), rng))
     return judged_pictures(prompts, np.stack(images), per_prompt, rng, questions)
 
 
@@ -370,6 +384,9 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=1, help="users asked about each training pair")
     parser.add_argument("--mirrored", action="store_true", help="mirror half of the training prompts and pictures")
     parser.add_argument("--marks", action="store_true", help="users also mark the words that pictures do not show")
+    parser.add_argument(
+        "--relations", action="store_true", help="only prompts that ask for a relation, and other relations (imperfect)"
+    )
     parser.add_argument("--scales", type=float, nargs="+", default=(), help="guidance scales to draw from (judged)")
     parser.add_argument("--schedules", action="store_true", help="change each training picture's scale on the way")
     parser.add_argument("--steps", type=int, default=10, help="sampling steps of the judged pictures")
@@ -390,9 +407,15 @@ def main() -> None:
             rows = rejudged_rows(table.select(range(min(count, len(table)))), args.population, seed)
         else:
             prompts = draw_split(split, count, seed, seen)
-            asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored, args.marks)
+            if args.relations:
+                prompts = [prompt for prompt in prompts if parse_prompt(prompt).relation]
+            asked = Questions(args.rejudged, args.near_misses, args.votes, args.mirrored, args.marks, args.relations)
             # The verdicts on test pairs do not depend on what else is asked.
-            questions = asked if split == "train" else Questions(marks=args.marks and split == "validation")
+            questions = (
+                asked
+                if split == "train"
+                else Questions(marks=args.marks and split == "validation", relations=args.relations)
+            )
             if args.kind == "imperfect":
                 rows = imperfect_rows(prompts, args.per_prompt, seed, questions)
             else:
