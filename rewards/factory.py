@@ -50,7 +50,7 @@ TRAINED: Mapping[str, str] = MappingProxyType(
 )
 
 #: Trained scorers that come with the package.
-SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
+SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
 
 ENTRY_POINTS = "diffusion_align.rewards"
 
