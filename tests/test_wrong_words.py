@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 
 from diffusion_align.data import ComparisonExamples, Comparisons, collate_comparisons
-from diffusion_align.rewards import RewardOutput
+from diffusion_align.rewards import RewardOutput, load_scorer
 from diffusion_align.rewards.vp import VPScore, evidence, last_tokens
-from diffusion_align.scenes.grammar import parse_prompt, sample_prompt, sample_scene
+from diffusion_align.scenes.grammar import Scene, SceneObject, parse_prompt, sample_prompt, sample_scene
 from diffusion_align.scenes.make_comparisons import Questions, judged_pictures, near_miss_scene
 from diffusion_align.scenes.marks import OVERLOOKED, SLIPPED, marked_words, wrong_words
 from diffusion_align.scenes.oracle import score_image
@@ -186,3 +186,25 @@ def test_a_scorer_learns_which_words_are_wrong(pairs: Path, tmp_path: Path) -> N
     assert trained.settings()["words"]
     # Its own training pairs: half would be chance.
     assert evaluate_scorer(trained, Comparisons(pairs))["accuracy/words"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        ("a large red star left of a small blue ring on a dark background", set()),
+        ("a large red star left of a small white ring on a dark background", {"white"}),
+        ("a large red cross left of a small blue ring on a dark background", {"cross"}),
+        ("a large red star left of a large blue ring on a grey background", {"large", "grey"}),
+    ],
+)
+def test_the_shipped_scorer_names_the_words_that_a_scene_does_not_show(asked: str, wrong: set[str]) -> None:
+    objects = (
+        SceneObject("star", "red", "large", 0.3, 0.45, 0.19),
+        SceneObject("ring", "blue", "small", 0.75, 0.55, 0.115),
+    )
+    image = torch.from_numpy(render(Scene(objects, "dark"))).permute(2, 0, 1)[None].float() / 255
+    said = load_scorer("scenes-vp-words").score(image, [asked]).words
+    assert said is not None
+    # Relations are what it reads worst (docs/rewards.md), and of what is not there no place can be told.
+    words = {word for word, logit in zip(asked.split(), said[0].tolist(), strict=True) if logit > 0}
+    assert words - {"left"} == wrong
