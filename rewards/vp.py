@@ -282,7 +282,7 @@ class VPScore(TrainedScorer, Embedder):
         return self.preprocessing(images)
 
     def tokenize(self, prompts: list[str]) -> Any:
-        """Token ids and mask (B, max_tokens)."""
+        """Token ids and mask (B, max_tokens); with ``words`` (B, L), as long as the longest prompt."""
         return self.tokenizer(
             prompts if self.words is None else [prompt.split() for prompt in prompts],
             padding="max_length" if self.words is None else "longest",

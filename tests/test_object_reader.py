@@ -14,32 +14,22 @@ from diffusion_align.data import ComparisonExamples, Comparisons, ExampleLoader,
 from diffusion_align.rewards.vp import ObjectTower, VPScore, first_of_each
 from diffusion_align.scenes.grammar import COLORS, SHAPES, SIZES, parse_prompt, sample_scene
 from diffusion_align.scenes.make_comparisons import (
-    Questions,
     changing_scales,
     imperfect_rows,
     judged_pictures,
-    mirrored_prompt,
 )
 from diffusion_align.scenes.make_pairs import decode_jpeg
 from diffusion_align.scenes.oracle import score_image
 from diffusion_align.scenes.pretrain.corpus import Corpus, corpus_scenes, load_corpus, make_corpus
 from diffusion_align.scenes.pretrain.reader import places, places_loss, reader_batch
+from diffusion_align.scenes.questions import Questions, mirrored_prompt
 from diffusion_align.scenes.render import render
 from diffusion_align.scenes.vision import detect
 from diffusion_align.training.config import RewardConfig
 from diffusion_align.training.reward import score_both
-from diffusion_align.training.scorers import build_scorer, find_tokenizer, reader_settings
+from diffusion_align.training.scorers import build_scorer
 
 PROMPT = "a small red star left of a large blue ring on a dark background"
-ASPECTS = ["prompt_following", "aesthetic", "fidelity"]
-
-
-@pytest.fixture(scope="module")
-def scorer() -> VPScore:
-    torch.manual_seed(0)
-    tokenizer = find_tokenizer("scenes-sdxl")
-    settings = reader_settings(RewardConfig(architecture="objects"), tokenizer)
-    return VPScore({**settings, "aspects": ASPECTS}, tokenizer).eval()
 
 
 def rows(questions: Questions, count: int = 3) -> list[dict[str, Any]]:
@@ -229,3 +219,8 @@ def test_relations_are_asked_about_right_objects() -> None:
     place = PROMPT.split().index("left")
     marks = [row["wrong_words_0"][place] for row in rows if row["caption"] == PROMPT]
     assert None not in marks
+
+
+def test_there_are_three_other_relations() -> None:
+    with pytest.raises(ValueError, match="near_misses = 4: there are 3 other relations"):
+        Questions(near_misses=4, relations=True)

@@ -23,9 +23,10 @@ from diffusion_align.rewards.preprocess import Preprocess
 from diffusion_align.rewards.vp import VPScore
 from diffusion_align.scenes.edits import damaged, edit_rows, sample_edit
 from diffusion_align.scenes.grammar import sample_prompt, sample_scene
-from diffusion_align.scenes.make_comparisons import near_miss_scene, preference_probability, rendered_rows
+from diffusion_align.scenes.make_comparisons import preference_probability, rendered_rows
 from diffusion_align.scenes.make_pairs import encode_jpeg, judge
 from diffusion_align.scenes.oracle import score_image
+from diffusion_align.scenes.questions import near_miss_scene
 from diffusion_align.scenes.render import render
 from diffusion_align.training.config import RewardConfig
 from diffusion_align.training.reward import evaluate_scorer

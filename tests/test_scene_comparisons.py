@@ -8,14 +8,13 @@ import pytest
 from diffusion_align.scenes.grammar import parse_prompt
 from diffusion_align.scenes.imperfect import bent, imperfect_picture, loose_scene, merged
 from diffusion_align.scenes.make_comparisons import (
-    Questions,
     imperfect_rows,
-    near_miss,
     preference_probability,
     rejudged_rows,
 )
 from diffusion_align.scenes.make_pairs import POPULATIONS, judge
 from diffusion_align.scenes.oracle import OracleScore, score_image
+from diffusion_align.scenes.questions import Questions, near_miss
 from diffusion_align.scenes.render import render
 
 PROMPT = "a large red star left of a small blue ring on a dark background"

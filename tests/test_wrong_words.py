@@ -15,25 +15,16 @@ from diffusion_align.data import ComparisonExamples, Comparisons, collate_compar
 from diffusion_align.rewards import RewardOutput, load_scorer
 from diffusion_align.rewards.vp import VPScore, evidence, last_tokens
 from diffusion_align.scenes.grammar import Scene, SceneObject, parse_prompt, sample_prompt, sample_scene
-from diffusion_align.scenes.make_comparisons import Questions, judged_pictures, near_miss_scene
+from diffusion_align.scenes.make_comparisons import judged_pictures
 from diffusion_align.scenes.marks import OVERLOOKED, SLIPPED, marked_words, wrong_words
 from diffusion_align.scenes.oracle import score_image
+from diffusion_align.scenes.questions import Questions, near_miss_scene
 from diffusion_align.scenes.render import render
 from diffusion_align.training.config import RewardConfig
 from diffusion_align.training.reward import evaluate_scorer, said_of_words, score_both
 from diffusion_align.training.run import train
-from diffusion_align.training.scorers import find_tokenizer, reader_settings
 
 PROMPT = "a small red star, a white ring and a large blue cross on a dark background"
-ASPECTS = ["prompt_following", "aesthetic", "fidelity"]
-
-
-@pytest.fixture(scope="module")
-def scorer() -> VPScore:
-    torch.manual_seed(0)
-    tokenizer = find_tokenizer("scenes-sdxl")
-    settings = reader_settings(RewardConfig(architecture="objects"), tokenizer)
-    return VPScore({**settings, "aspects": ASPECTS, "words": True}, tokenizer).eval()
 
 
 @pytest.fixture(scope="module")

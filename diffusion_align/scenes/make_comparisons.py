@@ -13,10 +13,9 @@ All have Pick-a-Pic's columns and ``label_0_ASPECT``; the verdicts on the oracle
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +29,7 @@ from diffusion_align.precision import fast_autocast
 from diffusion_align.sampling.sampler import generate, sample, to_uint8
 
 from .edits import damaged, edit_rows
-from .grammar import (
-    BACKGROUNDS,
-    COLORS,
-    COUNTS,
-    FORBIDDEN_ON,
-    POSITIONS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    PromptSpec,
-    Scene,
-    parse_prompt,
-    position_holds,
-    relation_holds,
-    sample_prompt,
-    sample_scene,
-)
+from .grammar import RELATIONS, parse_prompt, sample_prompt, sample_scene
 from .holes import SceneHoles
 from .imperfect import blemished, imperfect_picture
 from .make_pairs import (
@@ -65,61 +48,15 @@ from .make_pairs import (
 )
 from .marks import marked_words
 from .oracle import OracleScore, score_detection, score_image
+from .questions import PLAIN, Questions, mirrored_prompt, near_miss, near_miss_scene
 from .render import IMAGE_SIZE, render
-from .vision import detect
+from .vision import Detection, detect
 
 ASPECTS = ("prompt_following", "aesthetic", "fidelity")
 #: An aspect decides as sharply as its weight in the balanced user's taste lets it.
 ASPECT_TEMPERATURE = 3 * TEMPERATURE
 #: Kinds of holes in repainted pictures.
 HOLES = ("box", "brush", "half")
-
-
-def near_miss_scene(spec: PromptSpec, rng: np.random.Generator) -> Scene:
-    """A scene of a near miss of ``spec`` that does not satisfy ``spec`` by accident."""
-    while True:
-        changed = near_miss(spec, rng)
-        scene = sample_scene(changed, rng)
-        if changed.relation == spec.relation and changed.position == spec.position:
-            return scene
-        centers = [
-            (obj.x, obj.y) for obj in scene.objects
-        ]  # left of and above, on the left and at the top are no rivals
-        if spec.relation is not None and not relation_holds(spec.relation, centers[0], centers[1]):
-            return scene
-        if spec.position is not None and not position_holds(spec.position, centers[0]):
-            return scene
-
-
-def near_miss(spec: PromptSpec, rng: np.random.Generator) -> PromptSpec:
-    """``spec`` with one thing changed."""
-    while True:
-        objects, changed = list(spec.objects), spec
-        i = int(rng.integers(len(objects)))
-        kind = rng.integers(5)
-        if kind == 0:
-            wanted = replace(objects[i], color=str(rng.choice(COLORS)))
-        elif kind == 1:
-            wanted = replace(objects[i], shape=str(rng.choice(SHAPES)))
-        elif kind == 2 and objects[i].size is not None:
-            wanted = replace(objects[i], size=next(size for size in SIZES if size != objects[i].size))
-        else:
-            wanted = objects[i]
-        if kind <= 2:
-            objects = [wanted] * len(objects) if spec.counted else [*objects[:i], wanted, *objects[i + 1 :]]
-            changed = replace(spec, objects=tuple(objects))
-        elif kind == 3:
-            changed = replace(spec, background=str(rng.choice(BACKGROUNDS)))
-        elif spec.counted:
-            changed = replace(spec, objects=(objects[0],) * int(rng.choice(list(COUNTS.values()))))
-        elif spec.relation is not None:
-            changed = replace(spec, relation=str(rng.choice(RELATIONS)))
-        elif spec.position is not None:
-            changed = replace(spec, position=str(rng.choice(POSITIONS)))
-        distinct = spec.counted or len({(o.shape, o.color) for o in changed.objects}) == len(changed.objects)
-        unseen = any(o.color in FORBIDDEN_ON.get(changed.background, ()) for o in changed.objects)
-        if changed != spec and distinct and not unseen and not changed.held_out():
-            return changed
 
 
 def preference_probability(first: OracleScore, second: OracleScore, population: str = "similar") -> tuple[float, float]:
@@ -194,51 +131,13 @@ def rendered_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What users are asked about each prompt's pictures besides every pair for the prompt itself.
-
-    Attributes:
-        rejudged: so many pairs for other prompts, near misses of their own: more verdicts on prompt-following from the
-            same pictures.
-        near_misses: so many other prompts, for each of which every pair is judged.
-        votes: users asked about each pair; labels are the mean of their verdicts.
-        mirrored: show half of the prompts' pictures mirrored, left and right exchanged in the prompts too.
-        marks: let users mark the words that a picture does not show.
-        relations: the other prompts differ in the relation alone.
-    """
-
-    rejudged: int = 0
-    near_misses: int = 0
-    votes: int = 1
-    mirrored: bool = False
-    marks: bool = False
-    relations: bool = False
-
-    def asked(self, prompt: str, per_prompt: int, rng: np.random.Generator) -> Iterator[tuple[str, int, int]]:
-        """Each question, drawn as it is asked: what the pictures are judged for, and the numbers of a pair."""
-        spec = parse_prompt(prompt)
-        others = rng.permutation([each for each in RELATIONS if each != spec.relation]) if self.relations else ()
-        for k in range(1 + self.near_misses):
-            if self.relations and k > 0:
-                text = replace(spec, relation=str(others[k - 1])).text()
-            else:
-                text = prompt if k == 0 else near_miss(spec, rng).text()
-            for a, b in combinations(range(per_prompt), 2):
-                yield (text, b, a) if rng.random() < 0.5 else (text, a, b)
-        for _ in range(self.rejudged):
-            text = near_miss(spec, rng).text()
-            a, b = rng.choice(per_prompt, 2, replace=False).tolist()
-            yield text, a, b
-
-
 def judged_rows(
     prompts: Sequence[str],
     model: str,
     per_prompt: int,
     seed: int,
     steps: int,
-    questions: Questions = Questions(),
+    questions: Questions = PLAIN,
     schedules: bool = False,
     choices: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
@@ -299,9 +198,9 @@ def changing_scales(count: int, steps: int, seed: int) -> NDArray[np.float64]:
     return table
 
 
-def mirrored_prompt(prompt: str) -> str:
-    """What the mirror image of a picture of ``prompt`` shows."""
-    return " ".join({"left": "right", "right": "left"}.get(word, word) for word in prompt.split(" "))
+def cached_scores(seen: Sequence[Detection]) -> Callable[[int, str], OracleScore]:
+    """The score of a picture, by number, for a prompt; several pairs ask for the same."""
+    return cache(lambda number, prompt: score_detection(seen[number], prompt))
 
 
 def judged_pictures(
@@ -309,7 +208,7 @@ def judged_pictures(
     images: NDArray[np.uint8],
     per_prompt: int,
     rng: np.random.Generator,
-    questions: Questions = Questions(),
+    questions: Questions = PLAIN,
     scales: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Every pair of each prompt's ``per_prompt`` pictures (of ``images`` (N, 64, 64, 3)), and what else is asked.
@@ -324,9 +223,9 @@ def judged_pictures(
         if questions.mirrored and rng.random() < 0.5:
             prompt, shown = mirrored_prompt(prompt), shown[:, :, ::-1]
         files = [encode_jpeg(image) for image in shown]
-        seen = [detect(decode_jpeg(file)) for file in files]
+        score = cached_scores([detect(decode_jpeg(file)) for file in files])
         for text, a, b in questions.asked(prompt, per_prompt, rng):
-            scores = score_detection(seen[a], text), score_detection(seen[b], text)
+            scores = score(a, text), score(b, text)
             shown_pair = files[a], files[b]
             judged = judged_row(shown_pair, text, scores, rng, f"{p}", votes=questions.votes, marks=questions.marks)
             if scales is not None and text == prompt:
@@ -336,7 +235,7 @@ def judged_pictures(
 
 
 def imperfect_rows(
-    prompts: Sequence[str], per_prompt: int, seed: int, questions: Questions = Questions()
+    prompts: Sequence[str], per_prompt: int, seed: int, questions: Questions = PLAIN
 ) -> list[dict[str, Any]]:
     """Like ``judged_rows``, of rendered pictures with a model's mistakes: no denoiser has to draw them.
 
