@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from diffusion_align.data import ComparisonExamples, Comparisons, ExampleLoader, collate_comparisons
+from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.vp import ObjectTower, VPScore, first_of_each
 from diffusion_align.scenes.grammar import COLORS, SHAPES, SIZES, parse_prompt, sample_scene
 from diffusion_align.scenes.make_comparisons import (
@@ -20,8 +23,18 @@ from diffusion_align.scenes.make_comparisons import (
 )
 from diffusion_align.scenes.make_pairs import decode_jpeg
 from diffusion_align.scenes.oracle import score_image
-from diffusion_align.scenes.pretrain.corpus import Corpus, corpus_scenes, load_corpus, make_corpus
-from diffusion_align.scenes.pretrain.reader import places, places_loss, reader_batch
+from diffusion_align.scenes.pretrain.corpus import corpus_scenes, load_corpus, make_corpus
+from diffusion_align.scenes.pretrain.reader import (
+    COLOR,
+    UNTOLD,
+    Pictures,
+    places,
+    places_loss,
+    reader_batch,
+    recolour,
+    seen_pictures,
+    train_reader,
+)
 from diffusion_align.scenes.questions import Questions, mirrored_prompt
 from diffusion_align.scenes.render import render
 from diffusion_align.scenes.vision import detect
@@ -79,7 +92,7 @@ def test_places_are_learnt_by_the_cross_entropy_of_each_kind_and_by_where_centre
 def test_readers_see_scenes_and_their_mirror_images_with_what_is_where() -> None:
     rng = np.random.default_rng(0)
     scene = sample_scene(parse_prompt(PROMPT), rng)
-    images, found = reader_batch(Corpus(render(scene)[None], [PROMPT]), places(scene)[None], rng, 16)
+    images, found = reader_batch(Pictures(render(scene)[None], places(scene.objects)[None]), rng, 16)
     assert images.shape == (16, 3, 64, 64)
     lefts = set()
     for image, things in zip(images, found, strict=True):
@@ -224,3 +237,47 @@ def test_relations_are_asked_about_right_objects() -> None:
 def test_there_are_three_other_relations() -> None:
     with pytest.raises(ValueError, match="near_misses = 4: there are 3 other relations"):
         Questions(near_misses=4, relations=True)
+
+
+def test_people_say_what_they_see_in_pictures_but_not_what_has_no_shape_or_is_held_out() -> None:
+    blob = replace(detect(render(sample_scene(parse_prompt(PROMPT), np.random.default_rng(0)))).objects[0], shape=None)
+    star = replace(blob, shape="star", color="green", size="small", x=0.3, y=1.0)
+    found = places([replace(blob, x=0.8, y=0.55), star])
+    told = {int(n): found[n].tolist() for n in found[:, 0].nonzero()[:, 0]}
+    assert told[4 * 8 + 6][:3] == [-1, -1, -1]
+    assert told[7 * 8 + 2][:3] == [-1, 1 + COLORS.index("green"), 1]
+    kinds, centre = [torch.randn(1, 64, n) for n in (7, 8, 3)], torch.rand(1, 64, 2)
+    loss = places_loss(kinds, centre, found[None])
+    kinds[0][0, 7 * 8 + 2] += torch.randn(7)
+    assert places_loss(kinds, centre, found[None]) == loss
+    kinds[1][0, 7 * 8 + 2, 0] += 1
+    assert places_loss(kinds, centre, found[None]) != loss
+
+
+def test_recoloured_pictures_keep_their_shapes_and_nobody_says_their_colours() -> None:
+    scene = sample_scene(parse_prompt(PROMPT), np.random.default_rng(0))
+    images = torch.from_numpy(render(scene)).permute(2, 0, 1)[None].float() / 255
+    things, turned = places(scene.objects)[None], images.clone()
+    recolour(turned, changed := things.clone(), np.random.default_rng(0))
+    assert not torch.allclose(turned, images, atol=0.1)
+    torch.testing.assert_close(turned.amax(1), images.amax(1), atol=1e-5, rtol=0)  # HSV's value stays
+    there = things[..., 0] > 0
+    assert (changed[..., COLOR][there] == UNTOLD).all()
+    assert (changed[..., COLOR][~there] == 0).all()
+    assert torch.equal(changed[..., [0, 2, 3, 4]], things[..., [0, 2, 3, 4]])
+
+
+def test_a_reader_goes_on_with_a_models_pictures_and_only_its_tower_changes(scorer: VPScore, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(rows(Questions())).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    seen = seen_pictures([tmp_path])
+    assert len(seen.images) == 3
+    scene = sample_scene(parse_prompt(PROMPT), np.random.default_rng(0))
+    rendered = Pictures(render(scene)[None], places(scene.objects)[None])
+    train_reader(deepcopy(scorer), rendered, tmp_path / "out", 0.01, seen, batch_size=16)
+    before, after = scorer.state_dict(), load_scorer(tmp_path / "out").state_dict()
+    changed = {name for name, value in after.items() if not value.equal(before[name])}
+    assert {name.split(".")[2] for name in changed} == {"stem", "blocks", "classes"}
+    with pytest.raises(ValueError, match="architecture 'objects'"):
+        train_reader(load_scorer("scenes-clip"), rendered, tmp_path / "out", 1.0)

@@ -273,7 +273,9 @@ def main() -> None:
     parser.add_argument("kind", choices=("renders", "judged", "imperfect", "edits"))
     parser.add_argument("out", type=Path, help="folder for train/validation/test parquet files")
     parser.add_argument("--train", type=int, default=1500, help="pairs (renders, edits, --pictures) or prompts")
-    parser.add_argument("--held-out", type=int, default=250, help="the same of validation and test, each")
+    parser.add_argument(
+        "--held-out", type=int, default=250, help="the same of validation and test, each; 0: only train"
+    )
     parser.add_argument("--model", default="scenes-sdxl", help="model that draws the judged pictures")
     parser.add_argument("--per-prompt", type=int, default=4, help="judged pictures per prompt")
     parser.add_argument(
@@ -293,10 +295,16 @@ def main() -> None:
     parser.add_argument("--population", choices=tuple(POPULATIONS), default="similar", help="who judges --pictures")
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--spare-fresh", action="store_true", help="no prompts that 'evaluate guidance' tests on")
+    parser.add_argument("--spare", type=Path, help="no prompts of this folder's validation and test")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     seen = set().union(*fresh_prompts(500, 250)) if args.spare_fresh else set()
+    if args.spare is not None:
+        for split in ("validation", "test"):
+            seen |= set(Dataset.from_parquet(str(split_file(args.spare, split)))["caption"])
     for split, count, seed in split_sizes(args.train, args.held_out, args.seed):
+        if count == 0:
+            continue
         if args.kind == "renders":
             rows = rendered_rows(count, seed)
         elif args.kind == "edits":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diffusion_align.rewards import load_scorer
+
 from .corpus import SEED, load_corpus, make_corpus
 from .pipelines import train_inpaint, train_sd, train_sdxl
-from .reader import train_reader
+from .reader import new_reader, rendered_pictures, seen_pictures, train_reader
 from .uneven import train_uneven
 from .vae import train_vae
 
@@ -21,6 +23,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("diffusion_align/scenes/assets"), help="finished pipelines")
     parser.add_argument("--minutes", type=float, default=10.0, help="training budget")
     parser.add_argument("--images", type=int, default=48_000, help="size of the corpus (stage data)")
+    parser.add_argument("--name", default="reader", help="folder of the trained reader in --work")
+    parser.add_argument("--scorer", help="go on from this vp-score's tower (reader)")
+    parser.add_argument(
+        "--pictures", type=Path, nargs="+", default=(), help="look at judged folders' pictures (reader)"
+    )
     args = parser.parse_args()
     if args.stage == "data":
         make_corpus(args.work / "corpus", args.images, SEED)
@@ -35,7 +42,10 @@ def main() -> None:
     elif args.stage == "uneven":
         train_uneven(corpus, args.work, args.out / "scenes-uneven", args.out / "scenes-sdxl", args.minutes)
     elif args.stage == "reader":
-        train_reader(corpus, args.out / "scenes-sdxl" / "tokenizer", args.work / "reader", args.minutes)
+        tokenizer = args.out / "scenes-sdxl" / "tokenizer"
+        reader = load_scorer(args.scorer) if args.scorer else new_reader(tokenizer)
+        seen = seen_pictures(args.pictures) if args.pictures else None
+        train_reader(reader, rendered_pictures(corpus), args.work / args.name, args.minutes, seen)
     else:
         train_inpaint(corpus, args.work, args.out / "scenes-inpaint", args.out / "scenes-sd", args.minutes)
 
