@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from pyarrow.parquet import read_table
 
 from diffusion_align.scenes.grammar import parse_prompt
 from diffusion_align.scenes.imperfect import bent, imperfect_picture, loose_scene, merged
 from diffusion_align.scenes.make_comparisons import (
     imperfect_rows,
+    main,
     preference_probability,
     rejudged_rows,
 )
-from diffusion_align.scenes.make_pairs import POPULATIONS, judge
+from diffusion_align.scenes.make_pairs import POPULATIONS, judge, split_file
 from diffusion_align.scenes.oracle import OracleScore, score_image
 from diffusion_align.scenes.questions import Questions, near_miss
 from diffusion_align.scenes.render import render
@@ -76,3 +80,18 @@ def test_rejudging_keeps_pictures_and_changes_who_judges() -> None:
         (row["jpg_0"], row["jpg_1"], row["caption"]) for row in rows
     ]
     assert {row["user_id"] for row in again} <= set(POPULATIONS["opposed"])
+
+
+def test_prompts_of_another_folders_held_out_pairs_can_be_spared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captions(folder: str, split: str, *options: str) -> set[str]:
+        monkeypatch.setattr("sys.argv", ["make_comparisons", "imperfect", str(tmp_path / folder), *options])
+        main()
+        return set(read_table(split_file(tmp_path / folder, split))["caption"].to_pylist())
+
+    held_out = captions("judged", "validation", "--train", "1", "--held-out", "6", "--seed", "5")
+    more = ("--train", "6", "--held-out", "0", "--seed", "6")  # the seed of the other folder's validation
+    assert captions("more", "train", *more) & held_out
+    assert not captions("spared", "train", *more, "--spare", str(tmp_path / "judged")) & held_out
+    assert not split_file(tmp_path / "spared", "test").exists()
