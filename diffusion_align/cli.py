@@ -103,7 +103,8 @@ def run_train(arguments: list[str]) -> int:
     if result.stopped is not None:
         print(f"stopped by {result.stopped} after step {result.step}; go on with --resume-from-checkpoint latest")
         return 130
-    print(f"trained {result.step} steps: {result.weights}")
+    if result.weights is not None:  # only the first of several processes writes them
+        print(f"trained {result.step} steps: {result.weights}")
     return 0
 
 

@@ -292,6 +292,11 @@ class VPScore(TrainedScorer, Embedder):
             is_split_into_words=self.words is not None,
         ).to(self.device)
 
+    def contrastive_branch(self) -> nn.ParameterList:
+        """Weights that only ``embed_apart`` and the contrastive loss use."""
+        projections = (self.image_projection, self.text_projection)
+        return nn.ParameterList([*(each for part in projections for each in part.parameters()), self.logit_scale])
+
     def embed_apart(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Unit embeddings (B, E) of preprocessed images and of prompts, each seen alone (BLIP's contrastive branch)."""
         tokens = self.tokenize(prompts)

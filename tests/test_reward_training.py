@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,11 @@ from diffusion_align.scenes.oracle import score_image
 from diffusion_align.scenes.questions import near_miss_scene
 from diffusion_align.scenes.render import render
 from diffusion_align.training.config import RewardConfig
-from diffusion_align.training.reward import evaluate_scorer
+from diffusion_align.training.reward import evaluate_scorer, reward_job
 from diffusion_align.training.run import train
 from diffusion_align.training.scorers import READERS, build_scorer
+
+from .processes import train_in_two_processes
 
 # -- objectives -------------------------------------------------------------------------------------------------------
 
@@ -196,11 +200,27 @@ def test_killed_and_resumed_is_bit_for_bit_one_run(renders: Path, tmp_path: Path
     assert whole.history[-1]["loss"] == resumed.history[-1]["loss"]
 
 
+def test_two_processes_train_a_scorer(renders: Path, tmp_path: Path) -> None:
+    recipe = config(renders, tmp_path / "run", architecture="objects", per_device_train_batch_size=3)
+    history = train_in_two_processes(recipe, tmp_path / "recipe.yaml")
+    assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["grad_norm"]) for line in history if "loss" in line)
+
+
+def test_a_clip_is_trained_in_one_process(renders: Path, tmp_path: Path) -> None:
+    two = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="clip: trained in one process"):
+        reward_job(config(renders, tmp_path / "run", scorer="scenes-clip"), two)  # type: ignore[arg-type]
+
+
 def test_training_goes_on_from_a_saved_scorer(renders: Path, tmp_path: Path) -> None:
     first = train(config(renders, tmp_path / "first"))
     settings = config(renders, tmp_path / "second", scorer=str(first.weights))
     loaded = build_scorer(settings, Comparisons(renders))
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    fixed = {name.split(".")[0] for name, parameter in loaded.named_parameters() if not parameter.requires_grad}
+    assert fixed == {"image_projection", "text_projection", "logit_scale"}
+    contrasted = build_scorer(replace(settings, contrastive_weight=1.0), Comparisons(renders))
+    assert all(parameter.requires_grad for parameter in contrasted.parameters())
     images, prompts = torch.rand(2, 3, 64, 64), ["a circle", "a star"]
     expected = load_scorer(tmp_path / "first" / "scorer").score(images, prompts).reward
     torch.testing.assert_close(loaded.eval().score(images, prompts).reward, expected)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from diffusion_align.training.online_config import GRPOConfig, NFTConfig
 from diffusion_align.training.run import build_accelerator, prepare_policy, train
 from diffusion_align.training.settings import load_config, save_config
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from .processes import ENVIRONMENT, lines, train_in_two_processes
 
 
 @pytest.fixture
@@ -51,10 +49,6 @@ def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
 def weights(result: Any) -> dict[str, Tensor]:
     assert result.weights is not None
     return load_file(result.weights)
-
-
-def lines(folder: str | Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
 # -- what a run does -------------------------------------------------------------------------------------------------
@@ -219,16 +213,6 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp
     assert "stopped by SIGTERM" in output
     assert "--resume-from-checkpoint latest" in output
     assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
-
-
-def train_in_two_processes(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
-    """The log of a run with gloo on the CPU."""
-    save_config(config, recipe)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(20_000 + os.getpid() % 9999)]
-    command = [sys.executable, *launch, "-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return lines(config.output_dir)
 
 
 @pytest.mark.parametrize("name", ["grpo", "fused", "nft"])

@@ -76,7 +76,8 @@ class TrainResult:
 
     Attributes:
         output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints.
-        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted.
+        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted, and in
+            all processes but the first.
         step: optimiser steps done.
         stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it.
         history: every logged line: {"step": ..., "loss": ..., ...}.

@@ -255,7 +255,11 @@ METHODS: Mapping[str, type[RewardMethod]] = MappingProxyType({"clip": Contrastiv
 
 
 def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Job:
-    """Scorer, loss and validation of a ``RewardConfig``."""
+    """Scorer, loss and validation of a ``RewardConfig``.
+
+    Raises:
+        ValueError: as ``build_scorer``; several processes to train a clip.
+    """
     assert isinstance(config, RewardConfig)
     judgements = open_judgements(config, config.dataset_split, config.max_pairs)
     scorer = build_scorer(config, judgements).to(accelerator.device)
@@ -282,6 +286,8 @@ def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Jo
     else:
         pairs = loader(ComparisonExamples(judgements, scorer.preprocess), collate_comparisons)
         kind = "clip" if isinstance(scorer, OpenClipScorer) else config.scorer
+        if kind == "clip" and accelerator.num_processes > 1:
+            raise ValueError("scorer = clip: trained in one process, whose batch is what captions are told from")
         method = METHODS.get(kind, RewardMethod)(config, trained, judgements.aspects, pairs, accelerator)
     if config.validation_split is None or not config.eval_steps:
         return Job(trained, method, None)

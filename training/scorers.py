@@ -131,6 +131,9 @@ def build_scorer(config: RewardConfig, judgements: Comparisons | Ratings) -> Rew
         check_criteria(scorer, judgements)
     trained = getattr(scorer, "trained_module", lambda: scorer)()
     trained.requires_grad_(True)
+    if isinstance(scorer, VPScore) and not config.contrastive_weight:
+        # Processes that train together wait for the gradient of every weight.
+        scorer.contrastive_branch().requires_grad_(False)
     if config.freeze_vision:
         if not isinstance(scorer, VPScore):
             raise ValueError(f"freeze_vision: expected a vp-score to train, found {kind}")
