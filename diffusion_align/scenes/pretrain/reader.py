@@ -95,7 +95,8 @@ def places_loss(kinds: list[Tensor], centre: Tensor, things: Tensor) -> Tensor:
 
 
 def new_reader(tokenizer: Path) -> VPScore:
-    """A VP-Score whose tower finds objects, untrained."""
+    """A VP-Score whose tower finds objects, untrained; the same each time."""
+    torch.manual_seed(0)
     words = AutoTokenizer.from_pretrained(tokenizer)
     settings = reader_settings(RewardConfig(architecture="objects"), words)
     return VPScore({**settings, "aspects": list(ASPECTS), "words": True}, words)
