@@ -4,7 +4,8 @@ Parts: ``accuracy`` (held-out judged pairs, beside the Bayes-optimal judge and o
 of scenes-vp-inpaint on repainted pictures), ``throughput`` (batched against one by one), ``feedback`` (DPO on pairs
 labelled by the scorer against pairs labelled by the simulated users), ``best-of-n`` (a single scorer and an ensemble
 choose the best of n pictures; the oracle says what they chose), ``edit`` (held-out edits), ``pal`` (users told apart or
-not, and a new one), ``facts`` (what the scorer has learnt to see), ``words`` (accuracy and facts of scenes-vp-words).
+not, and a new one), ``facts`` (what the scorer has learnt to see), ``words`` (accuracy and facts of scenes-vp-words),
+``words-feedback`` (``feedback`` with scenes-vp-words).
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ def facts(args: argparse.Namespace) -> dict[str, Any]:
     return facts_of(args.scorer, args.judged)
 
 
+def words_feedback(args: argparse.Namespace) -> dict[str, Any]:
+    return feedback_of("scenes-vp-words", args)
+
+
 def words(args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy and facts of scenes-vp-words, beside scenes-vp, which does not say which words are wrong."""
     found = accuracy_on(args.judged, "scenes-vp-words", "scenes-vp")
@@ -143,9 +148,13 @@ def throughput(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def feedback(args: argparse.Namespace) -> dict[str, Any]:
+    return feedback_of(args.scorer, args)
+
+
+def feedback_of(scorer: str, args: argparse.Namespace) -> dict[str, Any]:
     """The gain in win rate of DPO with the scorer's labels, as a share of the gain with the simulated users'."""
     relabelled = args.work / "ai-feedback"
-    agreement = relabel(load_scorer(args.scorer), relabelled)
+    agreement = relabel(load_scorer(scorer), relabelled)
     prompts, oracle, settings = held_out_prompts(250), load_scorer("scenes-oracle"), SamplingSettings()
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, oracle, settings)
     assert base.reward is not None
@@ -367,4 +376,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "pal": pal,
     "facts": facts,
     "words": words,
+    "words-feedback": words_feedback,
 }
