@@ -63,20 +63,20 @@ def main(argv: list[str]) -> None:
 
 def accuracy(args: argparse.Namespace) -> dict[str, Any]:
     """Of the scorer on judged pictures of scenes-sdxl."""
-    return accuracy_on(args.judged, args.scorer, "scenes-clip")
+    comparisons = Comparisons(args.judged, "test")
+    return accuracy_on(comparisons, args.scorer, judge(load_scorer(args.scorer), comparisons), "scenes-clip")
 
 
 def repainted(args: argparse.Namespace) -> dict[str, Any]:
     """Of scenes-vp-inpaint on judged repaintings of scenes-inpaint, beside scenes-vp, which never saw any."""
-    return accuracy_on(args.repainted, "scenes-vp-inpaint", "scenes-vp")
+    comparisons, scorer = Comparisons(args.repainted, "test"), "scenes-vp-inpaint"
+    return accuracy_on(comparisons, scorer, judge(load_scorer(scorer), comparisons), "scenes-vp")
 
 
-def accuracy_on(folder: Path, scorer: str, beside: str) -> dict[str, Any]:
-    """On the judged test pairs; a quarter of them needs colour-shape pairs never seen in training."""
-    comparisons = Comparisons(folder, "test")
+def accuracy_on(comparisons: Comparisons, scorer: str, judged: dict[str, np.ndarray], beside: str) -> dict[str, Any]:
+    """Of who ``judged`` the test pairs; a quarter of them needs colour-shape pairs never seen in training."""
     bayes = np.array(comparisons.source.table["bayes_0"], float)[comparisons.rows]
     held_out = np.array([parse_prompt(comparisons[i].prompt).held_out() for i in range(len(comparisons))])
-    judged = judge(load_scorer(scorer), comparisons)
     labels = judged["overall/label"]
     decisive = labels != 0.5
     others: dict[str, np.ndarray] = {"bayes-optimal": bayes - 0.5, scorer: judged["overall"]}
@@ -103,23 +103,20 @@ def accuracy_on(folder: Path, scorer: str, beside: str) -> dict[str, Any]:
 
 def facts(args: argparse.Namespace) -> dict[str, Any]:
     """How often the scorer's prompt-following head is right about pairs that differ in one kind of fact alone."""
-    return facts_of(args.scorer, args.judged)
-
-
-def words_feedback(args: argparse.Namespace) -> dict[str, Any]:
-    return feedback_of("scenes-vp-words", args)
+    comparisons = Comparisons(args.judged, "test")
+    return facts_of(comparisons, judge(load_scorer(args.scorer), comparisons))
 
 
 def words(args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy and facts of scenes-vp-words, beside scenes-vp, which does not say which words are wrong."""
-    found = accuracy_on(args.judged, "scenes-vp-words", "scenes-vp")
-    return {**found, "facts": facts_of("scenes-vp-words", args.judged)}
+    comparisons, scorer = Comparisons(args.judged, "test"), "scenes-vp-words"
+    judged = judge(load_scorer(scorer), comparisons)
+    return {**accuracy_on(comparisons, scorer, judged, "scenes-vp"), "facts": facts_of(comparisons, judged)}
 
 
-def facts_of(scorer: str, folder: Path) -> dict[str, Any]:
+def facts_of(comparisons: Comparisons, judged: dict[str, np.ndarray]) -> dict[str, Any]:
     """By kind of fact: test pairs that differ in it alone, and the share that the prompt-following head gets right."""
-    comparisons = Comparisons(folder, "test")
-    differences = judge(load_scorer(scorer), comparisons)["prompt_following"]
+    differences = judged["prompt_following"]
     right: dict[str, list[bool]] = {}
     for i in range(len(comparisons)):
         pair = comparisons[i]
@@ -148,7 +145,13 @@ def throughput(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def feedback(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the scorer."""
     return feedback_of(args.scorer, args)
+
+
+def words_feedback(args: argparse.Namespace) -> dict[str, Any]:
+    """Of scenes-vp-words."""
+    return feedback_of("scenes-vp-words", args)
 
 
 def feedback_of(scorer: str, args: argparse.Namespace) -> dict[str, Any]:

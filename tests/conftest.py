@@ -18,16 +18,15 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTokenizer
 
+from diffusion_align.adapters.loading import shipped_path
 from diffusion_align.rewards.vp import VPScore
 from diffusion_align.scenes.grammar import sample_prompt, sample_scene
-from diffusion_align.scenes.make_comparisons import ASPECTS
 from diffusion_align.scenes.make_pairs import encode_jpeg
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler, build_unet
+from diffusion_align.scenes.pretrain.reader import new_reader
 from diffusion_align.scenes.pretrain.text import build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
 from diffusion_align.scenes.pretrain.vae import build_vae
 from diffusion_align.scenes.render import render
-from diffusion_align.training.config import RewardConfig
-from diffusion_align.training.scorers import find_tokenizer, reader_settings
 
 
 def pytest_configure() -> None:
@@ -112,7 +111,4 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scorer() -> VPScore:
     """An untrained scorer that reads objects and says of each word whether it is shown."""
-    torch.manual_seed(0)
-    tokenizer = find_tokenizer("scenes-sdxl")
-    settings = reader_settings(RewardConfig(architecture="objects"), tokenizer)
-    return VPScore({**settings, "aspects": list(ASPECTS), "words": True}, tokenizer).eval()
+    return new_reader(shipped_path("scenes-sdxl") / "tokenizer").eval()

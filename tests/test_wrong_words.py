@@ -196,6 +196,6 @@ def test_the_shipped_scorer_names_the_words_that_a_scene_does_not_show(asked: st
     image = torch.from_numpy(render(Scene(objects, "dark"))).permute(2, 0, 1)[None].float() / 255
     said = load_scorer("scenes-vp-words").score(image, [asked]).words
     assert said is not None
-    # Relations are what it reads worst (docs/rewards.md), and of what is not there no place can be told.
+    # Of what is not there no place can be told.
     words = {word for word, logit in zip(asked.split(), said[0].tolist(), strict=True) if logit > 0}
     assert words - {"left"} == wrong

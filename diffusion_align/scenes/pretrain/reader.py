@@ -137,7 +137,8 @@ def train_reader(
             others, more = reader_batch(seen, rng, batch_size - len(images), blemish=False)
             order = torch.from_numpy(rng.permutation(batch_size))
             images, things = torch.cat([images, others])[order], torch.cat([things, more])[order]
-            recolour(images[: int(RECOLOURED * batch_size)], things[: int(RECOLOURED * batch_size)], rng)
+            turned = slice(int(RECOLOURED * batch_size))
+            recolour(images[turned], things[turned], rng)
         loss = places_loss(*tower.said(tower.places(scorer.preprocess(images))), things)
         optimizer.zero_grad()
         loss.backward()
