@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from . import base_quality, dpo_step, plots, scenes_dpo_inpo, scenes_guidance, scenes_rewards, scenes_rl, sdxl_memory
+from . import (
+    base_quality,
+    dpo_step,
+    plots,
+    same_bits,
+    scenes_dpo_inpo,
+    scenes_guidance,
+    scenes_rewards,
+    scenes_rl,
+    sdxl_memory,
+)
 
 BENCHMARKS = {
     "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
@@ -14,6 +24,7 @@ BENCHMARKS = {
     "scenes-rl": (scenes_rl.main, "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": (sdxl_memory.main, "memory of SDXL training, counted at its true size without weights"),
     "plots": (plots.main, "the plots in docs/images, from the measured files"),
+    "same-bits": (same_bits.main, "losses, weights and pictures here and at an earlier commit, bit for bit"),
     "base-quality": (base_quality.main, "oracle scores of a shipped pipeline per guidance scale"),
 }
 
