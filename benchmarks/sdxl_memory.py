@@ -19,6 +19,7 @@ GIB = 2**30
 BF16: dict[str, Any] = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
 ROWS: dict[str, dict[str, Any]] = {
     "LoRA, 1 pair, checkpointing full": {"gradient_checkpointing": "full"},
+    "LoRA, 1 pair, checkpointing full, SDXL's own VAE in fp32": {"gradient_checkpointing": "full", "vae": "own-vae"},
     "LoRA, 1 pair, checkpointing full, cached": {"gradient_checkpointing": "full", "cache_dir": "cache"},
     "LoRA, 1 pair, checkpointing attention, cached": {"gradient_checkpointing": "attention", "cache_dir": "cache"},
     "LoRA, 1 pair, no checkpointing, cached": {"cache_dir": "cache"},
@@ -44,6 +45,8 @@ ROWS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 8,
     },
 }
+#: Runs of several cards: each holds its gradients twice.
+CARDS = {"full, 8 pairs, checkpointing full, Adafactor": 8, "full, 8 pairs, checkpointing full, AdamW": 8}
 
 
 def main(argv: list[str]) -> None:
@@ -55,10 +58,13 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_configs(Path(folder))
         for name, changes in ROWS.items():
-            estimate = estimate_memory(DPOConfig(model=folder, resolution=args.resolution, **BF16, **changes))
+            changes = changes | ({"vae": f"{folder}/{changes['vae']}"} if "vae" in changes else {})
+            config, cards = DPOConfig(model=folder, resolution=args.resolution, **BF16, **changes), CARDS.get(name, 1)
+            estimate = estimate_memory(config, cards)
             assert estimate is not None
-            parts = {k: round(v / GIB, 2) for k, v in asdict(estimate).items() if k != "trained_parameters"}
-            row = {"run": name, **parts, "total": round(estimate.total / GIB, 1)}
+            facts = ("trained_parameters", "vae_in_backward")
+            parts = {k: round(v / GIB, 2) for k, v in asdict(estimate).items() if k not in facts}
+            row = {"run": name, "cards": cards, **parts, "total": round(estimate.total / GIB, 1)}
             rows.append(row | {"trained_parameters": estimate.trained_parameters})
             print(f"{row['total']:6.1f} GiB  {name}")
     write_result("sdxl_memory", {"resolution": args.resolution, "unit": "GiB", "rows": rows}, args.out)
@@ -74,6 +80,7 @@ def write_configs(folder: Path) -> None:
     configs = {
         "unet": {"_class_name": "UNet2DConditionModel", **UNET},
         "vae": {"_class_name": "AutoencoderKL", **VAE},
+        "own-vae": {"_class_name": "AutoencoderKL", **VAE, "force_upcast": True},
         "text_encoder": {"model_type": "clip_text_model", **CLIP_L},
         "text_encoder_2": {"model_type": "clip_text_model", **CLIP_BIG_G},
     }

@@ -36,7 +36,13 @@ def annotate_files(options: AnnotateOptions) -> Path:
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
     dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    adapter = load_adapter(options.model, dtype=dtype, device=device)
+    adapter = load_adapter(
+        options.model,
+        dtype=dtype,
+        device=device,
+        vae_batch_size=options.vae_batch_size,
+        vae_tiling=options.vae_tiling,
+    )
     if options.lora is not None:
         adapter.load_weights(options.lora)
     out = Path(options.out)

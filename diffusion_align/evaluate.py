@@ -36,7 +36,13 @@ def guidance_table(
         raise ValueError("give both --prompts and --validation-prompts, or neither")
     test, validation = prompt_sets(options)
     device = pick_device(options.device)
-    adapter = load_adapter(options.model, dtype=DTYPES["fp16" if device.type == "cuda" else "fp32"], device=device)
+    adapter = load_adapter(
+        options.model,
+        dtype=DTYPES["fp16" if device.type == "cuda" else "fp32"],
+        device=device,
+        vae_batch_size=options.vae_batch_size,
+        vae_tiling=options.vae_tiling,
+    )
     if options.lora is not None:
         adapter.load_weights(options.lora)
     judge = load_scorer(options.scorer).to(device)

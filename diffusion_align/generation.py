@@ -180,7 +180,14 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     guider = build_guider(options)
     device = pick_device(options.device)
     dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    adapter = load_adapter(options.model, dtype=dtype, device=device, config=options.model_config)
+    adapter = load_adapter(
+        options.model,
+        dtype=dtype,
+        device=device,
+        config=options.model_config,
+        vae_batch_size=options.vae_batch_size,
+        vae_tiling=options.vae_tiling,
+    )
     if options.lora is not None:
         adapter.load_weights(options.lora)
     hole = load_hole(adapter, options)

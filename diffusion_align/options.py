@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from .guidance.kinds import EvaluatorKind
 
 
+@dataclass(frozen=True, kw_only=True)
+class VAEOptions:
+    """How the VAE codes pictures, for every command and run that loads a diffusion model."""
+
+    vae_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Pictures that the VAE encodes or decodes at once; 1 is what diffusers calls slicing. Unset goes by their size: 2
+    of 1024 pixels, 8 of 512, at most 16."""
+    vae_tiling: bool = False
+    """Let the VAE cut pictures larger than it was trained on into tiles: less memory, and seams may show."""
+
+
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(VAEOptions):
     """Draw images with a model, with or without trained weights."""
 
     prompt: str | None = None
@@ -122,7 +135,7 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True)
-class AnnotateOptions:
+class AnnotateOptions(VAEOptions):
     """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
 
     prompts: str
@@ -161,7 +174,7 @@ class AnnotateOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateGuidanceOptions:
+class EvaluateGuidanceOptions(VAEOptions):
     """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
 
     model: str = "scenes-sdxl"

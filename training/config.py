@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from diffusion_align.guidance.kinds import EvaluatorKind
+from diffusion_align.options import VAEOptions
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -92,7 +93,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
+class TrainConfig(VAEOptions, RunConfig):
     """What every method that trains a diffusion model shares."""
 
     # -- model
@@ -268,7 +269,7 @@ class RewardConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatorConfig(RunConfig):
+class EvaluatorConfig(VAEOptions, RunConfig):
     """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
 
     method: ClassVar[str] = "evaluator"

@@ -281,6 +281,7 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
         raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
     if adapter is None:
         adapter = load_adapter(config.model, dtype=DTYPES[config.weight_dtype], device=accelerator.device)
+    adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)
     teacher = None if config.teacher is None else load_scorer(config.teacher).to(accelerator.device)
     show = config.progress and accelerator.is_main_process
     encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]

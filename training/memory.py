@@ -6,11 +6,10 @@ keep for the backward pass can be counted instead of guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -19,14 +18,18 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_align.adapters import SHIPPED_MODELS, shipped_path
+from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
 from diffusion_align.adapters.base import checkpoint_activations
+from diffusion_align.evaluation.compare import SamplingSettings
 
-from .config import TrainConfig
+from .config import DPOConfig, TrainConfig
 from .dtypes import DTYPES
+from .live_bytes import LiveBytes, flash_attention_shapes
+from .online_config import DRaFTConfig, RolloutConfig
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-#: Bytes per trained parameter that the optimiser keeps; Adafactor's factored moments are negligible.
-OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0}
+#: Pictures that validation draws at once.
+VALIDATION_BATCH = SamplingSettings().batch_size
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,14 @@ class MemoryEstimate:
     """Bytes on one device at the peak of a training step, without the allocator's overhead.
 
     Attributes:
-        frozen_weights: UNet, VAE and text encoders as stored (VAE and text encoders only if nothing is cached).
+        frozen_weights: UNet, VAE and text encoders as stored; without the latter two where a cache replaces them.
         reference: a second UNet, when all weights are trained.
         trained_weights, gradients, optimizer, ema: of the trained parameters.
+        buckets: the gradients' second copy, in which several processes exchange them.
         activations: kept for the backward pass, plus the largest block's while it is recomputed.
+        vae: peak of encoding the pairs (unless they are cached) or decoding pictures, in chunks of ``vae_batch_size``,
+            and the pictures themselves.
+        vae_in_backward: whether the VAE works while the activations are kept (DRaFT), instead of before or after.
         trained_parameters: how many parameters are trained.
     """
 
@@ -45,22 +52,28 @@ class MemoryEstimate:
     reference: int
     trained_weights: int
     gradients: int
+    buckets: int
     optimizer: int
     ema: int
     activations: int
+    vae: int
+    vae_in_backward: bool
     trained_parameters: int
 
     @property
     def total(self) -> int:
-        parts = (self.frozen_weights, self.reference, self.trained_weights, self.gradients, self.optimizer, self.ema)
-        return sum(parts) + self.activations
+        weights = self.frozen_weights + self.reference + self.trained_weights
+        lasting = weights + self.gradients + self.buckets + self.optimizer + self.ema
+        if self.vae_in_backward:
+            return lasting + self.activations + self.vae
+        return lasting + max(self.activations, self.vae)
 
 
-def estimate_memory(config: TrainConfig) -> MemoryEstimate | None:
-    """Memory of a pairwise run of ``config``; None for a single-file model without ``model_config``.
+def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate | None:
+    """Memory per device of a run of ``config`` on ``world_size``; None for a single file without ``model_config``.
 
     Raises:
-        OSError: the model's configs can be found neither locally nor on the hub.
+        OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
     """
     source = config.model_config or config.model
     if source in SHIPPED_MODELS:
@@ -68,24 +81,27 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate | None:
     if Path(source).is_file():
         return None
     compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
-    vae_config = AutoencoderKL.load_config(source, subfolder="vae")
+    vae = _vae(config, source)
     with torch.device("meta"):
+        texts = sum(_text_encoder_sizes(source))
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
-        others = _count(AutoencoderKL.from_config(vae_config)) + sum(_text_encoder_sizes(source))
         base = _count(unet)
         if not config.full_finetuning:
             unet.requires_grad_(False)
             unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    shapes = [p.shape for p in unet.parameters() if p.requires_grad]
+    trained = sum(shape.numel() for shape in shapes)
     nn.Module.to(unet, DTYPES[compute])  # diffusers' own .to warns about casts that matter for real weights only
-    side = getattr(config, "resolution", None)
-    latent = side // 2 ** (len(vae_config["block_out_channels"]) - 1) if side else unet.config.sample_size
-    rows = 2 * getattr(config, "per_device_train_batch_size", 1)
-    activations = saved_bytes(unet, rows, latent, config.gradient_checkpointing)
-    stored = BYTES[config.weight_dtype]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = getattr(config, "resolution", None) or unet.config.sample_size * factor
+    rows = 2 * config.per_device_train_batch_size
+    activations = saved_bytes(unet, rows, side // factor, config.gradient_checkpointing)
+    if isinstance(config, DRaFTConfig):
+        activations *= config.gradient_steps * config.lv_repeats
+    stored, cached = BYTES[config.weight_dtype], bool(getattr(config, "cache_dir", None))
     frozen = 0 if config.full_finetuning else base * stored
-    if not getattr(config, "cache_dir", None):
-        frozen += others * stored
+    if not cached or config.eval_steps:  # validation decodes pictures and encodes prompts
+        frozen += texts * stored + _count(vae) * vae.dtype.itemsize
     if compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute):
         frozen += base * BYTES[compute]  # autocast keeps a second, cast copy of every weight
     return MemoryEstimate(
@@ -93,11 +109,87 @@ def estimate_memory(config: TrainConfig) -> MemoryEstimate | None:
         reference=base * stored if config.full_finetuning else 0,
         trained_weights=4 * trained,
         gradients=4 * trained,
-        optimizer=OPTIMIZER_BYTES[config.optim] * trained,
+        buckets=4 * trained if world_size > 1 else 0,
+        optimizer=optimizer_bytes(config.optim, shapes),
         ema=4 * trained if config.use_ema else 0,
         activations=activations,
+        vae=_vae_bytes(config, vae, factor, side, cached),
+        vae_in_backward=isinstance(config, DRaFTConfig),
         trained_parameters=trained,
     )
+
+
+def optimizer_bytes(optim: str, shapes: Iterable[torch.Size]) -> int:
+    """Bytes of an optimiser's state for float32 parameters of ``shapes``.
+
+    AdamW keeps two moments; in eight bits, one byte each. Adafactor factors the second moment of what has two
+    dimensions or more over the last two of them: of a 3 x 3 convolution that leaves two thirds.
+    """
+    if optim == "adafactor":
+        return 4 * sum(_factored(shape) for shape in shapes)
+    return {"adamw": 8, "adamw_8bit": 2}[optim] * sum(shape.numel() for shape in shapes)
+
+
+def _factored(shape: torch.Size) -> int:
+    count = shape.numel()
+    return count if len(shape) < 2 else count // shape[-1] + count // shape[-2]
+
+
+def vae_bytes(
+    vae: AutoencoderKL, job: Literal["encode", "decode", "decode_with_graph"], pictures: int, side: int,
+    batch_size: int | None = None,
+) -> int:  # fmt: skip
+    """Most bytes alive while a ``meta`` VAE codes ``pictures`` of ``side`` pixels, pixels and latents included.
+
+    One chunk is run; beyond it only pixels and latents grow with the number of pictures.
+
+    Args:
+        batch_size: pictures at once; None as in a run.
+    """
+    factor, channels = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels
+    coder, small = ChunkedVAE(vae, batch_size, factor), side // factor
+    with_graph = job == "decode_with_graph"
+    chunk = min(pictures, batch_size or chunk_size(side, side, with_graph))
+    with flash_attention_shapes(), torch.set_grad_enabled(with_graph), LiveBytes() as live:
+        pixels, latents = torch.empty(chunk, 3, side, side, device="meta"), None
+        if job == "encode":
+            coder.encode(pixels)
+        else:
+            latents = torch.empty(chunk, channels, small, small, device="meta", requires_grad=with_graph)
+            decoded = coder.decode(latents)
+            if with_graph:
+                decoded.backward(pixels)
+    each = 4 * (3 * side * side + 2 * channels * small * small)
+    return live.peak + (pictures - chunk) * each * (1 if job == "encode" else 2)
+
+
+def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, factor: int, side: int, cached: bool) -> int:
+    """The largest of what the run does with its VAE."""
+    rows, size = config.per_device_train_batch_size, config.vae_batch_size
+    found = [0]
+    if isinstance(config, DPOConfig) and not cached:
+        found.append(vae_bytes(vae, "encode", 2 * rows, side, size))
+    if isinstance(config, RolloutConfig):
+        found.append(vae_bytes(vae, "decode", config.rollout_batch_size, side, size))
+    if isinstance(config, DRaFTConfig):
+        found.append(vae_bytes(vae, "decode_with_graph", rows * config.lv_repeats, side, size))
+    if config.eval_steps:
+        found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
+    return max(found)
+
+
+def _vae(config: TrainConfig, source: str) -> AutoencoderKL:
+    """The run's VAE without data, in the dtype that it is stored in."""
+    settings = AutoencoderKL.load_config(source, subfolder="vae")
+    if config.vae is not None:
+        settings = AutoencoderKL.load_config(config.vae)
+    overflows = "text_encoder_2" in DiffusionPipeline.load_config(source)
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(settings)
+    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], overflows, vae.config.force_upcast))
+    if config.vae_tiling:
+        vae.enable_tiling()
+    return vae.requires_grad_(False).eval()
 
 
 def saved_bytes(unet: UNet2DConditionModel, rows: int, latent: int, checkpointing: str) -> int:
@@ -142,7 +234,7 @@ def _measure(unet: UNet2DConditionModel, rows: int, latent: int) -> _Saved:
         for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
     ]
     unet.train()
-    with _counted_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with flash_attention_shapes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sample, t, arguments = _inputs(unet, rows, latent)
         unet(sample, t, **arguments)
     for hook in hooks:
@@ -163,35 +255,6 @@ def _inputs(unet: UNet2DConditionModel, rows: int, latent: int) -> tuple[Tensor,
             "time_ids": torch.empty(rows, 6, dtype=dtype, device="meta"),
         }
     return sample, torch.empty(rows, dtype=torch.long, device="meta"), arguments
-
-
-class _FlashShapes(torch.autograd.Function):
-    """Attention that keeps what flash kernels keep (inputs, output, row sums), never the L x L matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-        ctx.save_for_backward(query, key, value, output, rows)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-@contextmanager
-def _counted_attention() -> Iterator[None]:
-    original = nn.functional.scaled_dot_product_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        return _FlashShapes.apply(query, key, value)
-
-    nn.functional.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        nn.functional.scaled_dot_product_attention = original
 
 
 def _count(module: nn.Module) -> int:

@@ -76,7 +76,7 @@ class EncodedPairs:
             self.latents += [None] * len(rows)
             self.targets += [torch.zeros(2)] * len(rows)
             return
-        both = torch.cat(whole).to(adapter.device)
+        both = torch.cat(whole)  # not moved: the adapter takes a few at a time
         encoded = iter(adapter.encode_images(both * 2 - 1).half().cpu().unflatten(0, (-1, 2)))
         self.latents += [None if picture is None else next(encoded) for picture in pictures]
         if teacher is not None:

@@ -52,7 +52,7 @@ def make_plan(config: RunConfig, world_size: int = 1) -> str:
         )
     sections["steps"] = _lines(_steps(config, world_size, used))
     if isinstance(config, TrainConfig):
-        estimate = estimate_memory(config)
+        estimate = estimate_memory(config, world_size)
         sections["memory"] = "unknown: give --model-config for a single file" if estimate is None else _memory(estimate)
     return "\n\n".join(f"{title}\n{_indented(text)}" for title, text in sections.items())
 
@@ -75,8 +75,10 @@ def _memory(estimate: MemoryEstimate) -> str:
     rows = {
         field.name.replace("_", " "): f"{getattr(estimate, field.name) / GIB:9.3f} GiB"
         for field in fields(estimate)
-        if field.name != "trained_parameters"
+        if field.name not in ("trained_parameters", "vae_in_backward")
     }
+    rows["activations"] += " (kept for the backward pass)"
+    rows["vae"] += " (with the activations)" if estimate.vae_in_backward else " (not while activations are kept)"
     rows["total, per device"] = f"{estimate.total / GIB:9.3f} GiB (allocator overhead is not in it)"
     rows["trained parameters"] = f"{estimate.trained_parameters:,}"
     return _lines(rows)

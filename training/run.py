@@ -109,6 +109,8 @@ def load_policy_model(config: TrainConfig, device: torch.device | str) -> Adapte
         variant=config.variant,
         vae=config.vae,
         config=config.model_config,
+        vae_batch_size=config.vae_batch_size,
+        vae_tiling=config.vae_tiling,
     )
     if config.init_weights is not None:
         adapter.load_weights(config.init_weights)
@@ -129,6 +131,7 @@ def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
     if config.channels_last:
         adapter.unet.to(memory_format=torch.channels_last)
     adapter.optimize(config.gradient_checkpointing, config.attention, config.torch_compile)
+    adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)
 
 
 def cache_pairs(config: DPOConfig) -> str:
@@ -146,10 +149,13 @@ def cache_pairs(config: DPOConfig) -> str:
 def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None) -> Job:
     """DPO or InPO, which differ in their noise only."""
     assert isinstance(config, DPOConfig)
+    own = adapter is None
     if adapter is None:
         adapter = load_policy_model(config, accelerator.device)
     prepare_policy(config, adapter)
     source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
+    if own and config.cache_dir is not None and not config.eval_steps:
+        adapter.park_encoders()
     noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
     method = PairMethod(config, adapter, source, noising, accelerator.autocast)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None

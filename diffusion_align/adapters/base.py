@@ -17,6 +17,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .families import find_family
 from .schedule import NoiseSchedule
 from .types import Conditioning, Prediction
@@ -36,6 +37,7 @@ class Adapter:
         family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
         schedule: the training noise schedule.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
+        vae_batch_size: pictures that the VAE codes at once; None goes by their size (``autoencoder.chunk_size``).
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -44,6 +46,7 @@ class Adapter:
         self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
         self.prediction_type = pipeline.scheduler.config.prediction_type
         self.denoiser: nn.Module = self.unet
+        self.vae_batch_size: int | None = None
         self._reference_unet: UNet2DConditionModel | None = None
         self._lora_targets: tuple[str, ...] | None = None
         for module in (self.unet, self.vae, *self.text_encoders):
@@ -105,11 +108,23 @@ class Adapter:
         self.schedule = NoiseSchedule(self.schedule.table.to(device))
         return self
 
+    def park_encoders(self) -> Adapter:
+        """Move VAE and text encoders to the CPU, for runs whose latents and embeddings are cached."""
+        for module in (self.vae, *self.text_encoders):
+            module.to("cpu")
+        return self
+
     # -- latents and prompts -------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @property
+    def _coder(self) -> ChunkedVAE:
+        needs_float32 = self.family.vae_overflows and self.vae.config.force_upcast
+        return ChunkedVAE(self.vae, self.vae_batch_size, self.vae_scale_factor, needs_float32)
+
     def encode_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(latents | pixels), each (B, C, h, w) float32 and scaled.
+
+        ``pixels`` may be on any device; ``vae_batch_size`` of them are moved to the VAE's at once.
 
         Raises:
             ValueError: the size of ``pixels`` is not divisible by the VAE factor.
@@ -120,9 +135,7 @@ class Adapter:
                 f"images of {height}x{width} pixels cannot be encoded: "
                 f"both sides must be divisible by {self.vae_scale_factor}"
             )
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        scale, shift = self._latent_affine()
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return self._coder.encode(pixels)
 
     def encode_images(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of ``pixels``: the posterior mean, or a sample of it with standard normal ``noise`` (B, C, h, w)."""
@@ -144,13 +157,11 @@ class Adapter:
         return torch.cat([small, latents], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped; gradients flow to ``latents``."""
-        scale, shift = self._latent_affine()
-        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
+        """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped.
 
-    def _latent_affine(self) -> tuple[float, float]:
-        config = self.vae.config
-        return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+        Gradients flow to ``latents``; activations are recomputed in the backward pass, a chunk at a time.
+        """
+        return self._coder.decode(latents)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -301,6 +312,23 @@ class Adapter:
             self.unet.enable_xformers_memory_efficient_attention()
         if compile:
             self.unet.compile_repeated_blocks()
+        return self
+
+    def code_in_chunks(self, batch_size: int | None = None, tiling: bool = False) -> Adapter:
+        """Set how the VAE codes pictures.
+
+        Args:
+            batch_size: pictures at once, 1 is what diffusers calls slicing; None leaves it as it is.
+            tiling: cut pictures larger than the VAE's ``sample_size`` into overlapping tiles; the result is not the
+                same to the bit. False leaves it as it is.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1.
+        """
+        check_vae_batch_size(batch_size)
+        self.vae_batch_size = batch_size or self.vae_batch_size
+        if tiling:
+            self.vae.enable_tiling()
         return self
 
     # -- saving and loading weights ------------------------------------------------------------------------------

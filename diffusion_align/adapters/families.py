@@ -14,6 +14,8 @@ class Family(Protocol):
     """What differs between pipelines that share a UNet, a VAE and a noise schedule."""
 
     name: str
+    #: Whether the family's VAEs leave the range of half precision, unless their config says ``force_upcast: false``.
+    vae_overflows: bool
 
     def matches(self, pipeline: Any) -> bool:
         """Whether this family drives ``pipeline``."""
@@ -32,6 +34,7 @@ class StableDiffusion:
     """SD 1.x and 2.x: one text encoder, its last hidden states."""
 
     name = "sd"
+    vae_overflows = False
 
     def matches(self, pipeline: Any) -> bool:
         return getattr(pipeline, "text_encoder", None) is not None and not hasattr(pipeline, "text_encoder_2")
@@ -51,6 +54,7 @@ class StableDiffusionXL:
     """SDXL: two text encoders, a pooled embedding, and size ids (``text_time`` conditioning)."""
 
     name = "sdxl"
+    vae_overflows = True
 
     def matches(self, pipeline: Any) -> bool:
         unet = getattr(pipeline, "unet", None)

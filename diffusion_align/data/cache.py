@@ -31,7 +31,10 @@ class CacheError(RuntimeError):
 
 def fingerprint(adapter: Adapter, transform: PairTransform) -> str:
     """Hash of everything cached values depend on besides the pairs: encoders' weights and the transform."""
-    digest = hashlib.sha256(json.dumps([transform.settings(), adapter.vae.config.scaling_factor]).encode())
+    facts = [transform.settings(), adapter.vae.config.scaling_factor]
+    if adapter.vae.use_tiling:  # tiles' latents are others; without them the hash is that of caches from before tiling
+        facts.append("tiling")
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for module in (adapter.vae, *adapter.text_encoders):
         _hash_weights(digest, module)
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.adapters.autoencoder import ChunkedVAE
 from diffusion_align.sampling.levels import signal_levels
 
 from .base import StepGuidance, StepView
@@ -45,12 +46,7 @@ class BoundDenoiser(StableDiffusionXLLoopDenoiser):
 def step_view(components: Any, block_state: Any, step: int) -> StepView:
     """The step as our guiders see it, from the pipeline's state."""
     levels = signal_levels(components.scheduler)
-    vae = components.vae
     cond = Conditioning(block_state.prompt_embeds, getattr(block_state, "pooled_prompt_embeds", None))
-
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        return pixels.float()
 
     return StepView(
         step,
@@ -61,7 +57,7 @@ def step_view(components: Any, block_state: Any, step: int) -> StepView:
         cond,
         range(len(block_state.scaled_latents)),
         components.scheduler.config.prediction_type,
-        decode,
+        ChunkedVAE(components.vae, scale_factor=components.vae_scale_factor).decode,
         prompts_of(getattr(block_state, "prompt", None), len(block_state.scaled_latents)),
     )
 

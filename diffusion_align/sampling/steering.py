@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.rewards import RewardScorer, score_in_batches
@@ -157,8 +156,7 @@ def reward_gradient(
         texts = list(prompts[moment.rows.start : moment.rows.stop])
         with torch.enable_grad():
             x0 = moment.x0.detach().requires_grad_()
-            pixels: Any = checkpoint(adapter.decode, x0, use_reentrant=False)
-            reward = scorer.score((pixels / 2 + 0.5).clamp(0, 1), texts).reward
+            reward = scorer.score((adapter.decode(x0) / 2 + 0.5).clamp(0, 1), texts).reward
             (gradient,) = torch.autograd.grad(sign * reward.sum(), x0)
         norm = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
         shift = strength * x0.detach().std(dim=(1, 2, 3), keepdim=True) * gradient / norm

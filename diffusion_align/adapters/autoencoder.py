@@ -1,0 +1,111 @@
+"""The VAE a few pictures at a time, so that what it holds at once does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+#: Pixels that are coded at once: 2 pictures of 1024 px, 8 of 512 px.
+CHUNK_PIXELS = 2 * 1024**2
+#: Most pictures at once: more small ones gain nothing on a GPU and leave the caches of a CPU.
+LARGEST_CHUNK = 16
+#: With a graph a quarter as many: autograd keeps seven times what decoding alone needs (tests/test_vae_memory.py).
+GRAPH_SHARE = 4
+
+
+def chunk_size(height: int, width: int, with_graph: bool = False) -> int:
+    """How many pictures of ``height`` x ``width`` pixels the VAE takes at once unless ``vae_batch_size`` is set."""
+    budget = CHUNK_PIXELS // GRAPH_SHARE if with_graph else CHUNK_PIXELS
+    return max(1, min(LARGEST_CHUNK, budget // (height * width)))
+
+
+def check_vae_batch_size(batch_size: int | None) -> None:
+    """Raise ValueError for a number of pictures at once that is none."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"vae_batch_size {batch_size}: expected at least 1 picture at once")
+
+
+def stored_dtype(dtype: torch.dtype, overflows: bool, force_upcast: bool) -> torch.dtype:
+    """What a VAE is stored in when the rest of the model is in ``dtype``.
+
+    Args:
+        overflows: whether VAEs of the family leave the range of half precision: SDXL's does, SD 1.x's and 2.x's do not.
+        force_upcast: the VAE's own setting. diffusers' default is True, so it tells nothing where ``overflows`` is
+            False: SD 1.x's configs do not have it.
+    """
+    return torch.float32 if overflows and force_upcast else dtype
+
+
+@dataclass(frozen=True)
+class ChunkedVAE:
+    """A diffusers VAE that encodes and decodes in chunks; every part of the package codes pictures through it.
+
+    Attributes:
+        vae: an ``AutoencoderKL``.
+        batch_size: pictures at once; None goes by their size (``chunk_size``).
+        scale_factor: pixels per latent along each side.
+        needs_float32: whether fp16 autocast must be kept away from it.
+    """
+
+    vae: Any
+    batch_size: int | None = None
+    scale_factor: int = 8
+    needs_float32: bool = False
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(latents | pixels), each (B, C, h, w) float32 and scaled.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1], on any device: chunks are moved to the VAE's.
+        """
+        size = self.batch_size or chunk_size(pixels.shape[-2], pixels.shape[-1])
+        parts = [self._encode(part) for part in pixels.split(size)]
+        mean, std = (torch.cat(side) for side in zip(*parts, strict=True))
+        return mean, std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped.
+
+        Gradients flow to ``latents``. A chunk's activations are computed again in the backward pass, so that those of
+        one chunk are held at a time; without ``batch_size`` chunks are then a quarter as large.
+        """
+        with_graph = torch.is_grad_enabled() and latents.requires_grad
+        height, width = (side * self.scale_factor for side in latents.shape[-2:])
+        parts = latents.split(self.batch_size or chunk_size(height, width, with_graph))
+        if not with_graph:
+            return torch.cat([self._decode(part) for part in parts])
+        # The VAE draws nothing: there is no random state to bring back.
+        return torch.cat([checkpoint(self._decode, p, use_reentrant=False, preserve_rng_state=False) for p in parts])
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self._affine()
+        with self._in_range():
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        scale, shift = self._affine()
+        with self._in_range():
+            pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
+        return pixels.float()
+
+    def _affine(self) -> tuple[float, float]:
+        config = self.vae.config
+        return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+
+    @contextmanager
+    def _in_range(self) -> Iterator[None]:
+        device = self.vae.device.type
+        half = self.needs_float32 and torch.is_autocast_enabled(device)
+        if half and torch.get_autocast_dtype(device) == torch.float16:
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield

@@ -1,0 +1,88 @@
+"""Counting the bytes of tensors that are alive at once, also of tensors without data (torch's ``meta`` device)."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside ``with LiveBytes() as live``, storages that operations make are counted until they are freed.
+
+    What was there before is not counted, nor what a kernel needs while it runs. The backward pass is counted, too, on
+    the CPU and on ``meta``, where it runs in the caller's thread.
+
+    Attributes:
+        now: bytes that are alive.
+        peak: most bytes that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # A view, or what is changed in place, has a storage that an argument had: it may be older than the count.
+        older = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        output = func(*args, **(kwargs or {}))
+        for tensor in _tensors(output):
+            if tensor.untyped_storage()._cdata not in older:
+                self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_: Any) -> None:
+            self.now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+class _FlashShapes(torch.autograd.Function):
+    """Attention that keeps what flash kernels keep (inputs, output, row sums), never the L x L matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        rows = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def flash_attention_shapes() -> Iterator[None]:
+    """Inside, attention on ``meta`` has the outputs and the memory of a flash kernel; values are not computed."""
+    original = nn.functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        return _FlashShapes.apply(query, key, value)
+
+    nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
