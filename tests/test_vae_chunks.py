@@ -295,3 +295,11 @@ def test_fp16_autocast_is_kept_away_from_a_vae_that_overflows(sdxl_folder: Path,
     with torch.autocast("cpu", dtype=torch.float16):
         assert torch.equal(adapter.decode(latents), expected[0])
         assert torch.equal(adapter.encode_images(pixels), expected[1])
+
+
+def test_autocast_is_kept_away_from_a_vae_in_half_precision(sdxl_folder: Path) -> None:
+    adapter = load_adapter(sdxl_folder, dtype=torch.bfloat16)
+    latents = noise(1)
+    expected = adapter.decode(latents)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(adapter.decode(latents), expected)

@@ -16,7 +16,7 @@ from benchmarks.sdxl import VAE
 from diffusion_align.adapters import load_adapter
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size
 from diffusion_align.training.config import DPOConfig
-from diffusion_align.training.live_bytes import LiveBytes, flash_attention_shapes
+from diffusion_align.training.live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
 from diffusion_align.training.memory import MemoryEstimate, estimate_memory, optimizer_bytes, vae_bytes
 from diffusion_align.training.online_config import DRaFTConfig
 from diffusion_align.training.optimizer import build_optimizer
@@ -205,3 +205,23 @@ def test_weights_are_counted_in_the_dtype_they_are_stored_in(
     vae_count = sum(p.numel() for p in adapter.vae.parameters())
     projection = 128 * 128  # of the second encoder's pooled output: the estimate leaves it out
     assert others == pytest.approx(2 * texts + size * vae_count, abs=2 * projection)
+
+
+# -- autocast ----------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_under_autocast_are_those_of_cuda() -> None:
+    x = torch.empty(2, 8, 4, 4, device="meta", dtype=torch.bfloat16)
+    weight = torch.empty(8, 8, 1, 1, device="meta")
+    with AutocastShapes(torch.float16):
+        assert nn.functional.conv2d(x, weight).dtype == torch.float16
+        assert nn.functional.group_norm(x, 2).dtype == torch.float32
+        assert nn.functional.silu(x).dtype == torch.bfloat16
+    with AutocastShapes(None):
+        assert nn.functional.group_norm(x, 2).dtype == torch.bfloat16
+
+
+def test_norms_in_float32_are_in_the_estimate(sdxl_folder: Path) -> None:
+    settings = {"weight_dtype": "bf16", "resolution": 256, "cache_dir": "cache", "full_finetuning": True}
+    half, full = (estimate(sdxl_folder, mixed_precision=how, **settings) for how in ("bf16", "no"))
+    assert 0.5 * full.activations < half.activations < 0.8 * full.activations

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,6 +57,33 @@ class LiveBytes(TorchDispatchMode):
 
 def _tensors(values: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+class AutocastShapes(TorchFunctionMode):
+    """Inside, tensors on ``meta`` have the dtypes that CUDA's autocast to ``dtype`` gives them; None changes nothing.
+
+    ``torch.autocast`` knows no ``meta``. Products are taken in ``dtype``, norms and softmax in float32: of a norm,
+    autograd keeps a float32 copy of its input, which is more than the layer's own precision would tell.
+    """
+
+    FLOAT32 = frozenset({nn.functional.group_norm, nn.functional.layer_norm, nn.functional.softmax})
+    LOWER = frozenset({nn.functional.linear, nn.functional.conv2d, torch.matmul, torch.bmm, torch.baddbmm})
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        dtype = torch.float32 if func in self.FLOAT32 else self.dtype
+        if self.dtype is None or func not in self.FLOAT32 | self.LOWER:
+            return func(*args, **(kwargs or {}))
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return func(*map(cast, args), **{name: cast(value) for name, value in (kwargs or {}).items()})
 
 
 class _FlashShapes(torch.autograd.Function):

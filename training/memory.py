@@ -24,7 +24,7 @@ from diffusion_align.evaluation.compare import SamplingSettings
 
 from .config import DPOConfig, TrainConfig
 from .dtypes import DTYPES
-from .live_bytes import LiveBytes, flash_attention_shapes
+from .live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
 from .online_config import DRaFTConfig, RolloutConfig
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -91,11 +91,13 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
             unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
     shapes = [p.shape for p in unet.parameters() if p.requires_grad]
     trained = sum(shape.numel() for shape in shapes)
-    nn.Module.to(unet, DTYPES[compute])  # diffusers' own .to warns about casts that matter for real weights only
+    autocast = None if config.mixed_precision == "no" else DTYPES[compute]
+    network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side = getattr(config, "resolution", None) or unet.config.sample_size * factor
     rows = 2 * config.per_device_train_batch_size
-    activations = saved_bytes(unet, rows, side // factor, config.gradient_checkpointing)
+    with AutocastShapes(autocast):
+        activations = saved_bytes(unet, rows, side // factor, config.gradient_checkpointing)
     if isinstance(config, DRaFTConfig):
         activations *= config.gradient_steps * config.lv_repeats
     stored, cached = BYTES[config.weight_dtype], bool(getattr(config, "cache_dir", None))
@@ -113,7 +115,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
         optimizer=optimizer_bytes(config.optim, shapes),
         ema=4 * trained if config.use_ema else 0,
         activations=activations,
-        vae=_vae_bytes(config, vae, factor, side, cached),
+        vae=_vae_bytes(config, vae, side, cached, autocast),
         vae_in_backward=isinstance(config, DRaFTConfig),
         trained_parameters=trained,
     )
@@ -163,18 +165,24 @@ def vae_bytes(
     return live.peak + (pictures - chunk) * each * (1 if job == "encode" else 2)
 
 
-def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, factor: int, side: int, cached: bool) -> int:
+def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, side: int, cached: bool, autocast: torch.dtype | None) -> int:
     """The largest of what the run does with its VAE."""
+    # Pictures are decoded under autocast, which leaves a VAE alone that is in half precision, and fp16 leaves SDXL's.
+    whole = vae.dtype == torch.float32
+    own, validated = (autocast if autocast != torch.float16 else None, torch.bfloat16) if whole else (None, None)
     rows, size = config.per_device_train_batch_size, config.vae_batch_size
     found = [0]
     if isinstance(config, DPOConfig) and not cached:
         found.append(vae_bytes(vae, "encode", 2 * rows, side, size))
     if isinstance(config, RolloutConfig):
-        found.append(vae_bytes(vae, "decode", config.rollout_batch_size, side, size))
+        with AutocastShapes(own):
+            found.append(vae_bytes(vae, "decode", config.rollout_batch_size, side, size))
     if isinstance(config, DRaFTConfig):
-        found.append(vae_bytes(vae, "decode_with_graph", rows * config.lv_repeats, side, size))
+        with AutocastShapes(own):
+            found.append(vae_bytes(vae, "decode_with_graph", rows * config.lv_repeats, side, size))
     if config.eval_steps:
-        found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
+        with AutocastShapes(validated):
+            found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
     return max(found)
 
 
@@ -190,6 +198,14 @@ def _vae(config: TrainConfig, source: str) -> AutoencoderKL:
     if config.vae_tiling:
         vae.enable_tiling()
     return vae.requires_grad_(False).eval()
+
+
+def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Cast a ``meta`` UNet to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
+    lora = {name for name, p in unet.named_parameters() if p.requires_grad and "lora" in name}
+    for name, parameter in unet.named_parameters():
+        if name not in lora:
+            parameter.data = parameter.data.to(dtype)
 
 
 def saved_bytes(unet: UNet2DConditionModel, rows: int, latent: int, checkpointing: str) -> int:

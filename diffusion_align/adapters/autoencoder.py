@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +86,13 @@ class ChunkedVAE:
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self._affine()
-        with self._in_range():
+        with self._own_precision():
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
     def _decode(self, latents: Tensor) -> Tensor:
         scale, shift = self._affine()
-        with self._in_range():
+        with self._own_precision():
             pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
         return pixels.float()
 
@@ -101,11 +101,13 @@ class ChunkedVAE:
         return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
 
     @contextmanager
-    def _in_range(self) -> Iterator[None]:
+    def _own_precision(self) -> Iterator[None]:
+        """Keep autocast away from what is in half precision already (its norms would take twice the memory), and fp16
+        autocast from what overflows."""
         device = self.vae.device.type
-        half = self.needs_float32 and torch.is_autocast_enabled(device)
-        if half and torch.get_autocast_dtype(device) == torch.float16:
-            with torch.autocast(device, enabled=False):
-                yield
-        else:
+        away = False
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            half = torch.get_autocast_dtype(device) == torch.float16
+            away = self.vae.dtype != torch.float32 or (half and self.needs_float32)
+        with torch.autocast(device, enabled=False) if away else nullcontext():
             yield
