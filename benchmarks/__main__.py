@@ -11,6 +11,9 @@ from . import (
     same_bits,
     scenes_dpo_inpo,
     scenes_guidance,
+    scenes_dpo_inpo,
+    scenes_guidance,
+    scenes_noise_draws,
     scenes_rewards,
     scenes_rl,
     sdxl_memory,
@@ -19,6 +22,7 @@ from . import (
 BENCHMARKS = {
     "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
     "scenes-dpo-inpo": (scenes_dpo_inpo.main, "win rates of DPO and InPO over the base, three training seeds"),
+    "scenes-noise-draws": (scenes_noise_draws.main, "fixed noise with remembered reference errors: win rates, speed"),
     "scenes-rewards": (scenes_rewards.main, "scorers trained on the embedded world: accuracy, calibration, speed, use"),
     "scenes-guidance": (scenes_guidance.main, "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
     "scenes-rl": (scenes_rl.main, "online methods: win rates over the base by the oracle, and what they cost"),

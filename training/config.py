@@ -178,6 +178,12 @@ class DPOConfig(TrainConfig):
     """Share of pairs trained with the null prompt."""
     dataloader_num_workers: NonNegative = 2
     """Threads that read ahead."""
+    noise_draws: Positive | None = None
+    """So many fixed draws of timestep, noise, flip and crop for each pair, one of them at each visit; unset: fresh ones
+    at every visit (not with streaming)."""
+    reference_cache: bool = False
+    """Remember the reference's errors, two numbers a pair and draw, in cache_dir: from the second visit of a draw on
+    its forward pass is skipped (needs noise_draws and cache_dir)."""
 
     # -- objective
     loss_type: Literal["sigmoid", "robust", "hinge", "ipo", "kto", "bco_pair", "sppo_hard", "exo_pair", "apo_zero",

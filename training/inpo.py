@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from diffusion_align.sampling.inversion import ddim_invert, inverted_noise
 
 from .config import InPOConfig
 from .randomness import INVERSION, normal
+from .reference import pair_rows
 
 
 class InvertedNoising:
@@ -20,8 +22,19 @@ class InvertedNoising:
     def __init__(self, adapter: Adapter, config: InPOConfig) -> None:
         self.adapter, self.config = adapter, config
 
-    @torch.no_grad()
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.noise_draws is None or self.config.inversion_model == "policy":
+            return self._invert(x0, t, cond, seeds)
+        # The reference finds the same noise whenever a draw comes again: to the bit, where it sees the pair alone.
+        pairs = [
+            self._invert(pair_rows(x0, i), pair_rows(t, i), cond.map(partial(pair_rows, index=i)), seeds[i : i + 1])
+            for i in range(len(seeds))
+        ]
+        x_t, eps = (torch.stack([pair[k] for pair in pairs], dim=1).flatten(0, 1) for k in range(2))
+        return x_t, eps
+
+    @torch.no_grad()
+    def _invert(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
         config, alpha_bar = self.config, self.adapter.schedule.table
         noise = None
         if config.inversion_eta:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.data.types import PairBatch
-from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.preference import preference_loss
 from diffusion_align.objectives.stats import PairStats
 
 from .batches import BatchSource, SourcedMethod
 from .config import DPOConfig
 from .randomness import CHOSEN_POSTERIOR, REJECTED_POSTERIOR, normal, timesteps
+from .reference import NoisyPairs, Reference, WholeBatch
 
 
 class Noising(Protocol):
@@ -55,6 +55,7 @@ class PairMethod(SourcedMethod[PairBatch]):
         source: the pairs.
         noising: Gaussian noise (DPO) or DDIM inversion (InPO).
         autocast: context of the forward passes.
+        reference: where the reference's errors come from; None computes them batch by batch.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class PairMethod(SourcedMethod[PairBatch]):
         source: BatchSource[PairBatch],
         noising: Noising,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        reference: Reference | None = None,
     ) -> None:
+        self.reference = reference or WholeBatch(adapter)
         self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
         self.encode_prompts = PromptEncoder(adapter)
 
@@ -97,14 +100,13 @@ class PairMethod(SourcedMethod[PairBatch]):
         t = timesteps(seeds, config.min_timestep, high).repeat(2).to(device)
         with self.autocast():
             x_t, eps = self.noising(x0, t, cond, seeds)
-            target = self.adapter.training_target(x0, eps, t)
-            chosen, rejected = mse_per_sample(self.adapter.predict(x_t, t, cond).output, target).chunk(2)
-            if config.loss_type == "mapo":  # reference-free
-                stats = PairStats(chosen, rejected, None, None)
-            else:
-                with self.adapter.reference():
-                    reference = mse_per_sample(self.adapter.predict(x_t, t, cond).output, target).chunk(2)
-                stats = PairStats(chosen, rejected, *reference)
+            noisy = NoisyPairs(x_t, self.adapter.training_target(x0, eps, t), t, cond)
+            chosen, rejected = noisy.errors(self.adapter).chunk(2)
+            stats = PairStats(chosen, rejected)
+            found: dict[str, Tensor] = {}
+            if config.loss_type != "mapo":  # reference-free
+                errors, found = self.reference.errors(noisy, batch.keys, seeds)
+                stats = PairStats(chosen, rejected, *errors.chunk(2))
         result = preference_loss(
             config.loss_type,
             stats,
@@ -116,4 +118,8 @@ class PairMethod(SourcedMethod[PairBatch]):
         loss = result.loss
         if config.sft_weight:
             loss = loss + config.sft_weight * chosen.mean()
-        return loss, {"loss": loss.detach(), **result.metrics}
+        return loss, {"loss": loss.detach(), **result.metrics, **found}
+
+    def state_dict(self) -> dict[str, Any]:
+        self.reference.checkpoint()
+        return super().state_dict()

@@ -32,6 +32,7 @@ from .online import online_method
 from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig
 from .pairs import Noising, PairMethod
 from .randomness import MASKS, mix
+from .remembering import build_reference
 from .report import write_online_report
 from .reward import reward_job
 from .settings import save_config, to_dict, validated
@@ -157,7 +158,8 @@ def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | Non
     if own and config.cache_dir is not None and not config.eval_steps:
         adapter.park_encoders()
     noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
-    method = PairMethod(config, adapter, source, noising, accelerator.autocast)
+    reference = build_reference(config, adapter, source)
+    method = PairMethod(config, adapter, source, noising, accelerator.autocast, reference)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
     return Job(adapter, method, validate)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import RunConfig
+from .config import DPOConfig, InPOConfig, RunConfig
 from .methods import CONFIGS
 
 C = TypeVar("C", bound=RunConfig)
@@ -49,9 +49,33 @@ def _check_combination(config: RunConfig, source: str) -> None:
     low, high = getattr(config, "min_timestep", 0), getattr(config, "max_timestep", 1000)
     if low >= high:
         raise ValueError(f"{source}: min_timestep = {low} must be smaller than max_timestep = {high}")
+    if isinstance(config, DPOConfig):
+        _check_draws(config, source)
     full_fp16 = getattr(config, "full_finetuning", False) and getattr(config, "weight_dtype", None) == "fp16"
     if full_fp16 and config.mixed_precision == "no":
         raise ValueError(f"{source}: weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
+
+
+def _check_draws(config: DPOConfig, source: str) -> None:
+    if config.noise_draws is not None and config.streaming:
+        raise ValueError(
+            f"{source}: noise_draws needs pairs with random access, which meet again: set streaming to false"
+        )
+    if not config.reference_cache:
+        return
+    if config.noise_draws is None:
+        raise ValueError(f"{source}: reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
+    if config.cache_dir is None:
+        raise ValueError(
+            f"{source}: reference_cache needs cache_dir: the errors belong to its latents and lie beside them"
+        )
+    if config.loss_type == "mapo":
+        raise ValueError(f"{source}: reference_cache has nothing to remember: loss_type mapo has no reference")
+    if isinstance(config, InPOConfig) and config.inversion_model == "policy":
+        raise ValueError(
+            f"{source}: reference_cache cannot be used with inversion_model policy, whose noise changes as it learns: "
+            "set inversion_model to reference"
+        )
 
 
 def load_config(cls: type[C], path: str | Path) -> C:

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import (
     CachedPairs,
+    FixedDraws,
     PairBatch,
     PairDataset,
     PairLoader,
@@ -39,15 +40,20 @@ def build_pair_source(
         "caption_dropout": config.caption_dropout,
         "max_corrupt": config.max_corrupt,
     }
-    batch_size = config.per_device_train_batch_size
+    batch_size, draws = config.per_device_train_batch_size, fixed_draws(config)
     if config.cache_dir is not None:
         cached = open_or_build_cache(config, adapter, transform, is_main=rank == 0)
-        return PairLoader(cached, batch_size, num_workers=config.dataloader_num_workers, **options)
+        return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs):
         return StreamLoader(pairs, transform, batch_size, **options)
     examples = PixelExamples(pairs, transform)
-    return PairLoader(examples, batch_size, num_workers=config.dataloader_num_workers, **options)
+    return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
+
+
+def fixed_draws(config: DPOConfig) -> FixedDraws | None:
+    """What ``noise_draws`` asks for."""
+    return None if config.noise_draws is None else FixedDraws(config.seed, config.noise_draws)
 
 
 def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:

@@ -293,6 +293,11 @@ class Adapter:
             else:
                 yield
 
+    def reference_state(self) -> dict[str, Tensor]:
+        """Names and weights of the reference policy, as the UNet without LoRA names them."""
+        state = (self._reference_unet or self.unet).state_dict()
+        return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Names and parameters that training changes, in the UNet's order."""
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}

@@ -2,6 +2,7 @@
 
 from .cache import CachedPairs, CacheError, build_cache, fingerprint
 from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
+from .draws import FixedDraws
 from .loader import ExampleLoader, PairLoader, PixelExamples, StreamLoader
 from .pairs import PairDataset, StreamedPairs, load_pairs
 from .prompts import load_prompts
@@ -17,6 +18,7 @@ __all__ = [
     "Comparisons",
     "CorruptImageError",
     "ExampleLoader",
+    "FixedDraws",
     "PairBatch",
     "PairDataset",
     "PairLoader",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 
@@ -36,12 +36,13 @@ def fingerprint(adapter: Adapter, transform: PairTransform) -> str:
         facts.append("tiling")
     digest = hashlib.sha256(json.dumps(facts).encode())
     for module in (adapter.vae, *adapter.text_encoders):
-        _hash_weights(digest, module)
+        hash_weights(digest, module.state_dict())
     return digest.hexdigest()
 
 
-def _hash_weights(digest: Any, module: nn.Module) -> None:
-    for name, tensor in sorted(module.state_dict().items()):
+def hash_weights(digest: Any, state: Mapping[str, Tensor]) -> None:
+    """Add names and values of ``state`` to a digest of ``hashlib``."""
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
@@ -120,6 +121,9 @@ class CachedPairs:
     Raises:
         CacheError: no finished cache is there, it was made with another model or transform (``expected``), or a shard
             is torn. Shards' checksums are verified when they are first read.
+
+    Attributes:
+        contents: hash of all that examples are made of: model, transform, pairs and, by their shards, every value.
     """
 
     def __init__(self, folder: str | Path, expected: str | None = None) -> None:
@@ -142,12 +146,17 @@ class CachedPairs:
         self._shard_size, self._image_shards, self._shards = (
             record[name] for name in ("shard_size", "image_shards", "shards")
         )
+        held = [record["fingerprint"], self.pairs, self.captions, self._shards]
+        self.contents = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
         for name, facts in self._shards.items():
             self._check_size(name, facts)
         self._open: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def key(self, index: int) -> str:
+        return str(self.pairs[index]["key"])
 
     def sizes(self) -> list[tuple[int, int]]:
         return [(pair["target"][0], pair["target"][1]) for pair in self.pairs]

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .draws import FixedDraws
 from .pairs import PairDataset, StreamedPairs
 from .transforms import PairTransform
 from .types import CorruptImageError, Example, PairBatch, PairRecord, collate
@@ -31,6 +32,13 @@ class Examples(Protocol[E_co]):
         """Target (h, w) of every pair; batches hold one size."""
 
 
+class KeyedExamples(Examples[Example], Protocol):
+    """Examples that can be named without being read."""
+
+    def key(self, index: int) -> str:
+        """What messages and fixed draws call pair ``index``."""
+
+
 class PixelExamples:
     """Pairs decoded from their files."""
 
@@ -42,6 +50,9 @@ class PixelExamples:
 
     def example(self, index: int, seed: int, drop_caption: bool) -> Example:
         return pixel_example(self.dataset[index], self.transform, seed, drop_caption)
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
 
     def sizes(self) -> list[tuple[int, int]]:
         if self.transform.buckets is None:
@@ -159,17 +170,24 @@ class ExampleLoader(Generic[E, B]):
         start = k * full + self.rank * self.batch_size
         positions = range(start, start + self.batch_size)
         indices = self._indices(k, full)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
-        seeds = [sample_seed(self.seed, position) for position in positions]
-        return self.collate([self._example(int(i), s) for i, s in zip(indices, seeds, strict=True)], seeds)
+        visits = [sample_seed(self.seed, position) for position in positions]
+        read = [self._example(int(i), visit) for i, visit in zip(indices, visits, strict=True)]
+        return self.collate([example for example, _ in read], [seed for _, seed in read])
 
-    def _example(self, index: int, seed: int) -> E:
-        drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
+    def own_seed(self, index: int, visit: int) -> int:
+        """Seed of example ``index`` at the visit whose seed is ``visit``."""
+        return visit
+
+    def _example(self, index: int, visit: int) -> tuple[E, int]:
+        """Example ``index``, or the next that can be decoded, and its seed."""
         group = next(g for g in self.groups if len(self.groups) == 1 or index in g)
         start = int(np.searchsorted(group, index))
         for offset in range(len(group)):
             candidate = int(group[(start + offset) % len(group)])
+            seed = self.own_seed(candidate, visit)
+            drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
             try:
-                return self.examples.example(candidate, seed, bool(drop))
+                return self.examples.example(candidate, seed, bool(drop)), seed
             except CorruptImageError as error:
                 self.corruption.note(f"pair {candidate}", error)
         raise ValueError("no pair of the data set can be decoded: " + next(iter(self.corruption.messages.values())))
@@ -207,10 +225,20 @@ class ExampleLoader(Generic[E, B]):
 
 
 class PairLoader(ExampleLoader[Example, PairBatch]):
-    """The loader of preference pairs for diffusion models."""
+    """The loader of preference pairs for diffusion models.
 
-    def __init__(self, examples: Examples[Example], batch_size: int, **options: Any) -> None:
+    Args:
+        draws: the few seeds that each pair's visits choose from; None: a fresh one at every visit.
+    """
+
+    def __init__(
+        self, examples: KeyedExamples, batch_size: int, *, draws: FixedDraws | None = None, **options: Any
+    ) -> None:
         super().__init__(examples, batch_size, collate, **options)
+        self.draws, self.key = draws, examples.key
+
+    def own_seed(self, index: int, visit: int) -> int:
+        return visit if self.draws is None else self.draws.of_visit(self.key(index), visit)
 
 
 class StreamLoader:

@@ -79,6 +79,10 @@ class PairDataset:
         row = self.rows[index]
         return to_record(self.source.table[row], self.source, row)
 
+    def key(self, index: int) -> str:
+        """What messages call pair ``index``; its record's ``key``, without reading it."""
+        return row_key(self.rows[index])
+
     def captions(self) -> list[str]:
         """Every pair's caption, without reading images."""
         column = self.source.table.select_columns(["caption"]).to_dict()["caption"]
@@ -158,7 +162,11 @@ def to_record(row: dict[str, Any], source: Source, index: int) -> PairRecord:
     if weight is not None and (isinstance(weight, str) or not weight >= 0):
         raise ValueError(f"{where}: weight = {weight!r} is wrong: expected a number of at least 0")
     chosen, rejected = (image_bytes(row[name], source, f"{where}, column {name}") for name in names)
-    return PairRecord(chosen, rejected, row["caption"], value, 1.0 if weight is None else float(weight), f"row {index}")
+    return PairRecord(chosen, rejected, row["caption"], value, 1.0 if weight is None else float(weight), row_key(index))
+
+
+def row_key(row: int) -> str:
+    return f"row {row}"
 
 
 def image_bytes(value: Any, source: Source, where: str) -> bytes:
