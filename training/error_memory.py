@@ -86,7 +86,7 @@ class ErrorMemory:
             return empty
         try:
             with safe_open(str(self.path), framework="pt") as file:
-                table, notes = file.get_tensor("errors"), file.metadata()
+                table, notes = file.get_tensor("errors").clone(), file.metadata()  # not a map of the file
         except (OSError, SafetensorError) as error:
             warnings.warn(f"{self.path} is passed over, its errors are computed anew: {error}", stacklevel=2)
             return empty
