@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from diffusion_align.training.config import DPOConfig, RunConfig
@@ -13,6 +14,22 @@ from diffusion_align.training.methods import CONFIGS
 from .options import AnnotateOptions, DemoOptions, EvaluateGuidanceOptions, GenerateOptions, ScoreOptions
 
 C = TypeVar("C", bound=RunConfig)
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word of the command line.
+
+    Attributes:
+        text: its line in the overview.
+        parse: arguments to checked options; it prints the help and raises ``SystemExit`` where that is asked for.
+        run: does what the options say and returns the exit status.
+    """
+
+    text: str
+    parse: Callable[[list[str]], Any]
+    run: Callable[[Any], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(version("diffusion-align"))
         return 0
-    command, rest = arguments[0], arguments[1:]
     try:
-        if command not in COMMANDS:
-            raise ValueError(unknown("command", command, COMMANDS))
-        return COMMANDS[command][1](rest)
+        command, options = parse(arguments)
+        return command.run(options)
     except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DIFFUSION_ALIGN_DEBUG"):
             raise
@@ -38,10 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError | OSError | ImportError) else 1
 
 
+def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """The command that ``arguments`` (at least one) name, and its checked options; nothing is run.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown command or method, or the option that is wrong, is named.
+        SystemExit: help was asked for (code 0), or a flag is unknown (code 2).
+    """
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ValueError(unknown("command", name, COMMANDS))
+    return COMMANDS[name], COMMANDS[name].parse(rest)
+
+
 def overview() -> str:
     """The text of ``diffusion-align --help``."""
     lines = ["usage: diffusion-align COMMAND ... (each command has its own --help)", ""]
-    lines += [f"  {name:<10}{text}" for name, (text, _) in COMMANDS.items()]
+    lines += [f"  {name:<10}{command.text}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "Full tracebacks: DIFFUSION_ALIGN_DEBUG=1"])
 
 
@@ -83,15 +111,18 @@ def config_argument(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def run_train(arguments: list[str]) -> int:
+def parse_train(arguments: list[str]) -> RunConfig:
     if not arguments or arguments[0] in ("-h", "--help"):
         methods = "\n".join(f"  {name:<10}{(cls.__doc__ or '').splitlines()[0]}" for name, cls in CONFIGS.items())
         print(f"usage: diffusion-align train METHOD [--config RECIPE.yaml] [--FLAG VALUE ...]\n\n{methods}")
-        return 0
+        raise SystemExit(0)
     if arguments[0] not in CONFIGS:
         raise ValueError(unknown("training method", arguments[0], CONFIGS))
     cls = CONFIGS[arguments[0]]
-    config = parse_config(cls, arguments[1:], f"diffusion-align train {arguments[0]}", cls.__doc__ or "")
+    return parse_config(cls, arguments[1:], f"diffusion-align train {arguments[0]}", cls.__doc__ or "")
+
+
+def run_train(config: RunConfig) -> int:
     if config.dry_run:
         from diffusion_align.training.plan import make_plan
 
@@ -108,10 +139,14 @@ def run_train(arguments: list[str]) -> int:
     return 0
 
 
-def run_cache(arguments: list[str]) -> int:
+def parse_cache(arguments: list[str]) -> DPOConfig:
     config = parse_config(DPOConfig, arguments, "diffusion-align cache", "Encode a recipe's images and captions once.")
     if config.cache_dir is None:
         raise ValueError("cache needs --cache-dir, the folder for the encoded latents and captions")
+    return config
+
+
+def run_cache(config: DPOConfig) -> int:
     from diffusion_align.training.run import cache_pairs
 
     print(cache_pairs(config))
@@ -121,18 +156,27 @@ def run_cache(arguments: list[str]) -> int:
 # -- generate, score and demo ------------------------------------------------------------------------------------------
 
 
-def run_generate(arguments: list[str]) -> int:
+def parse_options(cls: type[OptionsT], name: str, arguments: list[str], bare: str | None = None) -> OptionsT:
+    """Options of the command ``name``; ``bare``: the flag whose value may stand first, without its name."""
     import tyro
 
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--prompt", *arguments]
-    options = tyro.cli(GenerateOptions, prog="diffusion-align generate", args=arguments)
+    if bare is not None and arguments and not arguments[0].startswith("-"):
+        arguments = [bare, *arguments]
+    return tyro.cli(cls, prog=f"diffusion-align {name}", args=arguments)
+
+
+def parse_generate(arguments: list[str]) -> GenerateOptions:
+    options = parse_options(GenerateOptions, "generate", arguments, bare="--prompt")
     replayed = options.guidance == "replay" and options.schedule is not None
     if (options.prompt is None) == (options.prompts is None) and not (replayed and options.prompt is None):
         raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
     for name in ("num_images", "num_inference_steps", "batch_size", "particles"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+    return options
+
+
+def run_generate(options: GenerateOptions) -> int:
     from .generation import generate_files
 
     for path in generate_files(options):
@@ -140,68 +184,70 @@ def run_generate(arguments: list[str]) -> int:
     return 0
 
 
-def run_score(arguments: list[str]) -> int:
-    import tyro
-
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--source", *arguments]
-    options = tyro.cli(ScoreOptions, prog="diffusion-align score", args=arguments)
+def parse_score(arguments: list[str]) -> ScoreOptions:
+    options = parse_options(ScoreOptions, "score", arguments, bare="--source")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size}: expected at least 1")
+    return options
+
+
+def run_score(options: ScoreOptions) -> int:
     from .scoring import score_files
 
     print(score_files(options))
     return 0
 
 
-def run_annotate(arguments: list[str]) -> int:
-    import tyro
+def parse_annotate(arguments: list[str]) -> AnnotateOptions:
+    return parse_options(AnnotateOptions, "annotate", arguments, bare="--prompts")
 
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--prompts", *arguments]
-    options = tyro.cli(AnnotateOptions, prog="diffusion-align annotate", args=arguments)
+
+def run_annotate(options: AnnotateOptions) -> int:
     from .annotation import annotate_files
 
     print(annotate_files(options))
     return 0
 
 
-def run_evaluate(arguments: list[str]) -> int:
-    import tyro
-
+def parse_evaluate(arguments: list[str]) -> EvaluateGuidanceOptions:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: diffusion-align evaluate guidance [--FLAG VALUE ...]\n\n  guidance  ways to guide at equal cost")
-        return 0
+        raise SystemExit(0)
     if arguments[0] != "guidance":
         raise ValueError(unknown("evaluation", arguments[0], ["guidance"]))
-    options = tyro.cli(EvaluateGuidanceOptions, prog="diffusion-align evaluate guidance", args=arguments[1:])
+    return parse_options(EvaluateGuidanceOptions, "evaluate guidance", arguments[1:])
+
+
+def run_evaluate(options: EvaluateGuidanceOptions) -> int:
     from .evaluate import evaluate_guidance
 
     print(f"report: {evaluate_guidance(options)}")
     return 0
 
 
-def run_demo(arguments: list[str]) -> int:
-    import tyro
+def parse_demo(arguments: list[str]) -> DemoOptions:
+    return parse_options(DemoOptions, "demo", arguments)
 
-    options = tyro.cli(DemoOptions, prog="diffusion-align demo", args=arguments)
+
+def run_demo(options: DemoOptions) -> int:
     from .demo import run_demo as demo
 
     print(f"report: {demo(options)}")
     return 0
 
 
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "demo": ("DPO and InPO on the embedded world in about five minutes, with a report", run_demo),
-    "train": (
+COMMANDS: dict[str, Command] = {
+    "demo": Command("DPO and InPO on the embedded world in about five minutes, with a report", parse_demo, run_demo),
+    "train": Command(
         "fine-tune on preference: dpo, inpo, inpaint-rl, grpo, nft, raft, draft; scorers: reward, evaluator",
+        parse_train,
         run_train,
     ),
-    "generate": ("draw images with a model and trained weights", run_generate),
-    "score": ("score pictures with any scorers", run_score),
-    "annotate": ("make preference pairs by AI feedback: draw, score, compare", run_annotate),
-    "evaluate": ("compare ways to guide at equal cost: evaluate guidance", run_evaluate),
-    "cache": ("encode a training set's images and captions once", run_cache),
+    "generate": Command("draw images with a model and trained weights", parse_generate, run_generate),
+    "score": Command("score pictures with any scorers", parse_score, run_score),
+    "annotate": Command("make preference pairs by AI feedback: draw, score, compare", parse_annotate, run_annotate),
+    "evaluate": Command("compare ways to guide at equal cost: evaluate guidance", parse_evaluate, run_evaluate),
+    "cache": Command("encode a training set's images and captions once", parse_cache, run_cache),
 }
 
 if __name__ == "__main__":

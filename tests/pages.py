@@ -1,0 +1,64 @@
+"""What README, docs and notebooks show a reader: Python blocks and command lines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<note>[^>]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
+)
+_INLINE = re.compile(r"`(diffusion-align [^`]+)`")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        language: as written after the fence.
+        code: its text.
+        note: of the HTML comment right above it; "" where there is none.
+    """
+
+    language: str
+    code: str
+    note: str
+
+    @property
+    def not_run(self) -> str:
+        """Why the block cannot be run where tests are; "" if it can."""
+        found = re.fullmatch(r"not run: (\S.*)", self.note)
+        return found[1] if found else ""
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    """The blocks of ``page`` in that language, from top to bottom."""
+    found = [Block(m["language"], m["code"], m["note"] or "") for m in _BLOCK.finditer(page.read_text())]
+    return [block for block in found if block.language == language]
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Arguments of every ``diffusion-align ...`` on a page or in a notebook, whoever launches it."""
+    if page.suffix == ".ipynb":
+        prose = "\n".join(cell.source for cell in nbformat.read(page, as_version=4).cells)
+        lines: list[str] = []
+    else:
+        prose = page.read_text()
+        lines = [line for block in blocks(page, "bash") for line in block.code.replace("\\\n", " ").splitlines()]
+    found = [shlex.split(line, comments=True) for line in [*lines, *_INLINE.findall(prose)]]
+    programs = ("diffusion-align", "diffusion_align.cli")
+    return [
+        words[words.index(program) + 1 :]
+        for words in found
+        for program in programs
+        if program in words and words[0] not in ("pip", "hf")
+    ]
