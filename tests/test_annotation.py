@@ -58,6 +58,7 @@ def test_a_run_that_died_draws_only_what_is_missing(prompts: Path, tmp_path: Pat
         (resumed / "images" / picture.name).write_bytes(picture.read_bytes())
     before = {path: path.stat().st_mtime_ns for path in (resumed / "images").iterdir()}
     assert annotate(prompts, resumed, "--scorers", "scenes-oracle") == 0
+    assert len(before) == 3
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert (resumed / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
     first, second = (Comparisons(folder).source.table.to_list() for folder in (whole, resumed))

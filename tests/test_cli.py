@@ -147,7 +147,7 @@ def test_every_public_name_can_be_imported() -> None:
     import diffusion_align
 
     for name in diffusion_align.__all__:
-        assert getattr(diffusion_align, name) is not None
+        assert getattr(diffusion_align, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = diffusion_align.nothing
 

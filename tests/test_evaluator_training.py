@@ -76,6 +76,7 @@ def test_it_learns_what_is_preferred_and_is_standardised(grey: Path, sdxl_folder
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     x_t = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
     scores = evaluator.scores(x_t, level.expand(len(x_t)), adapter.encode_prompts(prompts), torch.ones(len(x_t)))
+    assert set(scores) == {"alignment", "fidelity", "preference"}
     for kind, values in scores.items():
         assert abs(float(values.mean())) < 0.5, kind
         assert 0.5 < float(values.std()) < 1.6, kind
@@ -110,12 +111,11 @@ def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Pa
     assert float(log_snr(alpha_bar.flatten()[0])) < 10
 
 
-def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_align.training.evaluator.load_scorer", lambda name: Brightness())
+def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path) -> None:
     made = config(
-        grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), teacher="brightness", real_dataset=None, max_steps=60,
+        grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), real_dataset=None, max_steps=60,
     )  # fmt: skip
-    history = train(made).history
+    history = train(made, scorer=Brightness()).history
     losses = [line["loss/task"] for line in history if "loss/task" in line]
     assert losses[-1] < losses[0]
     assert history[-1]["eval/accuracy/task/clean"] > 0.7

@@ -15,21 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
-from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.sampling.sampler import Moment, sample
-from diffusion_align.training import rollout as rollout_module
 from diffusion_align.training.fused import FusedGRPOMethod
 from diffusion_align.training.grpo import GRPOMethod
 from diffusion_align.training.online import online_method
 from diffusion_align.training.online_config import GRPOConfig, InpaintRLConfig
 from diffusion_align.training.run import build_accelerator, prepare_policy, train
 
-from .brightness import Brightness
+from .brightness import Brightness, seen_features
 
 
 @pytest.fixture
-def settings(sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(rollout_module, "load_reward", lambda *_: Brightness())
+def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
     return {
@@ -48,7 +45,7 @@ def first_update(config: GRPOConfig) -> tuple[dict[str, Tensor], dict[str, Tenso
     with torch.no_grad():
         for index, parameter in enumerate(parameters.values()):
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
-    method = online_method(config, adapter, build_accelerator(config))
+    method = online_method(config, adapter, build_accelerator(config), Brightness())
     assert isinstance(method, FusedGRPOMethod if config.fused_rollouts else GRPOMethod)
     loss, metrics = method.loss(next(method.batches()))
     loss.backward()
@@ -84,12 +81,10 @@ def test_fused_gradients_are_those_of_a_second_forward(changes: dict[str, Any], 
 
 
 def test_fused_gradients_of_the_hole_with_trust_are_those_of_a_second_forward(
-    settings: dict[str, Any], inpaint_folder: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], inpaint_folder: Path, tmp_path: Path
 ) -> None:
-    statistics = FeatureStatistics.measure(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
-    weight = TrustWeight("mahalanobis", statistics)
-    monkeypatch.setattr("diffusion_align.training.online.fit_trust", lambda config, scorer: weight)
-    own = {"model": str(inpaint_folder), "dataset": "scenes-holes", "trust": "mahalanobis", "kl_beta": 0.5}
+    seen_features().save(tmp_path / "trust.safetensors")
+    own = {"model": str(inpaint_folder), "dataset": "scenes-holes", "scorers": (str(tmp_path),), "kl_beta": 0.5}
     assert_same_update(InpaintRLConfig(**{**settings, **own}))
 
 
@@ -97,10 +92,10 @@ def test_a_fused_run_resumes_bit_for_bit_and_follows_the_unfused_one(settings: d
     config = GRPOConfig(**settings, fused_rollouts=True, kl_beta=0.1, kl_target=0.01)
 
     def weights(part: GRPOConfig) -> dict[str, Tensor]:
-        return load_file(train(part).output_dir / "pytorch_lora_weights.safetensors")
+        return load_file(train(part, scorer=Brightness()).output_dir / "pytorch_lora_weights.safetensors")
 
     whole = weights(config)
-    train(replace(config, output_dir=str(tmp_path / "parts"), max_steps=2))
+    train(replace(config, output_dir=str(tmp_path / "parts"), max_steps=2), scorer=Brightness())
     parts = weights(replace(config, output_dir=str(tmp_path / "parts"), resume_from_checkpoint="latest"))
     unfused = weights(replace(config, output_dir=str(tmp_path / "unfused"), fused_rollouts=False))
     for name, tensor in whole.items():
@@ -113,12 +108,12 @@ def test_accumulated_fused_rollouts_are_the_mean_of_their_updates(settings: dict
     adapter = load_adapter(config.model)
     prepare_policy(config, adapter)
     parameters = list(adapter.trainable_parameters().values())
-    method = online_method(config, adapter, build_accelerator(config))
+    method = online_method(config, adapter, build_accelerator(config), Brightness())
     batches, norms = method.batches(), []
     for _ in range(2):
         norms.append(torch.autograd.grad(method.loss(next(batches))[0], parameters))
     mean = torch.cat([((a + b) / 2).flatten() for a, b in zip(*norms, strict=True)]).norm()
-    history = train(replace(config, gradient_accumulation_steps=2, max_steps=1)).history
+    history = train(replace(config, gradient_accumulation_steps=2, max_steps=1), scorer=Brightness()).history
     assert history[0]["grad_norm"] == pytest.approx(float(mean), rel=1e-4)
 
 
@@ -134,7 +129,7 @@ def test_what_needs_the_rollout_again_cannot_be_fused(
     changes: dict[str, Any], message: str, settings: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(GRPOConfig(**{**settings, **changes}, fused_rollouts=True))
+        train(GRPOConfig(**{**settings, **changes}, fused_rollouts=True), scorer=Brightness())
 
 
 def test_a_sharded_policy_cannot_be_fused(settings: dict[str, Any]) -> None:

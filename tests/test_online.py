@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributions import Normal
 
-from diffusion_align.adapters import load_adapter
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.sampler import generate
-from diffusion_align.training import rollout as rollout_module
 from diffusion_align.training.checkpoint import list_checkpoints
 from diffusion_align.training.draft import DRaFTMethod
 from diffusion_align.training.grpo import GRPOMethod
+from diffusion_align.training.loop import TrainResult, run_loop
 from diffusion_align.training.online import online_method
 from diffusion_align.training.online_config import (
     DRaFTConfig,
@@ -30,20 +31,11 @@ from diffusion_align.training.online_config import (
     RAFTConfig,
 )
 from diffusion_align.training.run import build_accelerator, prepare_policy, train
-from diffusion_align.training.scoring import ScorerError, WatchedScorer
+from diffusion_align.training.scoring import ScorerError
 
-from .brightness import Brightness
+from .brightness import Brightness, seen_features
 
 PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
-
-
-@pytest.fixture(autouse=True)
-def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(names: Any, how: str, device: Any) -> RewardScorer:
-        return Brightness()
-
-    monkeypatch.setattr(rollout_module, "load_reward", load)
-    monkeypatch.setattr("diffusion_align.training.draft.load_reward", load)
 
 
 @pytest.fixture
@@ -84,20 +76,32 @@ def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
     return cls(**{**settings, **own, **changes})
 
 
+def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
+    """A run whose reward is the brightness, or another scorer."""
+    return train(config, adapter, Brightness() if scorer is None else scorer)
+
+
+def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
+    """A policy and its method, before any step."""
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    return adapter, online_method(config, adapter, build_accelerator(config), scorer or Brightness())
+
+
 def weights(folder: str | Path) -> dict[str, Tensor]:
     return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_and_resumes_bit_for_bit(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    whole = train(build(name, settings))
+    whole = trained(build(name, settings))
     assert whole.step == 4
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in whole.history)
     assert {"loss", "reward", "grad_norm"} <= whole.history[0].keys()
     other = {**settings, "output_dir": str(tmp_path / "parts")}
     # 3 of 4 steps: inside a rollout where one lasts two steps, so that its pictures must come from the checkpoint.
-    train(build(name, other, max_steps=3))
-    resumed = train(build(name, other, resume_from_checkpoint="latest"))
+    trained(build(name, other, max_steps=3))
+    resumed = trained(build(name, other, resume_from_checkpoint="latest"))
     assert resumed.step == 4
     first, second = weights(whole.output_dir), weights(resumed.output_dir)
     assert any(tensor.abs().sum() > 0 for key, tensor in first.items() if "lora_B" in key or "lora.up" in key)
@@ -121,7 +125,7 @@ def test_pictures_get_brighter_when_brightness_is_the_reward(
     if name != "draft":
         options |= {"num_generations": 4, "prompts_per_rollout": 4, "rollout_batch_size": 16, "min_timestep": 500}
     adapter = load_adapter("scenes-sdxl")
-    train(build(name, settings, **{**options, **changes}), adapter)
+    trained(build(name, settings, **{**options, **changes}), adapter)
 
     def brightness() -> float:
         images = generate(adapter, PROMPTS * 4, seeds=range(16), num_inference_steps=4, guidance_scale=1.0)
@@ -137,9 +141,7 @@ def test_pictures_get_brighter_when_brightness_is_the_reward(
 def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[str, Any]) -> None:
     config = build("grpo", settings, trajectory_dtype=dtype, mixed_precision=precision)
     assert isinstance(config, GRPOConfig)
-    adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
-    method = online_method(config, adapter, build_accelerator(config))
+    _, method = prepared(config)
     assert isinstance(method, GRPOMethod)
     batches = method.batches()  # the self-test runs in the first and raises if sampler and update disagree
     first, second = next(batches), next(batches)
@@ -159,9 +161,7 @@ def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
     """Noise that explains a recorded step must be standard normal, and consecutive steps must fit together."""
     config = build("grpo", settings, train_steps=4, prompts_per_rollout=8, per_device_train_batch_size=64)
     assert isinstance(config, GRPOConfig)
-    adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
-    method = online_method(config, adapter, build_accelerator(config))
+    _, method = prepared(config)
     assert isinstance(method, GRPOMethod)
     rollout = method.draw(0)
     order = rollout.steps.argsort(dim=1)
@@ -181,9 +181,7 @@ def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) ->
     """With K = all steps the gradient equals a straight-line computation with the scheduler and the VAE."""
     config = build("draft", settings, gradient_steps=4, kl_beta=0.0, guidance_scale=1.0)
     assert isinstance(config, DRaFTConfig)
-    adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
-    method = online_method(config, adapter, build_accelerator(config))
+    adapter, method = prepared(config)
     assert isinstance(method, DRaFTMethod)
     batch = next(method.batches())
     parameters = list(adapter.trainable_parameters().values())
@@ -205,7 +203,7 @@ def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) ->
     final = float(scheduler.final_alpha_cumprod)
     assert final < 1  # the last step leaves a trace of noise, which x0 has not
     pictures = adapter.decode(method.draw(batch, cond)[0]) / 2 + 0.5
-    assert float(loss.detach()) == pytest.approx(-float(pictures.clamp(0, 1).mean()), abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(-float(pictures.detach().clamp(0, 1).mean()), abs=1e-5)
     expected = torch.autograd.grad(-(adapter.decode(x) / 2 + 0.5).mean(), parameters)
     one, two = (torch.cat([part.flatten() for part in gradient]) for gradient in (found, expected))
     assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.99
@@ -228,12 +226,7 @@ def test_inpainting_leaves_the_rest_of_the_picture_alone(inpainting: dict[str, A
             seen.append((images - context["source_images"])[~outside].abs().max())
             return super().evaluate(images, prompts, context)
 
-    config = InpaintRLConfig(**inpainting, trust="none")
-    adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
-    method = online_method(config, adapter, build_accelerator(config))
-    assert isinstance(method, GRPOMethod)
-    method.engine.score.scorer = Watching()
+    _, method = prepared(InpaintRLConfig(**inpainting, trust="none"), Watching())
     rollout = method.draw(0)
     assert max(float(value) for value in seen[::2]) == 0
     assert min(float(value) for value in seen[1::2]) > 0
@@ -243,60 +236,86 @@ def test_inpainting_leaves_the_rest_of_the_picture_alone(inpainting: dict[str, A
     assert not torch.equal(rollout.inpaint[0], rollout.inpaint[2])
 
 
-@pytest.mark.parametrize("trust", ["prefpaint", "mahalanobis"])
-def test_inpaint_rl_trains_with_trust(trust: Any, inpainting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
+@pytest.fixture
+def seen(tmp_path: Path) -> FeatureStatistics:
+    """What the features of a scorer were in its training; they lie where ``trusting`` says that the scorer is."""
+    statistics = seen_features()
+    (tmp_path / "scorer").mkdir()
+    statistics.save(tmp_path / "scorer" / "trust.safetensors")
+    return statistics
 
-    statistics = FeatureStatistics.measure(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(
-        "diffusion_align.training.online.fit_trust", lambda config, scorer: TrustWeight(trust, statistics)
-    )
-    history = train(InpaintRLConfig(**inpainting, trust=trust, masked_log_prob=trust == "mahalanobis")).history
-    assert all(line["trust"] > 0 for line in history)
+
+@pytest.fixture
+def trusting(inpainting: dict[str, Any], seen: FeatureStatistics, tmp_path: Path) -> dict[str, Any]:
+    return {**inpainting, "scorers": (str(tmp_path / "scorer"),), "kl_beta": 0.0, "kl_target": 0.0}
+
+
+@pytest.mark.parametrize("trust", ["prefpaint", "mahalanobis"])
+def test_trust_weighs_pictures_by_their_reward_features(
+    trust: Any, trusting: dict[str, Any], seen: FeatureStatistics
+) -> None:
+    features: list[Tensor] = []
+
+    class Watching(Brightness):
+        def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+            output = super().evaluate(images, prompts, context)
+            assert output.features is not None
+            features.append(output.features)
+            return output
+
+    _, method = prepared(InpaintRLConfig(**trusting, trust=trust), Watching())
+    batch = next(method.batches())
+    expected = TrustWeight(trust, seen)(torch.cat(features))
+    assert expected.unique().numel() == 4
+    torch.testing.assert_close(method.stream.rollout.trust, expected)
+    weighed, plain = batch.rollout.advantage * batch.rollout.trust, batch.rollout.advantage
+    assert float(method.loss(batch)[0].detach()) == pytest.approx(-float(weighed.mean()), abs=1e-6)
+    assert float(weighed.mean()) != pytest.approx(float(plain.mean()), abs=1e-4)
+
+
+def test_inpaint_rl_trains_with_trust(trusting: dict[str, Any], tmp_path: Path) -> None:
+    short = {**trusting, "max_steps": 2, "masked_log_prob": True}
+    trust = trained(InpaintRLConfig(**short, trust="mahalanobis")).history
+    plain = trained(InpaintRLConfig(**{**short, "output_dir": str(tmp_path / "plain")}, trust="none")).history
+    assert trust[0]["reward"] == plain[0]["reward"]
+    assert trust[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-2)
+    assert [line["trust"] for line in plain] == [1, 1]
+    assert all(0 < line["trust"] < 2 and line["trust"] != 1 for line in trust)
 
 
 class Broken(Brightness):
+    """Goes wrong the fifth time it is asked: on the first batch of the third rollout."""
+
     name = "broken"
-    how = "raises"
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls = how, 0
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        self.calls += 1
+        output = super().evaluate(images, prompts, context)
+        if self.calls < 5:
+            return output
         if self.how == "raises":
             raise KeyError("no such thing")
         if self.how == "hangs":
-            time.sleep(3)
-        output = super().evaluate(images, prompts, context)
-        return RewardOutput(output.reward * (float("nan") if self.how == "nan" else 1))
+            threading.Event().wait(60)
+        return RewardOutput(output.reward * float("nan"))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("raises", "KeyError"), ("nan", "gave nan for picture 0"), ("hangs", "no answer within 0.2 s")]
+    ("how", "message"), [("raises", "KeyError"), ("nan", "gave nan for picture 0"), ("hangs", "no answer within 3 s")]
 )
-def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(
-    how: str, message: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer, calls = Broken(), 0
-    scorer.how = "well"
-
-    class Failing(WatchedScorer):
-        def __call__(self, *arguments: Any, **options: Any) -> RewardOutput:
-            nonlocal calls
-            calls += 1
-            if calls == 5:  # the first batch of the third rollout
-                scorer.how, self.timeout = how, 0.2
-            return super().__call__(*arguments, **options)
-
-    monkeypatch.setattr(rollout_module, "load_reward", lambda *_: scorer)
-    monkeypatch.setattr(rollout_module, "WatchedScorer", Failing)
-    config = build("nft", settings, updates_per_picture=1, save_steps=100)
+def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(how: str, message: str, settings: dict[str, Any]) -> None:
+    config = build("nft", settings, updates_per_picture=1, save_steps=100, scorer_timeout=3)
     with pytest.raises(ScorerError, match=f"scorer broken .*{message}") as raised:
-        train(config)
+        trained(config, scorer=Broken(how))
     saved = Path(config.output_dir) / "failed_batch.safetensors"
     assert str(saved) in str(raised.value)
     assert load_file(saved)["images"].shape == (3, 3, 64, 64)
     assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["checkpoint-00000002"]
-    monkeypatch.undo()
-    monkeypatch.setattr(rollout_module, "load_reward", lambda *_: Brightness())
-    assert train(replace(config, resume_from_checkpoint="latest")).step == 4
+    assert trained(replace(config, resume_from_checkpoint="latest")).step == 4
 
 
 @pytest.mark.parametrize(
@@ -318,31 +337,28 @@ def test_settings_that_do_not_fit_are_one_error(
     name: str, changes: dict[str, Any], message: str, settings: dict[str, Any]
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(build(name, settings, **changes))
+        trained(build(name, settings, **changes))
 
 
 def test_inpaint_rl_wants_an_inpainting_model(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="needs an inpainting model"):
-        train(InpaintRLConfig(**{**settings, **ROLLOUTS, "train_steps": 2}))
+        trained(InpaintRLConfig(**{**settings, **ROLLOUTS, "train_steps": 2}))
 
 
-def test_draft_wants_a_differentiable_scorer(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draft_wants_a_differentiable_scorer(settings: dict[str, Any]) -> None:
     scorer = Brightness()
     scorer.differentiable = False
-    monkeypatch.setattr("diffusion_align.training.draft.load_reward", lambda *_: scorer)
     with pytest.raises(ValueError, match="needs a differentiable scorer, brightness is not"):
-        train(build("draft", settings))
+        trained(build("draft", settings), scorer=scorer)
 
 
-def test_early_stopping_keeps_the_best_weights(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_weights(settings: dict[str, Any]) -> None:
     values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
-    monkeypatch.setattr(
-        "diffusion_align.training.run.build_validator", lambda *_: lambda step: {"eval/reward": next(values)}
-    )
     config = build("nft", settings, eval_steps=1, early_stopping_patience=2, max_steps=10)
-    result = train(config)
+    adapter, method = prepared(config)
+    result = run_loop(config, adapter, method, method.accelerator, lambda step: {"eval/reward": next(values)})
     assert (result.stopped, result.step) == ("early stopping", 3)
     best, last = weights(Path(config.output_dir) / "best"), weights(config.output_dir)
     assert not all(torch.equal(best[key], last[key]) for key in best)
-    one_step = train(build("nft", settings, max_steps=1, output_dir=str(Path(config.output_dir) / "one")))
+    one_step = trained(build("nft", settings, max_steps=1, output_dir=str(Path(config.output_dir) / "one")))
     assert all(torch.equal(tensor, best[key]) for key, tensor in weights(one_step.output_dir).items())

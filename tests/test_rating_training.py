@@ -167,6 +167,7 @@ def test_the_reward_is_the_mean_of_the_criteria_and_linear_in_its_features(brigh
     torch.testing.assert_close(output.reward, (output.features @ scorer.head.last.weight.T).mean(dim=1))
     output.reward.sum().backward()
     assert images.grad is not None
+    assert images.grad.abs().sum() > 0
     points = scorer.points(output.aspects)
     torch.testing.assert_close(points["overall"], output.aspects["overall"] + 3)
     unmasked = torch.where(masks > 0.5, torch.rand(3, 3, 80, 80), sources)  # what was in the hole does not matter

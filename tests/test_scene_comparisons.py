@@ -82,12 +82,9 @@ def test_rejudging_keeps_pictures_and_changes_who_judges() -> None:
     assert {row["user_id"] for row in again} <= set(POPULATIONS["opposed"])
 
 
-def test_prompts_of_another_folders_held_out_pairs_can_be_spared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_of_another_folders_held_out_pairs_can_be_spared(tmp_path: Path) -> None:
     def captions(folder: str, split: str, *options: str) -> set[str]:
-        monkeypatch.setattr("sys.argv", ["make_comparisons", "imperfect", str(tmp_path / folder), *options])
-        main()
+        main(["imperfect", str(tmp_path / folder), *options])
         return set(read_table(split_file(tmp_path / folder, split))["caption"].to_pylist())
 
     held_out = captions("judged", "validation", "--train", "1", "--held-out", "6", "--seed", "5")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from benchmarks.sdxl import UNET as SDXL
-from diffusion_align.adapters.base import DEFAULT_LORA_TARGETS, Adapter
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.adapters.base import DEFAULT_LORA_TARGETS
 from diffusion_align.adapters.families import find_family
-from diffusion_align.scenes.pretrain.denoiser import build_scheduler
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
@@ -31,10 +31,14 @@ def test_parameter_counts_are_the_published_ones(config: dict[str, Any], count: 
     assert parameters(on_meta(config)) == count
 
 
-def test_lora_reaches_every_attention_projection_of_sdxl() -> None:
-    unet = on_meta(SDXL)
-    attentions = [name for name, _ in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
-    adapter = bare_adapter(unet)
+@pytest.fixture
+def adapter(sdxl_folder: Path) -> Adapter:
+    """SDXL's UNet at its true size, without weights, in a pipeline whose other parts are small."""
+    return Adapter(StableDiffusionXLPipeline.from_pretrained(sdxl_folder, unet=on_meta(SDXL)))
+
+
+def test_lora_reaches_every_attention_projection_of_sdxl(adapter: Adapter) -> None:
+    attentions = [name for name, _ in adapter.unet.named_modules() if name.endswith((".attn1", ".attn2"))]
     with torch.device("meta"):
         adapter.train_lora(rank=8)
     names = list(adapter.trainable_parameters())
@@ -44,27 +48,16 @@ def test_lora_reaches_every_attention_projection_of_sdxl() -> None:
     assert sum(p.numel() for p in adapter.trainable_parameters().values()) == 11_612_160
 
 
-def bare_adapter(unet: UNet2DConditionModel) -> Adapter:
-    """An adapter of a UNet alone."""
-    adapter = object.__new__(Adapter)
-    adapter.pipeline = SimpleNamespace(unet=unet, scheduler=build_scheduler())
-    adapter._lora_targets, adapter._reference_unet = None, None
-    unet.requires_grad_(False)
-    return adapter
-
-
-def test_the_fused_pair_runs_through_sdxl_with_its_size_ids() -> None:
-    unet, pairs = on_meta(SDXL).to(torch.bfloat16), 2
-    arguments = {
-        "encoder_hidden_states": torch.empty(2 * pairs, 77, 2048, dtype=torch.bfloat16, device="meta"),
-        "added_cond_kwargs": {
-            "text_embeds": torch.empty(2 * pairs, 1280, dtype=torch.bfloat16, device="meta"),
-            "time_ids": torch.empty(2 * pairs, 6, device="meta"),
-        },
-    }
-    latents = torch.empty(2 * pairs, 4, 128, 128, dtype=torch.bfloat16, device="meta")
-    output = unet(latents, torch.empty(2 * pairs, dtype=torch.long, device="meta"), **arguments).sample
-    assert output.shape == latents.shape
+def test_the_fused_pair_runs_through_sdxl_with_its_size_ids(adapter: Adapter) -> None:
+    adapter.unet.to(torch.bfloat16)
+    adapter.to("meta")
+    with torch.device("meta"):
+        latents, t = torch.empty(4, 4, 128, 128), torch.empty(4, dtype=torch.long)
+        cond = Conditioning(torch.empty(4, 77, 2048), torch.empty(4, 1280), torch.empty(4, 6))
+        prediction = adapter.predict(latents, t, cond)
+        assert prediction.x0.shape == prediction.eps.shape == latents.shape
+        with pytest.raises((RuntimeError, ValueError)):  # SD's embeddings are no SDXL's
+            adapter.predict(latents, t, Conditioning(torch.empty(4, 77, 768), torch.empty(4, 1280), torch.empty(4, 6)))
 
 
 def test_keys_are_those_of_the_published_checkpoint() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import ast
+import inspect
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from diffusion_align import options
 from diffusion_align.training.config import DPOConfig, InPOConfig
 from diffusion_align.training.methods import CONFIGS
-from diffusion_align.training.settings import load_config, load_recipe, recipe_path, save_config, to_dict, validated
+from diffusion_align.training.settings import load_config, load_recipe, recipe_path, save_config, validated
 
 RECIPES = sorted(recipe_path("scenes_dpo").parent.glob("*.yaml"))
 
@@ -79,18 +82,29 @@ def test_values_of_python_configs_are_checked_too() -> None:
         validated(DPOConfig, {"lora_rank": -1}, "DPOConfig")
 
 
-def test_every_setting_has_help() -> None:
-    """tyro takes the text under a field as its help; a field without it would be a flag nobody can understand."""
-    import ast
-    import inspect
+COMMAND_OPTIONS = [cls for _, cls in inspect.getmembers(options, is_dataclass)]
 
-    from diffusion_align.training import config
 
-    documented = set()
-    for node in ast.walk(ast.parse(inspect.getsource(config))):
-        if isinstance(node, ast.ClassDef):
-            for field, following in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
-                    documented.add(field.target.id)  # type: ignore[union-attr]
-    assert {field.name for field in fields(InPOConfig)} <= documented
-    assert "method" in to_dict(DPOConfig())
+def helped(cls: type) -> dict[str, bool]:
+    """Whether each field that the body of ``cls`` declares has a text under it, which tyro takes as its help."""
+    (node,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        field.target.id: isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+        and isinstance(following.value.value, str)
+        for field, following in zip(node.body, [*node.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+@pytest.mark.parametrize("cls", [*CONFIGS.values(), *COMMAND_OPTIONS], ids=lambda cls: cls.__name__)
+def test_every_setting_has_help(cls: type) -> None:
+    """A field without it would be a flag that nobody can understand."""
+    known: dict[str, bool] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            known |= helped(base)  # type: ignore[arg-type]
+    settings = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    assert len(settings) > 3
+    assert [name for name in settings if not known[name]] == []

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import PairBatch
 from diffusion_align.training.checkpoint import CheckpointError
 from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
 from diffusion_align.training.loop import run_loop
@@ -113,15 +114,20 @@ def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Pat
 
 
 def test_streamed_pairs_train(config: DPOConfig) -> None:
-    assert train(replace(config, streaming=True)).step == 4
+    streamed = replace(config, streaming=True, max_steps=2)
+    with pytest.raises(ValueError, match="aspect_ratio_buckets need a data set with random access"):
+        train(replace(streamed, aspect_ratio_buckets=True))
+    assert train(streamed).step == 2
 
 
 def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Path) -> None:
-    save_config(config, tmp_path / "base.yaml")
-    values = {k: v for k, v in vars(config).items() if k != "config"}
+    values = {**vars(config), "max_steps": 2}
     result = train(InPOConfig(**values, inversion_steps=3, renoise_iterations=1))
-    assert result.step == 4
+    assert result.step == 2
     assert result.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    for own in ({"inversion_steps": 1, "renoise_iterations": 1}, {"inversion_steps": 3}):
+        other = train(InPOConfig(**{**values, "max_steps": 1, "output_dir": str(tmp_path / str(own))}, **own))
+        assert other.history[0]["error_chosen"] != result.history[0]["error_chosen"]
 
 
 def test_validation_compares_with_the_base(config: DPOConfig) -> None:
@@ -261,7 +267,8 @@ class Scripted:
     def batches(self) -> Iterator[Any]:
         while True:
             self.step += 1
-            yield _Batch(torch.tensor([self.step]), [f"row {self.step}"])
+            seeds, one = torch.tensor([self.step]), torch.ones(1)
+            yield PairBatch([""], torch.zeros(2, 1, 6), one, one, seeds, [f"row {self.step}"])
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         factor = float("nan") if self.step in self.bad else 1.0
@@ -273,11 +280,6 @@ class Scripted:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """It has none."""
-
-
-class _Batch:
-    def __init__(self, seeds: Tensor, keys: list[str]) -> None:
-        self.seeds, self.keys = seeds, keys
 
 
 def scripted(config: DPOConfig, bad: set[int]) -> tuple[Adapter, Any]:

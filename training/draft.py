@@ -16,12 +16,13 @@ from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.data.inpainting import Holes
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.policy_gradient import ddim_step
+from diffusion_align.rewards import RewardScorer
 from diffusion_align.sampling.levels import signal_levels
 
 from .online_config import DRaFTConfig
 from .policy import GuidedPolicy
 from .randomness import NOISE, PICTURES, STEPS, mix, normal
-from .scoring import WatchedScorer, load_reward
+from .scoring import WatchedScorer
 from .tasks import Tasks
 
 
@@ -43,7 +44,7 @@ class TaskBatch:
 class DRaFTMethod:
     """Draws without a graph until the last ``gradient_steps`` steps, then maximises the reward through them."""
 
-    def __init__(self, config: DRaFTConfig, adapter: Adapter, accelerator: Accelerator) -> None:
+    def __init__(self, config: DRaFTConfig, adapter: Adapter, accelerator: Accelerator, scorer: RewardScorer) -> None:
         if config.gradient_steps > config.num_inference_steps:
             raise ValueError(
                 f"gradient_steps = {config.gradient_steps}: there are {config.num_inference_steps} sampling steps"
@@ -53,7 +54,6 @@ class DRaFTMethod:
         self.config, self.adapter, self.accelerator = config, adapter, accelerator
         self.tasks = Tasks(config, adapter)
         self.policy = GuidedPolicy(adapter, self.tasks.size, config.guidance_scale)
-        scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
         if not scorer.differentiable:
             raise ValueError(f"draft needs a differentiable scorer, {scorer.name} is not: use grpo, nft or raft")
         scorer.gradient_checkpointing = True

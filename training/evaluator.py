@@ -24,7 +24,7 @@ from diffusion_align.guidance.evaluators import (
 )
 from diffusion_align.guidance.kinds import KINDS
 from diffusion_align.objectives.ranking import bradley_terry_loss
-from diffusion_align.rewards import load_scorer
+from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
 
 from .config import EvaluatorConfig
@@ -268,8 +268,13 @@ def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -
     evaluator.prompt.requires_grad_(False)
 
 
-def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None = None) -> Job:
+def evaluator_job(
+    config: Any, accelerator: Accelerator, adapter: Adapter | None = None, scorer: RewardScorer | None = None
+) -> Job:
     """Evaluator, losses and validation of an ``EvaluatorConfig``.
+
+    Args:
+        scorer: the teacher of the kind task; None loads ``config.teacher``.
 
     Raises:
         ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher, value: guidance scales).
@@ -277,17 +282,18 @@ def evaluator_job(config: Any, accelerator: Accelerator, adapter: Adapter | None
     assert isinstance(config, EvaluatorConfig)
     if "fidelity" in config.kinds and config.real_dataset is None:
         raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")
-    if ("task" in config.kinds) != (config.teacher is not None):
+    if ("task" in config.kinds) != (config.teacher is not None or scorer is not None):
         raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
     if adapter is None:
         adapter = load_adapter(config.model, dtype=DTYPES[config.weight_dtype], device=accelerator.device)
     adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)
-    teacher = None if config.teacher is None else load_scorer(config.teacher).to(accelerator.device)
+    teacher = load_scorer(config.teacher) if scorer is None and config.teacher is not None else scorer
+    if teacher is not None:
+        teacher = teacher.to(accelerator.device)
     show = config.progress and accelerator.is_main_process
     encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]
     train_set, held_out = (
-        EncodedPairs(adapter, Comparisons(name, split, config.max_pairs), scorer, show)
-        for name, split, scorer in encode
+        EncodedPairs(adapter, Comparisons(name, split, config.max_pairs), judge, show) for name, split, judge in encode
     )
 
     def loader(examples: EncodedPairs, seed: int) -> Any:

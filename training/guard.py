@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -72,18 +73,39 @@ class FiniteGuard:
     def _save_batch(self) -> Path:
         from safetensors.torch import save_file
 
-        tensors, notes = {}, {}
-        rollout = getattr(self.batch, "rollout", None)
-        content = vars(self.batch) if rollout is None else {"prompts": rollout.prompts, **rollout.tensors}
-        for name, value in content.items():
-            if isinstance(value, Tensor):
-                tensors[name] = value.detach().cpu().contiguous()
-            elif isinstance(value, list | str):
-                notes[name] = "\n".join(map(str, value)) if isinstance(value, list) else value
+        content = dict(leaves(self.batch))
+        tensors = {  # copies: a file takes no two views of one tensor
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in content.items()
+            if isinstance(value, Tensor)
+        }
+        notes = {name: str(value) for name, value in content.items() if not isinstance(value, Tensor)}
         path = self.output_dir / f"bad_batch_rank{self.accelerator.process_index}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=notes)
         return path
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What a batch is made of, whatever holds it: dataclasses, mappings and tuples are opened, and the names of what is
+    in them joined by dots; lists of text become one text. What is None is left out."""
+    parts: Iterable[tuple[Any, Any]]
+    if value is None:
+        return
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        yield name, "\n".join(value)
+        return
+    if is_dataclass(value):
+        parts = ((part.name, getattr(value, part.name)) for part in fields(value))
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        yield name, value
+        return
+    for part, content in parts:
+        yield from leaves(content, f"{name}.{part}" if name else str(part))
 
 
 class Patience:

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.rewards import RewardScorer
 
 from .denoising import NFTMethod, RAFTMethod
 from .draft import DRaFTMethod
@@ -17,22 +18,31 @@ from .grpo import GRPOMethod
 from .loop import Method
 from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig, RolloutConfig
 from .rollout import RolloutEngine
+from .scoring import load_reward
 from .trust import fit_trust
 
 
-def online_method(config: OnlineConfig, adapter: Adapter, accelerator: Accelerator) -> Method:
+def online_method(
+    config: OnlineConfig, adapter: Adapter, accelerator: Accelerator, scorer: RewardScorer | None = None
+) -> Method:
     """The method that ``config`` describes.
+
+    Args:
+        scorer: the reward; None loads ``config.scorers``.
 
     Raises:
         ValueError: settings that do not fit the model, the scorer or each other.
     """
     if isinstance(config, InpaintRLConfig) and not adapter.is_inpainting:
         raise ValueError(f"inpaint-rl needs an inpainting model, {config.model} is not: use grpo")
+    if isinstance(config, RolloutConfig):
+        check_rollout(config)
+    if scorer is None:
+        scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
     if isinstance(config, DRaFTConfig):
-        return DRaFTMethod(config, adapter, accelerator)
+        return DRaFTMethod(config, adapter, accelerator, scorer)
     assert isinstance(config, RolloutConfig)
-    check_rollout(config)
-    engine = RolloutEngine(config, adapter, accelerator)
+    engine = RolloutEngine(config, adapter, accelerator, scorer)
     if isinstance(config, GRPOConfig) and config.trust != "none":
         engine.trust = fit_trust(config, engine.scorer)
     if isinstance(config, GRPOConfig) and config.fused_rollouts:

@@ -254,7 +254,7 @@ def evaluate_scorer(
 METHODS: Mapping[str, type[RewardMethod]] = MappingProxyType({"clip": ContrastiveMethod})
 
 
-def reward_job(config: Any, accelerator: Accelerator, adapter: Any = None) -> Job:
+def reward_job(config: Any, accelerator: Accelerator) -> Job:
     """Scorer, loss and validation of a ``RewardConfig``.
 
     Raises:

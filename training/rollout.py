@@ -16,11 +16,12 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data.inpainting import Holes
 from diffusion_align.objectives.policy_gradient import group_advantages
 from diffusion_align.objectives.trust import TrustWeight
+from diffusion_align.rewards import RewardScorer
 from diffusion_align.sampling.sampler import StepCallback, sample
 
 from .online_config import RolloutConfig
 from .randomness import ITEMS, NOISE, PICTURES, mix, normal
-from .scoring import WatchedScorer, load_reward
+from .scoring import WatchedScorer
 from .tasks import Tasks
 
 
@@ -145,12 +146,17 @@ class RolloutEngine:
     """
 
     def __init__(
-        self, config: RolloutConfig, adapter: Adapter, accelerator: Accelerator, trust: TrustWeight | None = None
+        self,
+        config: RolloutConfig,
+        adapter: Adapter,
+        accelerator: Accelerator,
+        scorer: RewardScorer,
+        trust: TrustWeight | None = None,
     ) -> None:
         self.config, self.adapter, self.accelerator, self.trust = config, adapter, accelerator, trust
         self.tasks = Tasks(config, adapter)
-        self.scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
-        self.score = WatchedScorer(self.scorer, config.scorer_timeout, Path(config.output_dir))
+        self.scorer = scorer
+        self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
         self.nfe = 0.0
 
     def draw(self, number: int, callback: StepCallback | None = None, **options: Any) -> Rollout:

@@ -19,7 +19,7 @@ from diffusion_align.data import StreamedPairs, build_cache, load_prompts
 from diffusion_align.data.inpainting import load_holes, open_inpainting
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.precision import computes_bf16
-from diffusion_align.rewards import load_scorer
+from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, RunConfig, TrainConfig
@@ -41,24 +41,30 @@ from .tasks import training_prompts
 from .validation import Validator
 
 
-def train(config: RunConfig, adapter: Adapter | None = None) -> TrainResult:
+def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
     """Run the method that ``config`` belongs to.
 
     Args:
         config: e.g. ``DPOConfig(model="scenes-sdxl", max_steps=100)``.
         adapter: an already loaded diffusion model to train instead of ``config.model``; it keeps the trained policy.
+        scorer: an already loaded reward to learn from instead of ``config.scorers`` (evaluator: ``config.teacher``).
 
     Raises:
         ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
+            Also a scorer for a method that learns from none, or a model for the training of a scorer.
         CheckpointError: nothing to resume from, or checkpoints of an earlier run would be mixed with this one's.
     """
     config = validated(type(config), {k: v for k, v in to_dict(config).items() if k != "method"}, type(config).__name__)
+    if scorer is not None and not isinstance(config, OnlineConfig | EvaluatorConfig):
+        raise ValueError(f"scorer: method {config.method} learns from no scorer, but one was given")
+    if adapter is not None and isinstance(config, RewardConfig):
+        raise ValueError("adapter: method reward trains a scorer, but a diffusion model was given")
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
     config = replace(config, mixed_precision=accelerator.mixed_precision)  # what auto came to is saved with the run
     set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
-    job = JOBS[config.method](config, accelerator, adapter)
+    job = JOBS[config.method](config, accelerator, adapter, scorer)
     if accelerator.is_main_process:
         save_config(config, output_dir / "config.yaml")
     if config.report_to != "none":
@@ -147,7 +153,7 @@ def cache_pairs(config: DPOConfig) -> str:
     return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
 
 
-def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None) -> Job:
+def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None) -> Job:
     """DPO or InPO, which differ in their noise only."""
     assert isinstance(config, DPOConfig)
     own = adapter is None
@@ -164,23 +170,25 @@ def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | Non
     return Job(adapter, method, validate)
 
 
-def online_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None) -> Job:
+def online_job(
+    config: RunConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None
+) -> Job:
     """A method that learns from its own pictures."""
     assert isinstance(config, OnlineConfig)
     if adapter is None:
         adapter = load_policy_model(config, accelerator.device)
     prepare_policy(config, adapter)
-    method = online_method(config, adapter, accelerator)
+    method = online_method(config, adapter, accelerator, scorer)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
     return Job(adapter, method, validate)
 
 
-JOBS: Mapping[str, Callable[[Any, Accelerator, Adapter | None], Job]] = MappingProxyType(
+JOBS: Mapping[str, Callable[[Any, Accelerator, Any, Any], Job]] = MappingProxyType(
     {
         DPOConfig.method: pair_job,
         InPOConfig.method: pair_job,
         **{cls.method: online_job for cls in (InpaintRLConfig, GRPOConfig, NFTConfig, RAFTConfig, DRaFTConfig)},
-        RewardConfig.method: reward_job,
+        RewardConfig.method: lambda config, accelerator, adapter, scorer: reward_job(config, accelerator),
         EvaluatorConfig.method: evaluator_job,
     }
 )

@@ -266,7 +266,7 @@ def rejudged_rows(pairs: Iterable[Mapping[str, Any]], population: str, seed: int
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     from datasets import Dataset
 
     parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.make_comparisons", description=__doc__)
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=31)
     parser.add_argument("--spare-fresh", action="store_true", help="no prompts that 'evaluate guidance' tests on")
     parser.add_argument("--spare", type=Path, help="no prompts of this folder's validation and test")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     seen = set().union(*fresh_prompts(500, 250)) if args.spare_fresh else set()
     if args.spare is not None:
