@@ -12,7 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusion_align.adapters import Adapter, shipped_path
+from diffusion_align.adapters import Adapter
+from diffusion_align.shipped import shipped_path
 
 UNET: dict[str, Any] = {
     "sample_size": 128,

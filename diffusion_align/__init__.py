@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffusion_align.sampling.inversion import ddim_invert
     from diffusion_align.sampling.sampler import Samples, generate, sample
     from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
+    from diffusion_align.shipped import shipped_path
     from diffusion_align.training.config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, TrainConfig
     from diffusion_align.training.loop import TrainResult
     from diffusion_align.training.online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
@@ -73,6 +74,7 @@ _HOMES = {
     "reward_gradient": "sampling.steering",
     "sample": "sampling.sampler",
     "sample_and_score": "evaluation.compare",
+    "shipped_path": "shipped",
     "train": "training.run",
     "win_rate": "evaluation",
 }
@@ -120,6 +122,7 @@ __all__ = [
     "reward_gradient",
     "sample",
     "sample_and_score",
+    "shipped_path",
     "train",
     "win_rate",
 ]

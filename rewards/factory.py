@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
+
 from .base import RewardScorer
 
 #: Name to "module:function" of this package; modules are imported when a scorer is asked for.
@@ -48,9 +50,6 @@ TRAINED: Mapping[str, str] = MappingProxyType(
         "prefpaint": "repainting:RepaintingScorer",
     }
 )
-
-#: Trained scorers that come with the package.
-SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
 
 ENTRY_POINTS = "diffusion_align.rewards"
 
@@ -112,8 +111,6 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
 
 def load_shipped(name: str) -> RewardScorer:
     """A scorer that comes with the package."""
-    from diffusion_align.adapters import shipped_path
-
     scorer = load_trained(str(shipped_path(name)))
     scorer.name = name
     return scorer

@@ -18,7 +18,6 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTokenizer
 
-from diffusion_align.adapters.loading import shipped_path
 from diffusion_align.rewards.vp import VPScore
 from diffusion_align.scenes.grammar import sample_prompt, sample_scene
 from diffusion_align.scenes.make_pairs import encode_jpeg
@@ -27,6 +26,7 @@ from diffusion_align.scenes.pretrain.reader import new_reader
 from diffusion_align.scenes.pretrain.text import build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
 from diffusion_align.scenes.pretrain.vae import build_vae
 from diffusion_align.scenes.render import render
+from diffusion_align.shipped import shipped_path
 
 
 def pytest_configure() -> None:

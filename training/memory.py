@@ -17,10 +17,10 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusion_align.adapters import SHIPPED_MODELS, shipped_path
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
 from diffusion_align.adapters.base import checkpoint_activations
 from diffusion_align.evaluation.compare import SamplingSettings
+from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .config import DPOConfig, TrainConfig
 from .dtypes import DTYPES

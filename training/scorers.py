@@ -13,16 +13,15 @@ import open_clip
 import torch
 from transformers import AutoTokenizer
 
-from diffusion_align.adapters.loading import SHIPPED_MODELS, shipped_path
 from diffusion_align.data import Comparisons, Ratings
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.clip import OpenClipScorer, load_clip, save_open_clip
 from diffusion_align.rewards.edit import EditScore
-from diffusion_align.rewards.factory import SHIPPED_SCORERS
 from diffusion_align.rewards.pal import PALScorer
 from diffusion_align.rewards.repainting import RepaintingScorer
 from diffusion_align.rewards.trained import CONFIG, read_config
 from diffusion_align.rewards.vp import VPScore
+from diffusion_align.shipped import SHIPPED_MODELS, SHIPPED_SCORERS, shipped_path
 
 from .config import RewardConfig
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_align.adapters.loading import shipped_path
 from diffusion_align.data import Comparisons, Ratings
 from diffusion_align.data.comparisons import ComparisonExamples, collate_comparisons
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.rewards.factory import SHIPPED_SCORERS
 from diffusion_align.rewards.prefpaint import PrefPaintScorer
+from diffusion_align.shipped import SHIPPED_SCORERS, asset_folder, shipped_path
 
 from .online_config import GRPOConfig
 from .ratings import rating_features
@@ -71,7 +70,8 @@ def fit_trust(config: GRPOConfig, scorer: RewardScorer) -> TrustWeight:
         raise ValueError(f"trust {config.trust} needs one scorer with features, scorers has {len(config.scorers)}")
     if config.trust_dataset is not None:
         return TrustWeight(config.trust, measure(scorer, config.trust_dataset))
-    path = folder_of(config.scorers[0]) / FILE
+    name = config.scorers[0]
+    path = (shipped_path(name) if name in SHIPPED_SCORERS else Path(name)) / FILE
     if not path.is_file():
         raise ValueError(
             f"trust {config.trust}: scorer {config.scorers[0]} has no {FILE}: give trust_dataset, the judged pairs it "
@@ -80,18 +80,13 @@ def fit_trust(config: GRPOConfig, scorer: RewardScorer) -> TrustWeight:
     return TrustWeight(config.trust, FeatureStatistics.load(path))
 
 
-def folder_of(scorer: str) -> Path:
-    """Where a trained scorer lies."""
-    return shipped_path(scorer) if scorer in SHIPPED_SCORERS else Path(scorer)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scorer", help="shipped name, or folder of a trained scorer")
     parser.add_argument("dataset", help="the judged pairs (or ratings) it was trained on")
     args = parser.parse_args()
     statistics = measure(load_scorer(args.scorer), args.dataset)
-    path = folder_of(args.scorer) / FILE
+    path = (asset_folder(args.scorer) if args.scorer in SHIPPED_SCORERS else Path(args.scorer)) / FILE
     statistics.save(path)
     print(f"{path}: {statistics.count} pictures, error line {statistics.error_line.tolist()}")
 

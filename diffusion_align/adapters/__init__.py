@@ -1,7 +1,9 @@
 """What a model is: latents, prompts, noise, prediction and the policy/reference pair, for every supported family."""
 
+from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
+
 from .base import DEFAULT_LORA_TARGETS, Adapter
-from .loading import SHIPPED_MODELS, load_adapter, shipped_path
+from .loading import load_adapter
 from .schedule import NoiseSchedule
 from .types import Conditioning, Prediction
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from diffusers import (
 )
 from torch import nn
 
+from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
+
 from .autoencoder import check_vae_batch_size, stored_dtype
 from .base import Adapter
-
-SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
 
 _PIPELINES = {
     "sd": StableDiffusionPipeline,
@@ -28,11 +27,6 @@ _PIPELINES = {
     "sd-inpaint": StableDiffusionInpaintPipeline,
     "sdxl-inpaint": StableDiffusionXLInpaintPipeline,
 }
-
-
-def shipped_path(name: str) -> Path:
-    """Folder of a pipeline or data set that comes with the package, e.g. ``scenes-sdxl``."""
-    return Path(str(resources.files("diffusion_align.scenes") / "assets" / name))
 
 
 def load_adapter(

@@ -9,10 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from diffusion_align.adapters import shipped_path
-
-#: Data sets that come with the package.
-SHIPPED_PAIRS = ("scenes-pairs",)
+from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
 #: Columns every source of a layout must have.
 PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, silu
 
 from diffusion_align.adapters import Conditioning
-from diffusion_align.adapters.loading import shipped_path
+from diffusion_align.shipped import SHIPPED_EVALUATORS, shipped_path
 
 from .kinds import KINDS
-
-#: Evaluators that come with the package, by name.
-SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
 
 #: What "value" knows of a scale: so many powers of its logarithm.
 SCALE_FEATURES = 3

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffusion_align.rewards import load_scorer
+from diffusion_align.shipped import shipped_path
 
 from .corpus import SEED, load_corpus, make_corpus
 from .pipelines import train_inpaint, train_sd, train_sdxl
@@ -20,7 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m diffusion_align.scenes.pretrain", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="working folder")
-    parser.add_argument("--out", type=Path, default=Path("diffusion_align/scenes/assets"), help="finished pipelines")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/pretrain/pipelines"),
+        help="finished pipelines, for diffusion_align.scenes.pack",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="training budget")
     parser.add_argument("--images", type=int, default=48_000, help="size of the corpus (stage data)")
     parser.add_argument("--name", default="reader", help="folder of the trained reader in --work")
@@ -33,21 +39,26 @@ def main() -> None:
         make_corpus(args.work / "corpus", args.images, SEED)
         return
     corpus = load_corpus(args.work / "corpus")
+
+    def base(name: str) -> Path:
+        """The pipeline to go on from: the one trained here, or the shipped one."""
+        return args.out / name if (args.out / name).is_dir() else shipped_path(name)
+
     if args.stage == "vae":
         train_vae(corpus, args.work / "vae", args.minutes)
     elif args.stage == "sdxl":
         train_sdxl(corpus, args.work, args.out / "scenes-sdxl", args.minutes)
     elif args.stage == "sd":
-        train_sd(corpus, args.work, args.out / "scenes-sd", args.out / "scenes-sdxl", args.minutes)
+        train_sd(corpus, args.work, args.out / "scenes-sd", base("scenes-sdxl"), args.minutes)
     elif args.stage == "uneven":
-        train_uneven(corpus, args.work, args.out / "scenes-uneven", args.out / "scenes-sdxl", args.minutes)
+        train_uneven(corpus, args.work, args.out / "scenes-uneven", base("scenes-sdxl"), args.minutes)
     elif args.stage == "reader":
-        tokenizer = args.out / "scenes-sdxl" / "tokenizer"
+        tokenizer = base("scenes-sdxl") / "tokenizer"
         reader = load_scorer(args.scorer) if args.scorer else new_reader(tokenizer)
         seen = seen_pictures(args.pictures) if args.pictures else None
         train_reader(reader, rendered_pictures(corpus), args.work / args.name, args.minutes, seen)
     else:
-        train_inpaint(corpus, args.work, args.out / "scenes-inpaint", args.out / "scenes-sd", args.minutes)
+        train_inpaint(corpus, args.work, args.out / "scenes-inpaint", base("scenes-sd"), args.minutes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""What comes with the package under a name of its own, "scenes-...", and the folder where it can be read.
+
+An asset folder may lack what another one has, and hold weights packed into few bits; its ``assembly.json`` says so:
+``shared`` maps a path to "OTHER-ASSET/PATH", ``packed`` a path, stored with the ending ``.packed``, to the file that it
+is a difference to, or null. Such an asset is assembled once, in a cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
+SHIPPED_PAIRS = ("scenes-pairs",)
+SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
+SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
+SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS)
+
+#: Environment variable: the folder in which assets are assembled, instead of the user's cache.
+CACHE_VARIABLE = "DIFFUSION_ALIGN_CACHE"
+
+#: Where the package stores them.
+ASSETS = Path(str(resources.files("diffusion_align"))) / "scenes" / "assets"
+
+MANIFEST, PACKED = "assembly.json", ".packed"
+
+#: In an assembled folder, written last: what size every file has.
+RECORD = "assembled.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an asset.
+
+    Attributes:
+        stored: where its bytes, or its packed weights, lie.
+        packed: whether it has to be unpacked.
+        parent: what its weights are a difference to.
+    """
+
+    stored: Path
+    packed: bool = False
+    parent: Part | None = None
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of everything that the content depends on."""
+        inner = b"" if self.parent is None else self.parent.digest
+        return hashlib.sha256(bytes([self.packed]) + inner + self.stored.read_bytes()).digest()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of a safetensors file."""
+        from safetensors.torch import load
+
+        from .packed import from_bytes, unpack
+
+        content = self.stored.read_bytes()
+        if not self.packed:
+            return load(content)
+        parent = None if self.parent is None else self.parent.weights()
+        try:
+            return unpack(from_bytes(content, str(self.stored)), parent)
+        except ValueError as error:
+            raise ValueError(f"{self.stored}: {error}") from error
+
+    def content(self) -> bytes:
+        """The whole file."""
+        if not self.packed:
+            return self.stored.read_bytes()
+        from safetensors.torch import save
+
+        return save(self.weights(), {"format": "pt"})
+
+
+def asset_folder(name: str) -> Path:
+    """Where the package stores ``name``; may lack what other assets have.
+
+    Raises:
+        ValueError: nothing of that name comes with the package.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"{name!r} does not come with the package: expected one of {', '.join(SHIPPED)}")
+    return ASSETS / name
+
+
+def shipped_path(name: str) -> Path:
+    """Folder of a pipeline, scorer, evaluator or data set that comes with the package, e.g. ``scenes-sdxl``.
+
+    An ordinary folder: ``DiffusionPipeline.from_pretrained(shipped_path("scenes-uneven"))`` works. What the package
+    stores in few bits is assembled at first use in ``$DIFFUSION_ALIGN_CACHE/shipped`` (default: ``diffusion-align`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``), again when a file is missing or torn, and by any number of processes at once.
+
+    Raises:
+        ValueError: nothing of that name comes with the package.
+        OSError: the cache folder cannot be written.
+    """
+    stored = asset_folder(name)
+    if not (stored / MANIFEST).is_file():
+        return stored
+    files = parts(name)
+    digest = hashlib.sha256(b"".join(path.encode() + part.digest for path, part in files.items())).hexdigest()
+    folder = cache_folder() / "shipped" / f"{name}-{digest[:16]}"
+    if not is_complete(folder):
+        assemble(files, folder)
+    return folder
+
+
+def parts(name: str) -> dict[str, Part]:
+    """Files of an assembled ``name``, by path.
+
+    Raises:
+        ValueError: the manifest names a file that is not there.
+    """
+    stored = asset_folder(name)
+    names = sorted(path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file())
+    found = {path: Part(stored / path) for path in names if path != MANIFEST and not path.endswith(PACKED)}
+    if MANIFEST not in names:
+        return found
+    manifest: Mapping[str, Mapping[str, str | None]] = json.loads((stored / MANIFEST).read_text())
+    for path, parent in manifest["packed"].items():
+        if f"{path}{PACKED}" not in names:
+            raise ValueError(f"{stored / MANIFEST}: {path}{PACKED} is not there")
+        found[path] = Part(stored / f"{path}{PACKED}", True, None if parent is None else part(parent))
+    return found | {path: part(str(other)) for path, other in manifest["shared"].items()}
+
+
+def part(reference: str) -> Part:
+    """The file "ASSET/PATH".
+
+    Raises:
+        ValueError: there is none.
+    """
+    name, _, path = reference.partition("/")
+    files = parts(name)
+    if path not in files:
+        raise ValueError(f"{asset_folder(name)}: has no {path}, which another asset shares or is a difference to")
+    return files[path]
+
+
+def cache_folder() -> Path:
+    """Where this package may keep what can be made again."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "diffusion-align"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file that ``assemble`` wrote is there, in its size."""
+    try:
+        sizes = json.loads((folder / RECORD).read_text())
+        return all((folder / path).stat().st_size == size for path, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def assemble(files: Mapping[str, Part], folder: Path) -> None:
+    """Write ``files`` to ``folder``, each whole or not at all, then the record of them.
+
+    Processes that do the same at once replace a file by its equal, so nobody needs to wait.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    contents = {path: part.content() for path, part in files.items()}
+    sizes = {path: len(content) for path, content in contents.items()}
+    try:
+        for path, content in contents.items():
+            write_whole(folder / path, content)
+        write_whole(folder / RECORD, json.dumps(sizes, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error.strerror or error}): models that come with the package are unpacked "
+            f"there once. Give another folder in the environment variable {CACHE_VARIABLE}"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside ``path`` and rename, so that no reader meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
