@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.data.types import PairBatch
 from diffusion_align.objectives.preference import preference_loss
 from diffusion_align.objectives.stats import PairStats
@@ -26,26 +25,6 @@ class Noising(Protocol):
 
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """x_t and its noise, both like ``x0`` (2B, C, h, w): chosen first; ``t`` (2B,), ``seeds`` (B,) of the pairs."""
-
-
-class PromptEncoder:
-    """Remembers the conditioning of recent prompts: captions repeat, text encoders are slow."""
-
-    def __init__(self, adapter: Adapter, capacity: int = 2048) -> None:
-        self.adapter, self.capacity = adapter, capacity
-        self.rows: OrderedDict[str, Conditioning] = OrderedDict()
-
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        for prompt in prompts:
-            if prompt not in self.rows:
-                # One at a time: in a batch the last bits would depend on what was remembered, and so on resuming.
-                self.rows[prompt] = self.adapter.encode_prompts([prompt])
-        for prompt in prompts:
-            self.rows.move_to_end(prompt)
-        found = Conditioning.cat([self.rows[p] for p in prompts])
-        while len(self.rows) > self.capacity:
-            self.rows.popitem(last=False)
-        return found
 
 
 class PairMethod(SourcedMethod[PairBatch]):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffusion_align.adapters import Adapter, Conditioning, Prediction
+from diffusion_align.adapters import Adapter, Conditioning, Prediction, PromptEncoder
 from diffusion_align.sampling.sampler import conditioning
-
-from .pairs import PromptEncoder
 
 
 class GuidedPolicy:

@@ -4,6 +4,7 @@ from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .base import DEFAULT_LORA_TARGETS, Adapter
 from .loading import load_adapter
+from .prompts import PromptEncoder, encode_in_chunks
 from .schedule import NoiseSchedule
 from .types import Conditioning, Prediction
 
@@ -14,6 +15,8 @@ __all__ = [
     "Conditioning",
     "NoiseSchedule",
     "Prediction",
+    "PromptEncoder",
+    "encode_in_chunks",
     "load_adapter",
     "shipped_path",
 ]

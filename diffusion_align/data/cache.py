@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.adapters.prompts import CHUNK, encode_in_chunks
 
 from .pairs import PairDataset
 from .transforms import PairTransform, crop
@@ -97,7 +98,7 @@ def build_cache(
         keys = hashlib.sha256(json.dumps(part).encode()).hexdigest()
         ensure(
             f"prompts-{number:05d}.safetensors",
-            partial(_encode_prompts, adapter, part, start, batch_size),
+            partial(_encode_prompts, adapter, part, start),
             keys,
         )
     where = {name: f"images-{i // shard_size:05d}.safetensors" for i, name in enumerate(hashes)}
@@ -267,10 +268,10 @@ def _encode_images(
     return tensors
 
 
-def _encode_prompts(adapter: Adapter, captions: list[str], first: int, batch_size: int) -> dict[str, Tensor]:
+def _encode_prompts(adapter: Adapter, captions: list[str], first: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for start in range(0, len(captions), batch_size):
-        cond = adapter.encode_prompts(captions[start : start + batch_size])
+    for start in range(0, len(captions), CHUNK):
+        cond = encode_in_chunks(adapter, captions[start : start + CHUNK])
         for i in range(len(cond)):
             tensors[f"{first + start + i}.embeds"] = cond.embeds[i].half().cpu()
             if cond.pooled is not None:
