@@ -1,8 +1,9 @@
-"""Which number format a device computes fast in."""
+"""What a device computes fast, and how tensors reach it without keeping anyone waiting."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def computes_bf16(device: torch.device | str) -> bool:
@@ -23,3 +24,16 @@ def fast_autocast(device: torch.device | str, enabled: bool = True) -> torch.aut
     """Autocast to bfloat16 where that is faster, a context without effect elsewhere."""
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and computes_bf16(device))
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """``tensor`` on ``device``, without waiting for the work that is queued there.
+
+    A plain ``.to(device)`` of a CPU tensor lets the host wait until the GPU has caught up. Page-locked memory is what
+    it copies from on its own; torch keeps that memory until the copy is done. The tensor must not be changed in place
+    afterwards.
+    """
+    device = torch.device(device)
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))  # torch 2.15: not safe on MPS

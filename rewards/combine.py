@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,14 +31,15 @@ class Combined(RewardScorer):
         return batch  # each member resizes as it must
 
     def outputs(self, images: Images, prompts: list[str], context: dict[str, Any]) -> list[RewardOutput]:
-        """Every member's output, in order, turned so that higher is better."""
+        """Every member's output, in order, turned so that higher is better, rewards on this scorer's device."""
         outputs = []
         for member in self.members:
             assert isinstance(member, RewardScorer)
             output = member.score(images, prompts, **context)
             if not member.higher_is_better:
                 output = RewardOutput(-output.reward, output.aspects, output.std)
-            outputs.append(output)
+            # Members without weights score on the CPU, whatever device the others are on.
+            outputs.append(replace(output, reward=output.reward.to(self.device)))
         return outputs
 
 

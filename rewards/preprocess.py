@@ -42,7 +42,7 @@ def to_pixels(images: Tensor | Sequence[Image.Image] | Sequence[Tensor], what: s
 def _in_range(images: Tensor, what: str) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"{what}: expected floats in [0, 1], found {images.dtype}; divide uint8 by 255")
-    low, high = (float(value) for value in images.detach().aminmax())
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # one reading of the device
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # also NaN
         raise ValueError(f"{what}: expected values in [0, 1], found [{low:g}, {high:g}]")
     return images

@@ -14,6 +14,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.nft import nft_loss, optimality
 from diffusion_align.objectives.policy_gradient import average
+from diffusion_align.precision import send
 
 from .online_config import NFTConfig, RAFTConfig
 from .policy import GuidedPolicy
@@ -35,12 +36,12 @@ class RenoisedBatch:
         # Pictures of one prompt meet the same noise at the same timesteps: what they share cancels in the comparison.
         draws = zip(rollout.group.tolist(), batch.column.tolist(), strict=True)
         seeds = torch.tensor([mix(seed, column, batch.number) for seed, column in draws])
-        x0 = rollout.latents.to(device)
-        self.t = timesteps(seeds, min_timestep, adapter.schedule.num_timesteps).to(device)
-        eps = normal(seeds, NOISE, x0.shape[1:]).to(device)
+        x0 = send(rollout.latents, device)
+        self.t = send(timesteps(seeds, min_timestep, adapter.schedule.num_timesteps), device)
+        eps = send(normal(seeds, NOISE, x0.shape[1:]), device)
         self.x_t, self.target = adapter.add_noise(x0, eps, self.t), adapter.training_target(x0, eps, self.t)
         self.inpaint = rollout.tensors.get("inpaint")
-        self.mask = None if self.inpaint is None else self.inpaint[:, :1].to(device)
+        self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)
 
 
 def check_timesteps(config: NFTConfig | RAFTConfig, adapter: Adapter) -> None:
@@ -103,14 +104,14 @@ class NFTMethod:
             with self.old_policy():
                 old = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-            optimal = optimality(rollout.advantage.to(output.device), config.advantage_clip)
+            optimal = optimality(send(rollout.advantage, output.device), config.advantage_clip)
             loss, metrics = nft_loss(output, old, noisy.target, optimal, config.nft_beta, noisy.mask)
             if config.kl_beta:
                 with self.adapter.reference():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
                 metrics["kl"] = mse_per_sample(output, reference).mean()
                 loss = loss + config.kl_beta * metrics["kl"]
-        metrics["reward"] = rollout.reward.mean().to(output.device)
+        metrics["reward"] = send(rollout.reward.mean(), output.device)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class RAFTMethod:
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
                 metrics["kl"] = mse_per_sample(output, reference).mean()
                 loss = loss + self.config.kl_beta * metrics["kl"]
-        return loss, {"loss": loss.detach(), **{name: v.detach().to(loss.device) for name, v in metrics.items()}}
+        return loss, {"loss": loss.detach(), **{name: send(v.detach(), loss.device) for name, v in metrics.items()}}
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict()}

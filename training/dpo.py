@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.precision import send
 
 from .randomness import NOISE, normal
 
@@ -16,5 +17,5 @@ class GaussianNoising:
         self.adapter = adapter
 
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        eps = normal(seeds, NOISE, x0.shape[1:]).repeat(2, 1, 1, 1).to(x0.device)
+        eps = send(normal(seeds, NOISE, x0.shape[1:]), x0.device).repeat(2, 1, 1, 1)
         return self.adapter.add_noise(x0, eps, t), eps

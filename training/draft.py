@@ -16,6 +16,7 @@ from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.data.inpainting import Holes
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.policy_gradient import ddim_step
+from diffusion_align.precision import send
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.sampling.levels import signal_levels
 
@@ -60,7 +61,9 @@ class DRaFTMethod:
         self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
         scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
         scheduler.set_timesteps(config.num_inference_steps)
-        self.timesteps, self.levels = scheduler.timesteps.to(adapter.device), signal_levels(scheduler)
+        self.timesteps, self.levels = (
+            table.to(adapter.device) for table in (scheduler.timesteps, signal_levels(scheduler))
+        )
         self.number = 0
 
     def batches(self) -> Iterator[TaskBatch]:
@@ -94,11 +97,11 @@ class DRaFTMethod:
         if holes is not None:
             holes = Holes(
                 prompts,
-                holes.pictures.to(device).repeat(len(x0) // len(holes), 1, 1, 1),
-                holes.masks.to(device).repeat(len(x0) // len(holes), 1, 1, 1),
+                send(holes.pictures, device).repeat(len(x0) // len(holes), 1, 1, 1),
+                send(holes.masks, device).repeat(len(x0) // len(holes), 1, 1, 1),
             )
             images = holes.composite(images)
-        reward = self.score(images, prompts, holes, with_graph=True).reward
+        reward = self.score(images, prompts, holes, with_graph=True).reward.to(device)
         losses = -reward if config.reward_loss == "linear" else (config.reward_margin - reward).clamp(min=0)
         loss = losses.mean()
         metrics = {"reward": reward.detach().mean()}
@@ -112,7 +115,7 @@ class DRaFTMethod:
         config, adapter = self.config, self.adapter
         factor = adapter.vae_scale_factor
         shape = (adapter.latent_channels, self.tasks.size // factor, self.tasks.size // factor)
-        x = normal(batch.seeds, NOISE, shape).to(adapter.device)
+        x = send(normal(batch.seeds, NOISE, shape), adapter.device)
         last = config.num_inference_steps - 1
         if config.random_last_step:  # the same for the whole batch: which one is the first picture's draw
             third = config.num_inference_steps // 3
@@ -131,7 +134,7 @@ class DRaFTMethod:
                     distance = distance + mse_per_sample(x0, reference).mean() / config.gradient_steps
                 if step == last:
                     return x0, distance
-                levels = self.levels[step : step + 2].to(x.device)
+                levels = self.levels[step : step + 2]
                 x = ddim_step(x, x0, levels[:1].expand(len(x)), levels[1:].expand(len(x)), eta=0.0).mean
         raise AssertionError("the last step returns")
 
@@ -144,11 +147,11 @@ class DRaFTMethod:
         config = self.config
         with torch.no_grad():
             x0 = self.predict_x0(x, step, conditions)
-        level, parts = self.levels[step].to(x.device), []
+        level, parts = self.levels[step], []
         distance = torch.zeros((), device=x.device)
         for repeat in range(config.lv_repeats):
             seeds = torch.tensor([mix(seed, NOISE, repeat) for seed in batch.seeds.tolist()])
-            eps = normal(seeds, NOISE, x.shape[1:]).to(x.device)
+            eps = send(normal(seeds, NOISE, x.shape[1:]), x.device)
             noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
             parts.append(self.predict_x0(noisy, step, conditions))
             if config.kl_beta:

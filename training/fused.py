@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.precision import send
 from diffusion_align.sampling.sampler import Moment
 
 from .dtypes import DTYPES
@@ -71,8 +72,8 @@ class GraphRecorder(StepRecorder):
             method, index = self.method, moment.step - 1
             cond = moment.cond[rows]
             conditions = Conditioning.cat([cond, moment.null[rows]]) if method.policy.scale > 1 else cond
-            steps = torch.full((len(rows),), index, device=rows.device)
-            t = method.scheduler.timesteps.to(rows.device)[steps]
+            steps = torch.full((len(rows),), index)
+            t = send(method.scheduler.timesteps[steps], rows.device)
             with method.adapter.reference():
                 reference = method.step_at(drawn.before, t, steps, conditions)
             with torch.enable_grad():
@@ -81,7 +82,7 @@ class GraphRecorder(StepRecorder):
     def table(self, parts: list[Tensor]) -> Tensor:
         """What was kept, (N, T), in the order of ``steps``."""
         order = torch.cat(self.places).argsort()
-        return torch.cat(parts)[order.to(parts[0].device)].view(self.steps.shape)
+        return torch.cat(parts)[send(order, parts[0].device)].view(self.steps.shape)
 
 
 class FusedGRPOMethod(GRPOMethod):
@@ -121,7 +122,7 @@ class FusedGRPOMethod(GRPOMethod):
         """As ``GRPOMethod.log_prob``, from the graph of the rollout that was drawn last; once only."""
         assert self.kept is not None
         (log_prob, kl), self.kept = self.kept, None
-        places = batch.rollout.picture, batch.column
+        places = send(batch.rollout.picture, log_prob.device), send(batch.column, log_prob.device)
         return log_prob[places], kl[places] if kl is not None and with_reference else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

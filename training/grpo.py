@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.objectives.policy_gradient import GaussianStep, clipped_policy_loss, ddim_step, sensitivity
+from diffusion_align.precision import send
 from diffusion_align.sampling.levels import signal_levels
 from diffusion_align.sampling.sampler import Moment
 
@@ -68,9 +69,9 @@ class StepRecorder:
         here = self.steps[moment.rows.start : moment.rows.stop] == index
         rows, columns = here.nonzero(as_tuple=True)
         if len(rows):
-            on_device = rows.to(stored.device)
+            on_device = send(rows, stored.device)
             before, after = moment.before[on_device], stored[on_device]
-            now, following = self.levels[index].to(stored.device), self.levels[index + 1].to(stored.device)
+            now, following = send(self.levels[index : index + 2], stored.device)
             with torch.set_grad_enabled(moment.x0.requires_grad):
                 step = ddim_step(
                     before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
@@ -86,10 +87,16 @@ class StepRecorder:
             "after": drawn.after,
             "old_log_prob": drawn.step.log_prob(drawn.after.float(), drawn.mask),
         }
+        # Kept where they were computed: reading them here would stall the device at every step.
+        places = send(drawn.pictures * self.steps.shape[1] + drawn.columns, drawn.after.device)
         for name, value in values.items():
             if name not in self.kept:
-                self.kept[name] = torch.zeros(*self.steps.shape, *value.shape[1:], dtype=value.dtype)
-            self.kept[name][drawn.pictures, drawn.columns] = value.cpu()
+                self.kept[name] = value.new_zeros(self.steps.numel(), *value.shape[1:])
+            self.kept[name][places] = value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was kept, on the CPU: (N, T, ...) by name."""
+        return {name: value.cpu().unflatten(0, self.steps.shape) for name, value in self.kept.items()}
 
 
 class GRPOMethod:
@@ -136,7 +143,7 @@ class GRPOMethod:
         steps, etas = self.choose_steps(number)
         recorder = StepRecorder(steps, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked)
         rollout = self.sample(number, recorder)
-        rollout.tensors |= recorder.kept
+        rollout.tensors |= recorder.tensors()
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True
@@ -190,12 +197,16 @@ class GRPOMethod:
         first_update = config.per_device_train_batch_size * config.gradient_accumulation_steps
         order = self.stream.order(number, 0, len(rollout) * config.train_steps)
         later = order if config.num_iterations > 1 else order[first_update:]
+        found = []
         for start in range(0, len(later), config.per_device_train_batch_size):
             items = later[start : start + config.per_device_train_batch_size]
             pictures, columns = items // config.train_steps, items % config.train_steps
             batch = MiniBatch(rollout.rows(pictures), columns, number, True)
             with torch.no_grad():
-                rollout.tensors["old_log_prob"][pictures, columns] = self.log_prob(batch)[0].cpu()
+                found.append(self.log_prob(batch)[0])
+        if found:
+            places = later // config.train_steps, later % config.train_steps
+            rollout.tensors["old_log_prob"][places] = torch.cat(found).cpu()
 
     def self_test(self, rollout: Rollout, number: int) -> None:
         """On the policy that drew them, steps must have the ratio 1: exactly when computed twice in the same way, and
@@ -232,22 +243,22 @@ class GRPOMethod:
     # -- updates -------------------------------------------------------------------------------------------------
 
     def step_at(self, x_t: Tensor, t: Tensor, steps: Tensor, conditions: Any) -> GaussianStep:
-        """The Gaussian over the next latents that the present weights predict."""
+        """The Gaussian over the next latents that the present weights predict; ``steps`` (B,) on the CPU."""
         prediction = self.policy.predict(x_t, t, conditions)
-        levels = self.levels.to(x_t.device)
-        return ddim_step(x_t, prediction.x0, levels[steps], levels[steps + 1], self.config.eta)
+        now, following = (send(self.levels[places], x_t.device) for places in (steps, steps + 1))
+        return ddim_step(x_t, prediction.x0, now, following, self.config.eta)
 
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""
         device, rollout = self.adapter.device, batch.rollout
         rows = torch.arange(len(batch.column))
-        steps = rollout.steps[rows, batch.column].to(device)
-        x_t = rollout.before[rows, batch.column].to(device).float()
-        after = rollout.after[rows, batch.column].to(device).float()
-        t = self.scheduler.timesteps.to(device)[steps]
+        steps = rollout.steps[rows, batch.column]
+        x_t = send(rollout.before[rows, batch.column], device).float()
+        after = send(rollout.after[rows, batch.column], device).float()
+        t = send(self.scheduler.timesteps[steps], device)
         inpaint = rollout.tensors.get("inpaint")
         conditions = self.policy.conditions(rollout.prompts, inpaint)
-        mask = inpaint[:, :1].to(device) if self.masked and inpaint is not None else None
+        mask = send(inpaint[:, :1], device) if self.masked and inpaint is not None else None
         with self.accelerator.autocast():
             step = self.step_at(x_t, t, steps, conditions)
             kl = None
@@ -263,16 +274,16 @@ class GRPOMethod:
         log_prob, kl = self.log_prob(batch, with_reference=bool(self.kl_beta or config.kl_target))
         rows = torch.arange(len(batch.column))
         # Where nothing was learned since, the ratio is 1 whatever the kernels do.
-        old = log_prob.detach() if batch.on_policy else rollout.old_log_prob[rows, batch.column].to(device)
-        scale = self.step_scale[rollout.steps[rows, batch.column]].to(device)
+        old = log_prob.detach() if batch.on_policy else send(rollout.old_log_prob[rows, batch.column], device)
+        scale = send(self.step_scale[rollout.steps[rows, batch.column]], device)
         loss, metrics = clipped_policy_loss(
             log_prob * scale,
             old * scale,
-            rollout.advantage.to(device),
+            send(rollout.advantage, device),
             config.clip_range,
-            rollout.trust.to(device) if config.trust != "none" else None,
+            send(rollout.trust, device) if config.trust != "none" else None,
         )
-        metrics |= {"reward": rollout.reward.mean().to(device), "trust": rollout.trust.mean().to(device)}
+        metrics |= {"reward": send(rollout.reward.mean(), device), "trust": send(rollout.trust.mean(), device)}
         if kl is not None:
             loss = loss + self.kl_beta * kl.mean()
             metrics["kl"] = kl.detach().mean()

@@ -25,13 +25,16 @@ class FiniteGuard:
     """Skips optimiser steps whose loss or gradient is not finite, without asking the device for an answer.
 
     Fused optimisers take the verdict as a device tensor (``found_inf``); the count of bad steps in a row stays on the
-    device too and is read on the CPU at every step, on an accelerator every ``read_every`` steps.
+    device too. On the CPU it is read at every step; on an accelerator every ``read_every`` steps a copy of it is asked
+    for, and read when the next one is, so that the run stops some steps later but never waits.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: Any, output_dir: Path, read_every: int = 3) -> None:
         self.accelerator, self.optimizer, self.output_dir = accelerator, optimizer, output_dir
         device = accelerator.device
-        self.read_every = 1 if device.type == "cpu" else read_every
+        self.waits = device.type == "cpu"
+        self.read_every = 1 if self.waits else read_every
+        self.asked: tuple[Tensor, torch.cuda.Event | None] | None = None
         self.fused = bool(optimizer.optimizer.defaults.get("fused")) and accelerator.scaler is None
         self.skipped = torch.zeros((), device=device)
         self.streak = torch.zeros((), device=device)
@@ -64,11 +67,26 @@ class FiniteGuard:
         self.streak = torch.where(finite, torch.zeros_like(self.streak), self.streak + 1)
         self.finite = torch.ones_like(self.finite)
         self.steps += 1
-        if self.steps % self.read_every == 0 and int(self.streak) >= MAX_BAD_STEPS:
+        if self.steps % self.read_every:
+            return
+        streak = int(self.streak) if self.waits else self._earlier_streak()
+        if streak >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"the loss or its gradient was not finite for {int(self.streak)} optimiser steps in a row; "
+                f"the loss or its gradient was not finite for {streak} optimiser steps in a row; "
                 f"the last batch is saved in {self._save_batch()}"
             )
+
+    def _earlier_streak(self) -> int:
+        """The count that was asked for at the last reading, while the device works on; asks for the present one."""
+        asked, event = self.asked or (None, None)
+        done = torch.cuda.Event() if self.streak.is_cuda else None
+        copied = self.streak.to("cpu", non_blocking=True)
+        if done is not None:
+            done.record()
+        self.asked = copied, done
+        if event is not None:
+            event.synchronize()
+        return 0 if asked is None else int(asked)
 
     def _save_batch(self) -> Path:
         from safetensors.torch import save_file

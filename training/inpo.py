@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.precision import send
 from diffusion_align.sampling.inversion import ddim_invert, inverted_noise
 
 from .config import InPOConfig
@@ -39,7 +40,7 @@ class InvertedNoising:
         noise = None
         if config.inversion_eta:
             draws = normal(seeds, INVERSION, (config.inversion_steps, 2, *x0.shape[1:]))
-            noise = draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2).to(x0.device)
+            noise = send(draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2), x0.device)
         with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
             x_t = ddim_invert(
                 lambda x, steps: self.adapter.predict(x, steps, cond).eps,

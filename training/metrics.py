@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from diffusion_align.precision import send
+
 from .config import RunConfig
 
 
@@ -46,7 +48,7 @@ class MetricLog:
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add one micro-step's scalars."""
         for name, value in metrics.items():
-            value = value.detach().float()
+            value = send(value.detach().float(), self.accelerator.device)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 

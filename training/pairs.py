@@ -13,6 +13,7 @@ from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.data.types import PairBatch
 from diffusion_align.objectives.preference import preference_loss
 from diffusion_align.objectives.stats import PairStats
+from diffusion_align.precision import send
 
 from .batches import BatchSource, SourcedMethod
 from .config import DPOConfig
@@ -58,7 +59,7 @@ class PairMethod(SourcedMethod[PairBatch]):
             assert batch.pixels is not None
             mean, std = self.adapter.encode_posterior(batch.pixels.flatten(0, 1))
         draws = [normal(seeds, stream, mean.shape[1:]) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)]
-        return mean + std * torch.cat(draws).to(mean.device)
+        return mean + std * send(torch.cat(draws), mean.device)
 
     def conditioning(self, batch: PairBatch) -> Conditioning:
         """Conditioning of chosen and rejected (2B rows); SDXL's size ids are those of each image."""
@@ -72,11 +73,11 @@ class PairMethod(SourcedMethod[PairBatch]):
         """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
         config, device = self.config, self.adapter.device
         seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
-        soft_labels = batch.preference.to(device) if bool((batch.preference != 1).any()) else None
+        soft_labels = send(batch.preference, device) if bool((batch.preference != 1).any()) else None
         batch = batch.to(device)
         x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
         high = min(config.max_timestep, self.adapter.schedule.num_timesteps)
-        t = timesteps(seeds, config.min_timestep, high).repeat(2).to(device)
+        t = send(timesteps(seeds, config.min_timestep, high).repeat(2), device)
         with self.autocast():
             x_t, eps = self.noising(x0, t, cond, seeds)
             noisy = NoisyPairs(x_t, self.adapter.training_target(x0, eps, t), t, cond)

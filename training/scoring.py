@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,9 +76,9 @@ class WatchedScorer:
         if not with_graph:
             reward = reward.detach().cpu()
             features = None if features is None else features.detach().float().cpu()
-        bad = (~torch.isfinite(reward)).nonzero().flatten().tolist()
-        if bad:
-            self._fail(f"gave {reward[bad[0]].item()} for picture {bad[0]} ({prompts[bad[0]]!r})", images, prompts)
+        for picture, value in enumerate(reward.tolist()):
+            if not math.isfinite(value):
+                self._fail(f"gave {value} for picture {picture} ({prompts[picture]!r})", images, prompts)
         return RewardOutput(reward if self.scorer.higher_is_better else -reward, features=features)
 
     def _fail(self, what: str, images: Tensor, prompts: Sequence[str], cause: Exception | None = None) -> None:

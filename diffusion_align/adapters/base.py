@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from diffusers.utils import is_xformers_available
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -220,6 +221,7 @@ class Adapter:
     # -- policy and reference ------------------------------------------------------------------------------------
 
     _active_unet: UNet2DConditionModel | None = None
+    _lora_found: tuple[object, tuple[str, ...], list[BaseTunerLayer]] = (None, (), [])
 
     def train_lora(
         self,
@@ -285,11 +287,14 @@ class Adapter:
                 finally:
                     self._active_unet = None
             elif self.has_lora:
-                self.unet.disable_adapters()
+                layers = self._lora_layers()
+                for layer in layers:
+                    layer._disable_adapters = True
                 try:
                     yield
                 finally:
-                    self.unet.enable_adapters()
+                    for layer in layers:
+                        layer._disable_adapters = False
             else:
                 yield
 
@@ -297,6 +302,18 @@ class Adapter:
         """Names and weights of the reference policy, as the UNet without LoRA names them."""
         state = (self._reference_unet or self.unet).state_dict()
         return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
+
+    def _lora_layers(self) -> list[BaseTunerLayer]:
+        """The UNet's LoRA layers, looked for once for every set of adapters.
+
+        peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
+        """
+        adapters = self.unet.peft_config
+        known, names, layers = self._lora_found
+        if known is not adapters or names != tuple(adapters):
+            layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]
+            self._lora_found = adapters, tuple(adapters), layers
+        return layers
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Names and parameters that training changes, in the UNet's order."""

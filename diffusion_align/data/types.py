@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters.types import Conditioning
+from diffusion_align.precision import send
 
 
 class CorruptImageError(ValueError):
@@ -91,16 +92,18 @@ class PairBatch:
         return len(self.captions)
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """Move every tensor."""
+        """Move every tensor, without waiting for the device."""
         return replace(
             self,
-            size_ids=self.size_ids.to(device, non_blocking=True),
-            preference=self.preference.to(device, non_blocking=True),
-            weight=self.weight.to(device, non_blocking=True),
-            seeds=self.seeds.to(device, non_blocking=True),
-            pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
-            posterior=None if self.posterior is None else (self.posterior[0].to(device), self.posterior[1].to(device)),
-            cond=None if self.cond is None else self.cond.to(device),
+            size_ids=send(self.size_ids, device),
+            preference=send(self.preference, device),
+            weight=send(self.weight, device),
+            seeds=send(self.seeds, device),
+            pixels=None if self.pixels is None else send(self.pixels, device),
+            posterior=None
+            if self.posterior is None
+            else (send(self.posterior[0], device), send(self.posterior[1], device)),
+            cond=None if self.cond is None else self.cond.map(lambda tensor: send(tensor, device)),
         )
 
 

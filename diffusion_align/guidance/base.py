@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
 from diffusion_align.adapters.types import PredictionType
+from diffusion_align.precision import send
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class StepGuidance(BaseGuidance, ABC):
         if pred_uncond is None:
             self.scales.append(pred_cond.new_ones(len(pred_cond)))
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
-        scale = self.scale(pred_cond, pred_uncond).to(pred_cond)
+        scale = send(self.scale(pred_cond, pred_uncond), pred_cond.device).to(pred_cond.dtype)
         self.scales.append(scale)
         weight = scale.view(-1, *[1] * (pred_cond.ndim - 1))
         pred = pred_uncond + weight * (pred_cond - pred_uncond)

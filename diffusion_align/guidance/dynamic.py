@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from diffusion_align.precision import send
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.levels import log_snr
 
@@ -167,18 +168,18 @@ class DynamicGuidance(StepGuidance):
             return torch.full((batch,), self.fallback)
         scores = self.score_candidates(view, pred_cond, pred_uncond)  # (E, B, K)
         weights = WEIGHTINGS[self.weighting](self._history, view.step / view.num_steps, len(scores), batch)
-        weights = weights.to(scores)
+        weights = send(weights, scores.device).to(scores.dtype)
         best = (weights[:, :, None] * scores).sum(dim=0).argmax(dim=1)
         self._history.append(scores.gather(2, best.expand(len(scores), batch)[:, :, None])[:, :, 0])
-        self._scores.append(scores.cpu())
-        self._weights.append(weights.cpu())
+        self._scores.append(scores)
+        self._weights.append(weights)
         self._searched.append(view.step)
-        return self.candidates.to(scores)[best]
+        return send(self.candidates, scores.device)[best]
 
     def score_candidates(self, view: StepView, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
         """Standardised scores (evaluators, B, K) of every candidate."""
         batch, count = len(pred_cond), len(self.candidates)
-        scale = self.candidates.to(pred_cond).view(1, -1, 1, 1, 1)
+        scale = send(self.candidates, pred_cond.device).to(pred_cond.dtype).view(1, -1, 1, 1, 1)
 
         def candidates(function: Callable[[Tensor], Tensor]) -> Tensor:
             low, high = function(pred_uncond), function(pred_cond)
@@ -186,7 +187,8 @@ class DynamicGuidance(StepGuidance):
 
         found: list[Tensor] = []
         if self._evaluator is not None and self.kinds:
-            level = log_snr(torch.tensor(view.next_alpha_bar)).to(pred_cond).expand(batch * count)
+            level = torch.full((batch * count,), float(log_snr(torch.tensor(view.next_alpha_bar)))).to(pred_cond.dtype)
+            level = send(level, pred_cond.device)
             assert self._prompt is not None
             prompt = tuple(part.repeat_interleave(count, dim=0) for part in self._prompt)
             latents = candidates(view.clean if self._evaluator.clean else view.ahead)
@@ -196,7 +198,8 @@ class DynamicGuidance(StepGuidance):
             images = (view.decode(candidates(view.clean)) / 2 + 0.5).clamp(0, 1)
             prompts = [prompt for prompt in view.prompts for _ in range(count)]
             for scorer in self._scorers:
-                reward = scorer.score(images, prompts).reward.to(pred_cond).view(batch, count)
+                reward = send(scorer.score(images, prompts).reward, pred_cond.device).to(pred_cond.dtype)
+                reward = reward.view(batch, count)
                 reward = reward if scorer.higher_is_better else -reward
                 mean, std = scorer.statistics or (0.0, 1.0)
                 found.append((reward - mean) / std)
@@ -211,7 +214,8 @@ class DynamicGuidance(StepGuidance):
         rows = super().records()
         if not self._scores:
             return rows
-        scores, weights = torch.stack(self._scores, dim=2), torch.stack(self._weights, dim=2)  # (E, B, T, K), (E, B, T)
+        # (E, B, T, K) and (E, B, T): read here, once a run, so that no step waits for the device
+        scores, weights = torch.stack(self._scores, dim=2).cpu(), torch.stack(self._weights, dim=2).cpu()
         for b, row in enumerate(rows):
             row["candidates"], row["searched"] = self.candidates.tolist(), list(self._searched)
             row["scores"] = {name: scores[i, b].tolist() for i, name in enumerate(self.judges)}

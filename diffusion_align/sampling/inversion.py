@@ -47,7 +47,7 @@ def ddim_invert(
     if eta and (noise is None or noise.shape != (num_steps, *x0.shape)):
         found = "none" if noise is None else tuple(noise.shape)
         raise ValueError(f"eta = {eta} needs noise of shape {(num_steps, *x0.shape)}, found {found}")
-    if not t.is_cuda and (int(t.min()) < 0 or int(t.max()) >= len(alpha_bar)):  # on a GPU the check would stall it
+    if t.device.type == "cpu" and (int(t.min()) < 0 or int(t.max()) >= len(alpha_bar)):  # elsewhere it would stall
         raise ValueError(f"timesteps {t.tolist()} must lie in [0, {len(alpha_bar)})")
     table = alpha_bar.to(x0)
     x, level = x0, torch.ones_like(table[t])

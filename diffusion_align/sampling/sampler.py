@@ -11,12 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from diffusers.guiders import BaseGuidance
+from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.guidance.base import StepGuidance, StepView
 from diffusion_align.guidance.schedules import as_guider
+from diffusion_align.precision import send
 
 from .levels import signal_levels
 
@@ -225,9 +227,10 @@ def conditioning(
     cond = (encode or adapter.encode_prompts)(prompts)
     time_ids = None
     if adapter.family.name == "sdxl":
-        size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=adapter.device)
-        time_ids = size.expand(len(prompts), 6)
-    return Conditioning(cond.embeds, cond.pooled, time_ids, None if inpaint is None else inpaint.to(adapter.device))
+        size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        time_ids = send(size, adapter.device).expand(len(prompts), 6)
+    hole = None if inpaint is None else send(inpaint, adapter.device)
+    return Conditioning(cond.embeds, cond.pooled, time_ids, hole)
 
 
 @dataclass
@@ -257,11 +260,14 @@ class _Run:
         adapter, scheduler = self.adapter, self.scheduler
         # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
         accepted = inspect.signature(scheduler.step).parameters
-        extras: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
-        scheduler.set_timesteps(len(self.strengths), device=adapter.device)
+        own_noise = "eta" in accepted and "variance_noise" in accepted
+        extras: dict[str, Any] = {"generator": generators} if "generator" in accepted and not own_noise else {}
+        # On the CPU: schedulers look things up by the timestep, and would ask the device for it at every step.
+        scheduler.set_timesteps(len(self.strengths))
+        times = send(scheduler.timesteps, adapter.device)
         levels = signal_levels(scheduler).tolist()
-        latents = noise.to(adapter.device) * scheduler.init_noise_sigma
-        path = [latents.cpu()] if keep_trajectory else []
+        latents = send(noise, adapter.device) * scheduler.init_noise_sigma
+        path = [latents] if keep_trajectory else []
         for step, t in enumerate(scheduler.timesteps):
             x_t = scheduler.scale_model_input(latents, t)
             view = StepView(
@@ -277,10 +283,13 @@ class _Run:
                 self.prompts,
             )
             with torch.set_grad_enabled(bool(self.graph[step].any())):
-                output = self.guided(view, t)
+                output = self.guided(view, times[step])
                 x0 = None if callback is None else view.clean(output)
             if "eta" in accepted:
                 extras["eta"] = self.etas[step]
+            if own_noise:  # drawn as DDIM would, which would wait for its copy to the device
+                noise = randn_tensor(output.shape, generators) if self.etas[step] else None
+                extras["variance_noise"] = None if noise is None else send(noise, output.device)
             before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None and x0 is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
@@ -289,13 +298,13 @@ class _Run:
                 replaced = callback(moment)
                 latents = latents if replaced is None else replaced
             if keep_trajectory:
-                path.append(latents.cpu())
+                path.append(latents)
         images = (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
         guider, records = self.guider, []
         scales = torch.empty(len(levels) - 1, 0)
         if isinstance(guider, StepGuidance):
             scales, records = torch.stack(guider.scales).float().cpu(), guider.records()
-        trajectory = torch.stack(path) if keep_trajectory else None
+        trajectory = torch.stack(path).cpu() if keep_trajectory else None
         return Samples(images, latents.float().cpu(), scales, self.calls / len(self.prompts), records, trajectory)
 
     def guided(self, view: StepView, t: Tensor) -> Tensor:
@@ -328,7 +337,7 @@ class _Run:
         """``predict``, keeping the activations of those rows (B,) only that need a graph."""
         if bool(with_graph.all()) or not bool(with_graph.any()):
             return self.predict(x_t, t, cond, strength)
-        rows = torch.cat([with_graph.nonzero(), (~with_graph).nonzero()]).flatten()
+        rows = send(torch.cat([with_graph.nonzero(), (~with_graph).nonzero()]).flatten(), x_t.device)
         kept, rest = rows.split([int(with_graph.sum()), int((~with_graph).sum())])
         traced = self.predict(x_t[kept], t, cond[kept], strength)
         with torch.no_grad():
