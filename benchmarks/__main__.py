@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
-from . import (
-    base_quality,
-    dpo_step,
-    plots,
-    same_bits,
-    scenes_dpo_inpo,
-    scenes_guidance,
-    scenes_dpo_inpo,
-    scenes_guidance,
-    scenes_noise_draws,
-    scenes_rewards,
-    scenes_rl,
-    sdxl_memory,
-)
-
+#: Module of each benchmark, imported when it is run, and what it measures.
 BENCHMARKS = {
-    "dpo-step": (dpo_step.main, "pairs per second and memory of the DPO step against the published scripts' way"),
-    "scenes-dpo-inpo": (scenes_dpo_inpo.main, "win rates of DPO and InPO over the base, three training seeds"),
-    "scenes-noise-draws": (scenes_noise_draws.main, "fixed noise with remembered reference errors: win rates, speed"),
-    "scenes-rewards": (scenes_rewards.main, "scorers trained on the embedded world: accuracy, calibration, speed, use"),
-    "scenes-guidance": (scenes_guidance.main, "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
-    "scenes-rl": (scenes_rl.main, "online methods: win rates over the base by the oracle, and what they cost"),
-    "sdxl-memory": (sdxl_memory.main, "memory of SDXL training, counted at its true size without weights"),
-    "plots": (plots.main, "the plots in docs/images, from the measured files"),
-    "same-bits": (same_bits.main, "losses, weights and pictures here and at an earlier commit, bit for bit"),
-    "base-quality": (base_quality.main, "oracle scores of a shipped pipeline per guidance scale"),
+    "dpo-step": ("dpo_step", "pairs per second and memory of the DPO step against the published scripts' way"),
+    "scenes-dpo-inpo": ("scenes_dpo_inpo", "win rates of DPO and InPO over the base, three training seeds"),
+    "scenes-noise-draws": ("scenes_noise_draws", "fixed noise with remembered reference errors: win rates, speed"),
+    "scenes-rewards": ("scenes_rewards", "scorers trained on the embedded world: accuracy, calibration, speed, use"),
+    "scenes-guidance": ("scenes_guidance", "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
+    "scenes-rl": ("scenes_rl", "online methods: win rates over the base by the oracle, and what they cost"),
+    "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
+    "plots": ("plots", "the plots in docs/images, from the measured files"),
+    "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),
+    "base-quality": ("base_quality", "oracle scores of a shipped pipeline per guidance scale"),
 }
 
 
@@ -39,7 +26,7 @@ def main() -> int:
         for name, (_, text) in BENCHMARKS.items():
             print(f"  {name:<18}{text}")
         return 0 if sys.argv[1:2] in ([], ["-h"], ["--help"]) else 2
-    BENCHMARKS[sys.argv[1]][0](sys.argv[2:])
+    import_module(f".{BENCHMARKS[sys.argv[1]][0]}", __package__).main(sys.argv[2:])
     return 0
 
 

@@ -308,7 +308,7 @@ class Adapter:
 
         peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
         """
-        adapters = self.unet.peft_config
+        adapters: dict[str, Any] = self.unet.peft_config
         known, names, layers = self._lora_found
         if known is not adapters or names != tuple(adapters):
             layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]

@@ -288,8 +288,8 @@ class _Run:
             if "eta" in accepted:
                 extras["eta"] = self.etas[step]
             if own_noise:  # drawn as DDIM would, which would wait for its copy to the device
-                noise = randn_tensor(output.shape, generators) if self.etas[step] else None
-                extras["variance_noise"] = None if noise is None else send(noise, output.device)
+                fresh = randn_tensor(output.shape, generators) if self.etas[step] else None
+                extras["variance_noise"] = None if fresh is None else send(fresh, output.device)
             before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None and x0 is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
