@@ -15,13 +15,13 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data.masks import sample_mask
-from diffusion_align.demo import held_out_prompts
+from diffusion_align.devices import fast_autocast
 from diffusion_align.evaluation import image_grid
-from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import load_scorer
 from diffusion_align.sampling.sampler import generate, to_uint8
-from diffusion_align.scenes.grammar import parse_prompt, sample_scene
-from diffusion_align.scenes.render import IMAGE_SIZE, render
+from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
+from diffusion_align.scenes.world.render import IMAGE_SIZE, render
 
 from .harness import write_result
 

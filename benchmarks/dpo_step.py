@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid, mse_loss
 
 from diffusion_align.adapters import Adapter, Conditioning, load_adapter
 from diffusion_align.data import PairBatch
-from diffusion_align.training.config import DPOConfig
-from diffusion_align.training.dpo import GaussianNoising
-from diffusion_align.training.pairs import PairMethod
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.pairs.method import PairMethod
+from diffusion_align.training.pairs.noising import GaussianNoising
 
 from .harness import ratio_interval, time_interleaved, write_result
 from .sdxl import build_random_sdxl

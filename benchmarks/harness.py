@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_align.training.environment import git_commit, versions
+from diffusion_align.environment import git_commit, versions
 
 RESULTS = Path(__file__).parent / "results"
 

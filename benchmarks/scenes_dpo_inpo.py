@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from diffusion_align.adapters import load_adapter
-from diffusion_align.demo import Outcome, held_out_prompts, run_method
+from diffusion_align.commands.demo import Outcome, run_method
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import load_scorer
+from diffusion_align.scenes.held_out import held_out_prompts
 from diffusion_align.training.settings import load_recipe
 
 from .harness import write_result

@@ -17,13 +17,13 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_align.adapters import Conditioning, load_adapter
-from diffusion_align.demo import held_out_prompts
-from diffusion_align.evaluate import guidance_table
+from diffusion_align.commands.evaluate_guidance import guidance_table
+from diffusion_align.commands.options import EvaluateGuidanceOptions
+from diffusion_align.devices import fast_autocast
 from diffusion_align.guidance.dynamic import DynamicGuidance
-from diffusion_align.guidance.evaluators import EvaluatorSettings, LatentEvaluator, load_evaluator
-from diffusion_align.options import EvaluateGuidanceOptions
-from diffusion_align.precision import fast_autocast
+from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
 from diffusion_align.sampling.sampler import sample
+from diffusion_align.scenes.held_out import held_out_prompts
 
 from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 from .sdxl import UNET

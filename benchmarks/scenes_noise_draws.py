@@ -16,18 +16,19 @@ import numpy as np
 import torch
 
 from diffusion_align.adapters import load_adapter
-from diffusion_align.demo import held_out_prompts, run_method
+from diffusion_align.commands.demo import run_method
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import load_scorer
-from diffusion_align.training.checkpoint import list_checkpoints
-from diffusion_align.training.config import DPOConfig
-from diffusion_align.training.dpo import GaussianNoising
-from diffusion_align.training.pairs import PairMethod
-from diffusion_align.training.remembering import build_reference
-from diffusion_align.training.run import prepare_policy
+from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.training.engine.checkpoint import list_checkpoints
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.pairs.loading import build_pair_source
+from diffusion_align.training.pairs.method import PairMethod
+from diffusion_align.training.pairs.noising import GaussianNoising
+from diffusion_align.training.pairs.remembering import build_reference
+from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.settings import load_recipe
-from diffusion_align.training.source import build_pair_source
 
 from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 

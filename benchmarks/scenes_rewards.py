@@ -21,20 +21,21 @@ import torch
 from datasets import Dataset
 
 from diffusion_align.adapters import load_adapter
+from diffusion_align.commands.demo import run_method
 from diffusion_align.data import Comparisons, PairDataset, load_pairs
-from diffusion_align.demo import held_out_prompts, run_method
+from diffusion_align.devices import fast_autocast
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.accuracy import calibration_curve, expected_calibration_error, pairwise_accuracy
 from diffusion_align.evaluation.compare import SamplingSettings, sample_and_score
-from diffusion_align.precision import fast_autocast
+from diffusion_align.evaluation.judging import judge
 from diffusion_align.rewards import Ensemble, RewardScorer, load_scorer, score_in_batches
-from diffusion_align.rewards.pal import PALScorer
+from diffusion_align.rewards.trained.pal import PALScorer
 from diffusion_align.sampling.sampler import generate
-from diffusion_align.scenes.grammar import parse_prompt
-from diffusion_align.scenes.make_comparisons import ASPECTS
-from diffusion_align.scenes.make_pairs import POPULATIONS, TEMPERATURE, TIE_MARGIN, decode_jpeg, split_file
-from diffusion_align.scenes.oracle import score_image
-from diffusion_align.training.reward import judge
+from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.scenes.make.comparisons import ASPECTS
+from diffusion_align.scenes.make.pairs import POPULATIONS, TEMPERATURE, TIE_MARGIN, decode_jpeg, split_file
+from diffusion_align.scenes.world.grammar import parse_prompt
+from diffusion_align.scenes.world.oracle import score_image
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 

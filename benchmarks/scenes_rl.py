@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_align.adapters import Adapter, load_adapter
-from diffusion_align.data.inpainting import Holes, load_holes
-from diffusion_align.demo import held_out_prompts
+from diffusion_align.data.holes import Holes, load_holes
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.scenes.holes import SceneHoles
-from diffusion_align.scenes.render import IMAGE_SIZE
-from diffusion_align.training.config import DPOConfig, InPOConfig
-from diffusion_align.training.online_config import (
+from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.scenes.world.render import IMAGE_SIZE
+from diffusion_align.scenes.world.scene_holes import SceneHoles
+from diffusion_align.training.online.config import (
     DRaFTConfig,
     InpaintRLConfig,
     NFTConfig,
@@ -31,6 +30,7 @@ from diffusion_align.training.online_config import (
     RAFTConfig,
     RolloutConfig,
 )
+from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
@@ -171,7 +171,7 @@ def scored_pictures(config: OnlineConfig) -> int:
 
 def rollouts(config: RolloutConfig) -> int:
     """Rollouts of a run."""
-    from diffusion_align.training.online import items_per_rollout
+    from diffusion_align.training.online.method import items_per_rollout
 
     items = items_per_rollout(config) * getattr(config, "num_iterations", 1)
     return -(-config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps // items)

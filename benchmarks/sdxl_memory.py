@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffusion_align.training.config import DPOConfig
-from diffusion_align.training.memory import estimate_memory
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.policy.memory import estimate_memory
 
 from .harness import write_result
 from .sdxl import CLIP_BIG_G, CLIP_L, UNET, VAE

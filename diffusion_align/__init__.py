@@ -10,62 +10,67 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusion_align.adapters import Adapter, Conditioning, Prediction, load_adapter
-    from diffusion_align.data import PairBatch, PairRecord, load_pairs, load_prompts
-    from diffusion_align.evaluation import Report, WinRate, win_rate
-    from diffusion_align.evaluation.compare import SamplingSettings, compare, sample_and_score
-    from diffusion_align.guidance.dynamic import DynamicGuidance
-    from diffusion_align.guidance.evaluators import load_evaluator
-    from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
-    from diffusion_align.objectives import LossOutput, PairStats, preference_loss
     from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
-    from diffusion_align.sampling.inversion import ddim_invert
-    from diffusion_align.sampling.sampler import Samples, generate, sample
-    from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
-    from diffusion_align.shipped import shipped_path
-    from diffusion_align.training.config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, TrainConfig
-    from diffusion_align.training.loop import TrainResult
-    from diffusion_align.training.online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+    from diffusion_align.training.engine.loop import TrainResult
+    from diffusion_align.training.evaluators.config import EvaluatorConfig
+    from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+    from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+    from diffusion_align.training.policy.config import TrainConfig
     from diffusion_align.training.run import train
+    from diffusion_align.training.scorers.config import RewardConfig
     from diffusion_align.training.settings import load_recipe
+
+    from .adapters import Adapter, Conditioning, load_adapter
+    from .data import PairBatch, PairRecord, load_pairs, load_prompts
+    from .evaluation import Report, WinRate, win_rate
+    from .evaluation.compare import SamplingSettings, compare, sample_and_score
+    from .guidance.dynamic import DynamicGuidance
+    from .guidance.judges.evaluator import load_evaluator
+    from .guidance.schedules import ScheduleGuidance, TableGuidance
+    from .objectives import LossOutput, PairStats, preference_loss
+    from .process.inversion import ddim_invert
+    from .process.prediction import Prediction
+    from .sampling.sampler import Samples, generate, sample
+    from .sampling.steering import best_of_n, fk_steering, reward_gradient
+    from .shipped import shipped_path
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "adapters",
     "Conditioning": "adapters",
-    "DPOConfig": "training.config",
-    "DRaFTConfig": "training.online_config",
+    "DPOConfig": "training.pairs.config",
+    "DRaFTConfig": "training.online.config",
     "DynamicGuidance": "guidance.dynamic",
-    "EvaluatorConfig": "training.config",
-    "GRPOConfig": "training.online_config",
-    "InPOConfig": "training.config",
-    "InpaintRLConfig": "training.online_config",
+    "EvaluatorConfig": "training.evaluators.config",
+    "GRPOConfig": "training.online.config",
+    "InPOConfig": "training.pairs.config",
+    "InpaintRLConfig": "training.online.config",
     "LossOutput": "objectives",
-    "NFTConfig": "training.online_config",
+    "NFTConfig": "training.online.config",
     "PairBatch": "data",
     "PairRecord": "data",
     "PairStats": "objectives",
-    "Prediction": "adapters",
-    "RAFTConfig": "training.online_config",
+    "Prediction": "process.prediction",
+    "RAFTConfig": "training.online.config",
     "Report": "evaluation",
-    "RewardConfig": "training.config",
+    "RewardConfig": "training.scorers.config",
     "RewardOutput": "rewards",
     "RewardScorer": "rewards",
     "Samples": "sampling.sampler",
     "SamplingSettings": "evaluation.compare",
     "ScheduleGuidance": "guidance.schedules",
     "TableGuidance": "guidance.schedules",
-    "TrainConfig": "training.config",
-    "TrainResult": "training.loop",
+    "TrainConfig": "training.policy.config",
+    "TrainResult": "training.engine.loop",
     "WinRate": "evaluation",
     "best_of_n": "sampling.steering",
     "compare": "evaluation.compare",
-    "ddim_invert": "sampling.inversion",
+    "ddim_invert": "process.inversion",
     "fk_steering": "sampling.steering",
     "generate": "sampling.sampler",
     "load_adapter": "adapters",
-    "load_evaluator": "guidance.evaluators",
+    "load_evaluator": "guidance.judges.evaluator",
     "load_pairs": "data",
     "load_prompts": "data",
     "load_recipe": "training.settings",
@@ -131,7 +136,7 @@ __all__ = [
 # `python` started in a checkout finds this folder before the installed package, and would miss rewards/ and training/,
 # which lie beside it there.
 _checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "training" / "loop.py").is_file() and (_checkout / "rewards" / "base.py").is_file():
+if (_checkout / "training" / "run.py").is_file() and (_checkout / "rewards" / "protocol.py").is_file():
     __path__.append(str(_checkout))
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diffusion_align.training.config import DPOConfig, RunConfig
+from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.methods import CONFIGS
+from diffusion_align.training.pairs.config import DPOConfig
 
-from .options import AnnotateOptions, DemoOptions, EvaluateGuidanceOptions, GenerateOptions, ScoreOptions
+from .commands.options import AnnotateOptions, DemoOptions, EvaluateGuidanceOptions, GenerateOptions, ScoreOptions
 
 C = TypeVar("C", bound=RunConfig)
 OptionsT = TypeVar("OptionsT")
@@ -147,7 +148,7 @@ def parse_cache(arguments: list[str]) -> DPOConfig:
 
 
 def run_cache(config: DPOConfig) -> int:
-    from diffusion_align.training.run import cache_pairs
+    from diffusion_align.training.pairs.job import cache_pairs
 
     print(cache_pairs(config))
     return 0
@@ -177,7 +178,7 @@ def parse_generate(arguments: list[str]) -> GenerateOptions:
 
 
 def run_generate(options: GenerateOptions) -> int:
-    from .generation import generate_files
+    from .commands.generate import generate_files
 
     for path in generate_files(options):
         print(path)
@@ -192,7 +193,7 @@ def parse_score(arguments: list[str]) -> ScoreOptions:
 
 
 def run_score(options: ScoreOptions) -> int:
-    from .scoring import score_files
+    from .commands.score import score_files
 
     print(score_files(options))
     return 0
@@ -203,7 +204,7 @@ def parse_annotate(arguments: list[str]) -> AnnotateOptions:
 
 
 def run_annotate(options: AnnotateOptions) -> int:
-    from .annotation import annotate_files
+    from .commands.annotate import annotate_files
 
     print(annotate_files(options))
     return 0
@@ -219,7 +220,7 @@ def parse_evaluate(arguments: list[str]) -> EvaluateGuidanceOptions:
 
 
 def run_evaluate(options: EvaluateGuidanceOptions) -> int:
-    from .evaluate import evaluate_guidance
+    from .commands.evaluate_guidance import evaluate_guidance
 
     print(f"report: {evaluate_guidance(options)}")
     return 0
@@ -230,7 +231,7 @@ def parse_demo(arguments: list[str]) -> DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> int:
-    from .demo import run_demo as demo
+    from .commands.demo import run_demo as demo
 
     print(f"report: {demo(options)}")
     return 0

@@ -21,6 +21,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+#: Inpainting tasks of the embedded world, and who opens a split of them ("module:function").
+SCENE_HOLES = {
+    "scenes-holes": "diffusion_align.scenes.world.scene_holes:random_holes",
+    "scenes-objects": "diffusion_align.scenes.world.scene_holes:object_holes",
+}
+
+
 SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
 SHIPPED_PAIRS = ("scenes-pairs",)
 SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Images, RewardOutput, RewardScorer
+from .protocol import Images, RewardOutput, RewardScorer
 
 How = Literal["mean", "median", "min", "mean-std", "quantile"]
 

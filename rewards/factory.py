@@ -15,39 +15,39 @@ import torch
 
 from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
 
-from .base import RewardScorer
+from .protocol import RewardScorer
 
-#: Name to "module:function" of this package; modules are imported when a scorer is asked for.
+#: Name to "module:function"; modules are imported when a scorer is asked for.
 SCORERS: Mapping[str, str] = MappingProxyType(
     {
-        "scenes-oracle": "oracle:load_oracle",
-        "clip": "clip:load_clip",
-        "clip-l": "clip:load_clip",
-        "siglip": "clip:load_clip",
-        "aesthetic": "aesthetic:load_aesthetic",
-        "aesthetic-v1": "aesthetic:load_aesthetic",
-        "pickscore": "clip:load_pickscore",
-        "hps-v2": "clip:load_hps",
-        "hps-v2.1": "clip:load_hps",
-        "image-reward": "image_reward:load_image_reward",
-        "hps-v3": "qwen:load_qwen",
-        "edit-reward": "qwen:load_qwen",
-        "prefpaint": "prefpaint:load_prefpaint",
-        "nsfw": "offline:load_nsfw",
-        "ocr": "offline:load_ocr",
-        "brisque": "brisque:load_brisque",
-        "llm": "llm:load_llm",
-        "clip-directional": "directional:load_directional",
+        "scenes-oracle": "diffusion_align.scenes.oracle_scorer:load_oracle",
+        "clip": ".published.clip:load_clip",
+        "clip-l": ".published.clip:load_clip",
+        "siglip": ".published.clip:load_clip",
+        "aesthetic": ".published.aesthetic:load_aesthetic",
+        "aesthetic-v1": ".published.aesthetic:load_aesthetic",
+        "pickscore": ".published.pickscore:load_pickscore",
+        "hps-v2": ".published.hps:load_hps",
+        "hps-v2.1": ".published.hps:load_hps",
+        "image-reward": ".published.image_reward:load_image_reward",
+        "hps-v3": ".published.qwen:load_qwen",
+        "edit-reward": ".published.qwen:load_qwen",
+        "prefpaint": ".published.prefpaint:load_prefpaint",
+        "nsfw": ".local.nsfw:load_nsfw",
+        "ocr": ".local.ocr:load_ocr",
+        "brisque": ".local.brisque:load_brisque",
+        "llm": ".published.llm:load_llm",
+        "clip-directional": ".published.directional:load_directional",
     }
 )
 
 #: Kind in scorer.json to "module:class".
 TRAINED: Mapping[str, str] = MappingProxyType(
     {
-        "vp-score": "vp:VPScore",
-        "edit": "edit:EditScore",
-        "pal": "pal:PALScorer",
-        "prefpaint": "repainting:RepaintingScorer",
+        "vp-score": ".trained.vp:VPScore",
+        "edit": ".trained.edit:EditScore",
+        "pal": ".trained.pal:PALScorer",
+        "prefpaint": ".trained.repainting:RepaintingScorer",
     }
 )
 
@@ -122,8 +122,8 @@ def load_trained(name: str) -> RewardScorer:
     Raises:
         FileNotFoundError, ValueError: it is none, of an unknown kind, or does not fit.
     """
-    from .clip import OPEN_CLIP_CONFIG, load_clip
-    from .trained import read_config
+    from .published.clip import OPEN_CLIP_CONFIG, load_clip
+    from .trained.scorer import read_config
 
     if (Path(name) / OPEN_CLIP_CONFIG).is_file():
         return load_clip("clip", model=f"local-dir:{name}")
@@ -137,4 +137,4 @@ def load_trained(name: str) -> RewardScorer:
 
 def _resolve(address: str) -> Any:
     module, _, attribute = address.partition(":")
-    return getattr(import_module(f".{module}", __package__), attribute)
+    return getattr(import_module(module, __package__), attribute)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -87,3 +87,8 @@ class Preprocess:
 
 def _bicubic(images: Tensor, size: list[int]) -> Tensor:
     return tv.resize(images, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def in_float32(like: Tensor) -> Any:
+    """Heads stay in float32 whatever the caller's autocast: bf16 keeps three digits of a score."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -9,23 +9,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from diffusers import (
-    DDIMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
-from diffusion_align.rewards.vp import VPScore
-from diffusion_align.scenes.grammar import sample_prompt, sample_scene
-from diffusion_align.scenes.make_pairs import encode_jpeg
+from diffusion_align.rewards.trained.vp import VPScore
+from diffusion_align.scenes.make.pairs import encode_jpeg
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler, build_unet
 from diffusion_align.scenes.pretrain.reader import new_reader
 from diffusion_align.scenes.pretrain.text import build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
 from diffusion_align.scenes.pretrain.vae import build_vae
-from diffusion_align.scenes.render import render
+from diffusion_align.scenes.world.grammar import sample_prompt, sample_scene
+from diffusion_align.scenes.world.render import render
 from diffusion_align.shipped import shipped_path
 
 

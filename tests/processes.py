@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from diffusion_align.training.config import TrainConfig
+from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.settings import save_config
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

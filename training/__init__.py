@@ -1,6 +1,7 @@
-"""One training loop for every method; settings in ``config``, recipes in ``recipes/``."""
+"""One training loop for every method; a room per kind of method; recipes in ``recipes/``."""
 
-from .config import DPOConfig, InPOConfig, TrainConfig
 from .methods import CONFIGS
+from .pairs.config import DPOConfig, InPOConfig
+from .policy.config import TrainConfig
 
 __all__ = ["CONFIGS", "DPOConfig", "InPOConfig", "TrainConfig"]

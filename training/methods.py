@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .config import DPOConfig, EvaluatorConfig, InPOConfig, RewardConfig, RunConfig
-from .online_config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+from .engine.config import RunConfig
+from .evaluators.config import EvaluatorConfig
+from .online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+from .pairs.config import DPOConfig, InPOConfig
+from .scorers.config import RewardConfig
 
 CONFIGS: Mapping[str, type[RunConfig]] = MappingProxyType(
     {

@@ -9,13 +9,16 @@ import yaml
 
 from diffusion_align.data import StreamedPairs
 
-from .config import DPOConfig, RewardConfig, RunConfig, TrainConfig
-from .memory import MemoryEstimate, estimate_memory
-from .online import check_rollout, items_per_rollout
-from .online_config import RolloutConfig
-from .scorers import open_judgements
+from .engine.config import RunConfig
+from .online.config import RolloutConfig
+from .online.method import check_rollout, items_per_rollout
+from .pairs.config import DPOConfig
+from .pairs.loading import load_training_pairs
+from .policy.config import TrainConfig
+from .policy.memory import MemoryEstimate, estimate_memory
+from .scorers.building import open_judgements
+from .scorers.config import RewardConfig
 from .settings import to_dict
-from .source import load_training_pairs
 
 GIB = 2**30
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from .config import DPOConfig, InPOConfig, RunConfig
+from .engine.config import RunConfig
 from .methods import CONFIGS
+from .pairs.config import DPOConfig, InPOConfig
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -127,10 +128,10 @@ def recipe_path(name: str) -> Path:
         FileNotFoundError: no such recipe; the message lists them.
     """
     folder = Path(str(resources.files("diffusion_align.training") / "recipes"))
-    if not (folder / f"{name}.yaml").is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise FileNotFoundError(f"no recipe {name!r}: expected one of {known}")
-    return folder / f"{name}.yaml"
+    found = {path.stem: path for path in folder.rglob("*.yaml")}
+    if name not in found:
+        raise FileNotFoundError(f"no recipe {name!r}: expected one of {', '.join(sorted(found))}")
+    return found[name]
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings with library versions and git commit; ``load_config`` reads them back."""
-    from .environment import git_commit, versions
+    from diffusion_align.environment import git_commit, versions
 
     path.parent.mkdir(parents=True, exist_ok=True)
     once = {"config": None, "dry_run": False, "resume_from_checkpoint": None, "overwrite_output_dir": False}

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_PIXELS = 2 * 1024**2
 #: Most pictures at once: more small ones gain nothing on a GPU and leave the caches of a CPU.
 LARGEST_CHUNK = 16
-#: With a graph a quarter as many: autograd keeps seven times what decoding alone needs (tests/test_vae_memory.py).
+#: With a graph a quarter as many: autograd keeps seven times what decoding alone needs
+#: (tests/training/policy/test_vae_memory.py).
 GRAPH_SHARE = 4
 
 

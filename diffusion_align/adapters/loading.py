@@ -18,8 +18,8 @@ from torch import nn
 
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
+from .adapter import Adapter
 from .autoencoder import check_vae_batch_size, stored_dtype
-from .base import Adapter
 
 _PIPELINES = {
     "sd": StableDiffusionPipeline,

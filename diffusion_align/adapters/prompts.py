@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from .base import Adapter
-from .types import Conditioning
+from diffusion_align.devices import send
+
+from .adapter import Adapter
+from .conditioning import Conditioning
 
 #: Prompts that the text encoders are given at once, always exactly so many.
 CHUNK = 8
@@ -79,3 +82,25 @@ def byte_count(cond: Conditioning) -> int:
     for tensor in (cond.embeds, cond.pooled, cond.time_ids, cond.inpaint):
         total += 0 if tensor is None else tensor.nbytes
     return total
+
+
+def conditioning(
+    adapter: Adapter,
+    prompts: Sequence[str],
+    height: int,
+    width: int,
+    inpaint: Tensor | None = None,
+    encode: Callable[[Sequence[str]], Conditioning] | None = None,
+) -> Conditioning:
+    """What images of ``height`` x ``width`` pixels are drawn with: prompts, SDXL's size ids, hole and masked image.
+
+    Args:
+        encode: instead of ``adapter.encode_prompts``, e.g. one that remembers.
+    """
+    cond = (encode or adapter.encode_prompts)(prompts)
+    time_ids = None
+    if adapter.family.name == "sdxl":
+        size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        time_ids = send(size, adapter.device).expand(len(prompts), 6)
+    hole = None if inpaint is None else send(inpaint, adapter.device)
+    return Conditioning(cond.embeds, cond.pooled, time_ids, hole)

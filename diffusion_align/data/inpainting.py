@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from diffusion_align.adapters import Adapter
+from diffusion_align.shipped import SCENE_HOLES
 
-from .masks import Mask, sample_mask
-from .transforms import crop
+from .masks import Mask
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-#: Data sets of the embedded world, and whether the hole is one of the scene's objects.
-SCENE_HOLES = {"scenes-holes": False, "scenes-objects": True}
-#: Pictures in each.
-SCENES = 20_000
 
 
 @dataclass(frozen=True)
@@ -104,65 +97,8 @@ def open_inpainting(source: str, split: str = "train") -> InpaintingSource:
     """``scenes-holes`` (random masks), ``scenes-objects`` (an object is to be repainted), or a folder of pictures (its
     subfolder ``split``, if there is one)."""
     if source in SCENE_HOLES:
-        from diffusion_align.scenes.holes import SceneHoles
-
-        return SceneHoles(SCENES, seed=0 if split == "train" else 1, objects=SCENE_HOLES[source])
+        module, _, function = SCENE_HOLES[source].partition(":")
+        found: InpaintingSource = getattr(import_module(module), function)(split)
+        return found
     folder = Path(source) / split
     return PictureFolder(folder if folder.is_dir() else source)
-
-
-@dataclass(frozen=True)
-class Holes:
-    """A batch of pictures with holes.
-
-    Attributes:
-        prompts: B.
-        pictures: (B, 3, H, W) float32 in [0, 1].
-        masks: (B, 1, H, W) float32, 1 where the picture is to be repainted.
-    """
-
-    prompts: list[str]
-    pictures: Tensor
-    masks: Tensor
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, rows: slice) -> Holes:
-        return Holes(self.prompts[rows], self.pictures[rows], self.masks[rows])
-
-    def repeat_each(self, times: int) -> Holes:
-        """Every example ``times`` times, copies next to each other."""
-        prompts = [prompt for prompt in self.prompts for _ in range(times)]
-        return Holes(prompts, self.pictures.repeat_interleave(times, 0), self.masks.repeat_interleave(times, 0))
-
-    @torch.no_grad()
-    def encode(self, adapter: Adapter, batch_size: int = 32) -> Tensor:
-        """What an inpainting network sees of the task beside its latents, (B, channels, h, w) float32 on its device."""
-        parts = zip(self.pictures.split(batch_size), self.masks.split(batch_size), strict=True)
-        device = adapter.device
-        encoded = [adapter.encode_inpaint(p.to(device) * 2 - 1, m.to(device)).float() for p, m in parts]
-        return torch.cat(encoded)
-
-    def composite(self, images: Tensor) -> Tensor:
-        """``images`` (B, 3, H, W) inside the holes, the original pictures, to the bit, outside."""
-        return torch.where(self.masks > 0.5, images, self.pictures)
-
-
-def load_holes(
-    source: InpaintingSource, indices: Sequence[int], seeds: Sequence[int], size: int, kinds: Sequence[str]
-) -> Holes:
-    """Examples ``indices``, scaled and cropped to ``size`` pixels; where no mask is given, one of ``kinds`` by seed."""
-    prompts, pictures, masks = [], [], []
-    for index, seed in zip(indices, seeds, strict=True):
-        example = source[index]
-        pixels, _ = crop(example.picture, (size, size), 0.5, 0.5, flip=False)
-        if example.mask is None:
-            mask = torch.from_numpy(sample_mask(np.random.default_rng(seed % 2**63), size, size, kinds)).float()
-        else:
-            white = Image.fromarray(example.mask.astype(np.uint8) * 255).convert("RGB")
-            mask = (crop(white, (size, size), 0.5, 0.5, flip=False)[0][0] > 0).float()
-        prompts.append(example.prompt)
-        pictures.append(((pixels + 1) * 127.5).round() / 255)
-        masks.append(mask[None])
-    return Holes(prompts, torch.stack(pictures), torch.stack(masks))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .sources import Source, open_source
+from .tables import Source, open_source
 from .types import PairRecord
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .pairs import StreamedPairs, load_pairs
+
 #: Column names that hold the prompt in tables, in order of preference.
 COLUMNS = ("prompt", "caption", "text")
 
@@ -77,3 +79,17 @@ def _column(rows: list[dict[str, object]], path: Path) -> list[str]:
 
 
 _READERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def training_prompts(dataset: str, split: str) -> list[str]:
+    """Prompts of a file, or the captions of a data set of pairs.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as ``load_prompts`` and ``load_pairs``; a stream has no list of prompts.
+    """
+    if Path(dataset).suffix in (".txt", ".csv", ".jsonl") or Path(dataset).is_file():
+        return load_prompts(dataset)
+    pairs = load_pairs(dataset, split, keep_ties=True)
+    if isinstance(pairs, StreamedPairs):
+        raise ValueError(f"dataset {dataset!r}: prompts cannot be taken from a stream; give a file of prompts")
+    return list(dict.fromkeys(pairs.captions()))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .pairs import image_bytes
-from .sources import Source, open_source
+from .tables import Source, open_source
 from .types import decoded_picture
 
 #: Column of the points in a criterion: score_structure, score_texture, score_overall.

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_align.adapters.types import Conditioning
-from diffusion_align.precision import send
+from diffusion_align.adapters.conditioning import Conditioning
+from diffusion_align.devices import send
 
 
 class CorruptImageError(ValueError):

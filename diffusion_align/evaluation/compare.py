@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.data.inpainting import Holes
-from diffusion_align.precision import fast_autocast
+from diffusion_align.data.holes import Holes
+from diffusion_align.devices import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer
+from diffusion_align.rewards.context import score_with_context
 from diffusion_align.sampling.sampler import generate
 
 from .stats import WinRate, win_rate
@@ -65,18 +66,6 @@ def sample_and_score(
     if holes is not None:
         images = holes.composite(images)
     return Sampled(images, None if scorer is None else score_with_context(scorer, images, prompts, holes))
-
-
-def score_with_context(
-    scorer: RewardScorer, images: Tensor, prompts: Sequence[str], holes: Holes | None
-) -> RewardOutput:
-    """Scores of images, with what the scorer needs of the inpainting task.
-
-    Raises:
-        ValueError: it needs context that there is none of.
-    """
-    known = {} if holes is None else {"source_images": holes.pictures, "masks": holes.masks}
-    return scorer.score(images, prompts, **{name: value for name, value in known.items() if name in scorer.needs})
 
 
 def compare(policy: Sampled, base: Sampled) -> WinRate:

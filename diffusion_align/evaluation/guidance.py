@@ -11,9 +11,9 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarG
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.devices import fast_autocast
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
-from diffusion_align.precision import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer, score_in_batches
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.sampling.steering import best_of_n

@@ -10,12 +10,12 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from diffusion_align.precision import send
+from diffusion_align.devices import send
+from diffusion_align.process.levels import log_snr
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.sampling.levels import log_snr
 
-from .base import StepGuidance, StepView
-from .judges import LatentJudge, check_kinds, load_judge
+from .guider import StepGuidance, StepView
+from .judges.judge import LatentJudge, check_kinds, load_judge
 
 #: Smallest |score| that an improvement is measured against, in standard deviations.
 GUARD = 0.1

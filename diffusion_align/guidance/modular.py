@@ -20,9 +20,9 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.adapters.autoencoder import ChunkedVAE
-from diffusion_align.sampling.levels import signal_levels
+from diffusion_align.process.levels import signal_levels
 
-from .base import StepGuidance, StepView
+from .guider import StepGuidance, StepView
 
 
 class BoundDenoiser(StableDiffusionXLLoopDenoiser):

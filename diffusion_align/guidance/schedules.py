@@ -13,7 +13,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .base import StepGuidance
+from .guider import StepGuidance
 
 #: Weight schedulers of 2404.13040: progress in [0, 1] (0 is pure noise) and power to a share of ``guidance_scale``.
 SHAPES: Mapping[str, Callable[[float, float], float]] = MappingProxyType(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .stats import LossOutput, PairStats
+from .pair_stats import LossOutput, PairStats
 
 
 def rewards(stats: PairStats, beta: float) -> tuple[Tensor, Tensor]:

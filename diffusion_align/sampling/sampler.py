@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
-from diffusion_align.guidance.base import StepGuidance, StepView
+from diffusion_align.adapters.prompts import conditioning
+from diffusion_align.devices import send
+from diffusion_align.guidance.guider import StepGuidance, StepView
 from diffusion_align.guidance.schedules import as_guider
-from diffusion_align.precision import send
-
-from .levels import signal_levels
+from diffusion_align.process.levels import signal_levels
 
 #: A scale, one per image, a (steps, images) table, or a guider (ours or diffusers').
 Guidance: TypeAlias = float | Sequence[float] | Tensor | BaseGuidance
@@ -209,28 +209,6 @@ def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[flo
     if len(values) != steps:
         raise ValueError(f"{name}: expected one number or {steps}, one per step, found {len(values)}")
     return values
-
-
-def conditioning(
-    adapter: Adapter,
-    prompts: Sequence[str],
-    height: int,
-    width: int,
-    inpaint: Tensor | None = None,
-    encode: Callable[[Sequence[str]], Conditioning] | None = None,
-) -> Conditioning:
-    """What images of ``height`` x ``width`` pixels are drawn with: prompts, SDXL's size ids, hole and masked image.
-
-    Args:
-        encode: instead of ``adapter.encode_prompts``, e.g. one that remembers.
-    """
-    cond = (encode or adapter.encode_prompts)(prompts)
-    time_ids = None
-    if adapter.family.name == "sdxl":
-        size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        time_ids = send(size, adapter.device).expand(len(prompts), 6)
-    hole = None if inpaint is None else send(inpaint, adapter.device)
-    return Conditioning(cond.embeds, cond.pooled, time_ids, hole)
 
 
 @dataclass

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..grammar import PromptSpec, Scene, sample_prompt, sample_scene
-from ..render import render
+from diffusion_align.scenes.world.grammar import PromptSpec, Scene, sample_prompt, sample_scene
+from diffusion_align.scenes.world.render import render
 
 #: Seed of the corpus that the stages train on.
 SEED = 1

@@ -12,9 +12,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffusion_align.precision import fast_autocast
-
-from ..render import IMAGE_SIZE
+from diffusion_align.devices import fast_autocast
+from diffusion_align.scenes.world.render import IMAGE_SIZE
 
 
 def build_unet(cross_attention_dim: int, sdxl: bool, in_channels: int = 4) -> UNet2DConditionModel:

@@ -6,28 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from diffusion_align.data.masks import sample_mask
+from diffusion_align.scenes.world.render import IMAGE_SIZE
 
-from ..render import IMAGE_SIZE
 from .corpus import Corpus
-from .denoiser import (
-    LatentSet,
-    Networks,
-    build_scheduler,
-    build_unet,
-    encode_sd,
-    encode_sdxl,
-    train_denoiser,
-)
+from .denoiser import LatentSet, Networks, build_scheduler, build_unet, encode_sd, encode_sdxl, train_denoiser
 from .text import MAX_TOKENS, build_sd_text_encoder, build_sdxl_text_encoders, build_tokenizer
 from .vae import encode_corpus, encode_pixels, pixels
 

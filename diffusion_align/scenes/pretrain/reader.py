@@ -20,16 +20,15 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torchvision.transforms.v2.functional import adjust_hue
 from transformers import AutoTokenizer
 
-from diffusion_align.rewards.base import RewardScorer
-from diffusion_align.rewards.vp import ObjectTower, VPScore
-from diffusion_align.training.config import RewardConfig
-from diffusion_align.training.scorers import reader_settings
+from diffusion_align.rewards.protocol import RewardScorer
+from diffusion_align.rewards.trained.architectures import reader_settings
+from diffusion_align.rewards.trained.vp import ObjectTower, VPScore
+from diffusion_align.scenes.make.comparisons import ASPECTS
+from diffusion_align.scenes.make.pairs import decode_jpeg, split_file
+from diffusion_align.scenes.world.grammar import COLORS, HELD_OUT_COMPOSITIONS, SHAPES, SIZES, SceneObject
+from diffusion_align.scenes.world.imperfect import blemished
+from diffusion_align.scenes.world.vision import FoundObject, detect
 
-from ..grammar import COLORS, HELD_OUT_COMPOSITIONS, SHAPES, SIZES, SceneObject
-from ..imperfect import blemished
-from ..make_comparisons import ASPECTS
-from ..make_pairs import decode_jpeg, split_file
-from ..vision import FoundObject, detect
 from .corpus import Corpus, corpus_scenes
 
 #: Places per side of a picture.
@@ -98,7 +97,7 @@ def new_reader(tokenizer: Path) -> VPScore:
     """A VP-Score whose tower finds objects, untrained; the same each time."""
     torch.manual_seed(0)
     words = AutoTokenizer.from_pretrained(tokenizer)
-    settings = reader_settings(RewardConfig(architecture="objects"), words)
+    settings = reader_settings("objects", words)
     return VPScore({**settings, "aspects": list(ASPECTS), "words": True}, words)
 
 

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..grammar import BACKGROUNDS, COLORS, COUNTS, POSITIONS, RELATIONS, SHAPES, SIZES
+from diffusion_align.scenes.world.grammar import BACKGROUNDS, COLORS, COUNTS, POSITIONS, RELATIONS, SHAPES, SIZES
 
 MAX_TOKENS = 24
 

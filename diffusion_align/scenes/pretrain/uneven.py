@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from diffusion_align.precision import fast_autocast
+from diffusion_align.devices import fast_autocast
+from diffusion_align.scenes.world.grammar import parse_prompt
 
-from ..grammar import parse_prompt
 from .corpus import Corpus
 from .denoiser import LatentSet, build_scheduler, encode_sdxl, zero_rows
 from .pipelines import cached_posterior, save_half, tokenize

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_align.precision import fast_autocast
+from diffusion_align.devices import fast_autocast
 
 from .corpus import Corpus
 

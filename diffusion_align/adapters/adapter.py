@@ -1,0 +1,414 @@
+"""One model, whatever its family: latents, prompts, noise, prediction, and the policy/reference pair."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.training_utils import _collate_lora_metadata, cast_training_params
+from diffusers.utils import is_xformers_available
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from diffusion_align.process.path import NoiseSchedule
+from diffusion_align.process.prediction import Prediction
+
+from .autoencoder import ChunkedVAE, check_vae_batch_size
+from .conditioning import Conditioning
+from .families.registry import find_family
+
+#: diffusers' attention projections: what its own LoRA scripts train.
+DEFAULT_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Adapter:
+    """Wraps a diffusers pipeline's parts; built by :func:`diffusion_align.load_adapter`.
+
+    Pixels are float (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) are scaled to about unit variance. A fresh
+    adapter trains nothing; ``train_lora`` or ``train_full`` makes the UNet a policy with a frozen reference.
+
+    Attributes:
+        pipeline: the diffusers pipeline; always usable on its own.
+        family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
+        schedule: the training noise schedule.
+        denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
+        vae_batch_size: pictures that the VAE codes at once; None goes by their size (``autoencoder.chunk_size``).
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.family = find_family(pipeline)
+        self.pipeline = pipeline
+        self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+        self.prediction_type = pipeline.scheduler.config.prediction_type
+        self.denoiser: nn.Module = self.unet
+        self.vae_batch_size: int | None = None
+        self._reference_unet: UNet2DConditionModel | None = None
+        self._lora_targets: tuple[str, ...] | None = None
+        for module in (self.unet, self.vae, *self.text_encoders):
+            module.requires_grad_(False).eval()
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipeline.unet
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained: the UNet."""
+        return self.unet
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Put ``wrapper(denoiser)``, e.g. for distributed training, in the denoiser's place, and return it."""
+        self.denoiser = wrapper(self.denoiser)
+        return self.denoiser
+
+    @property
+    def vae(self) -> Any:
+        return self.pipeline.vae
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        found = (getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2"))
+        return [encoder for encoder in found if encoder is not None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet takes a mask and a masked image besides the latents."""
+        return self.unet.config.in_channels == 2 * self.latent_channels + 1
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along each side."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def default_resolution(self) -> int:
+        """Side in pixels of the images that the model was made for."""
+        return self.unet.config.sample_size * self.vae_scale_factor
+
+    def to(self, device: torch.device | str) -> Adapter:
+        """Move every part; dtypes stay as they are."""
+        for module in (self.unet, self.vae, *self.text_encoders, self._reference_unet):
+            if module is not None:
+                module.to(device)
+        self.schedule = NoiseSchedule(self.schedule.table.to(device))
+        return self
+
+    def park_encoders(self) -> Adapter:
+        """Move VAE and text encoders to the CPU, for runs whose latents and embeddings are cached."""
+        for module in (self.vae, *self.text_encoders):
+            module.to("cpu")
+        return self
+
+    # -- latents and prompts -------------------------------------------------------------------------------------
+
+    @property
+    def _coder(self) -> ChunkedVAE:
+        needs_float32 = self.family.vae_overflows and self.vae.config.force_upcast
+        return ChunkedVAE(self.vae, self.vae_batch_size, self.vae_scale_factor, needs_float32)
+
+    def encode_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(latents | pixels), each (B, C, h, w) float32 and scaled.
+
+        ``pixels`` may be on any device; ``vae_batch_size`` of them are moved to the VAE's at once.
+
+        Raises:
+            ValueError: the size of ``pixels`` is not divisible by the VAE factor.
+        """
+        height, width = pixels.shape[-2:]
+        if height % self.vae_scale_factor or width % self.vae_scale_factor:
+            raise ValueError(
+                f"images of {height}x{width} pixels cannot be encoded: "
+                f"both sides must be divisible by {self.vae_scale_factor}"
+            )
+        return self._coder.encode(pixels)
+
+    def encode_images(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of ``pixels``: the posterior mean, or a sample of it with standard normal ``noise`` (B, C, h, w)."""
+        mean, std = self.encode_posterior(pixels)
+        return mean if noise is None else mean + std * noise
+
+    def encode_inpaint(self, pixels: Tensor, masks: Tensor) -> Tensor:
+        """What an inpainting UNet sees beside the noise: the mask and the latents of the picture without its hole.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+            masks: (B, 1, H, W), 1 where the picture is to be repainted.
+
+        Returns:
+            (B, 1 + C, h, w), for ``Conditioning.inpaint``. The latents are posterior means (diffusers samples them).
+        """
+        latents, _ = self.encode_posterior(pixels * (masks < 0.5))
+        small = torch.nn.functional.interpolate(masks.to(latents), size=latents.shape[-2:])
+        return torch.cat([small, latents], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) float32, about [-1, 1] and not clamped.
+
+        Gradients flow to ``latents``; activations are recomputed in the backward pass, a chunk at a time.
+        """
+        return self._coder.decode(latents)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
+        cond = self.family.encode(self.pipeline, list(prompts))
+        empty = [i for i, prompt in enumerate(prompts) if not prompt]
+        if not empty:
+            return cond
+        null = self.null_conditioning(len(empty))
+        rows = torch.tensor(empty, device=cond.embeds.device)
+        embeds = cond.embeds.index_copy(0, rows, null.embeds)
+        pooled = cond.pooled
+        if pooled is not None and null.pooled is not None:
+            pooled = pooled.index_copy(0, rows, null.pooled)
+        return Conditioning(embeds, pooled, cond.time_ids)
+
+    @torch.no_grad()
+    def null_conditioning(self, batch: int) -> Conditioning:
+        """The unconditional branch of classifier-free guidance, ``batch`` times."""
+        return self.family.null(self.pipeline).repeat(batch)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t of the forward process at integer timesteps ``t`` (B,)."""
+        return self.schedule.add_noise(x0, eps, t)
+
+    def training_target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser's raw output should be at ``add_noise(x0, eps, t)``: noise, velocity or clean latents."""
+        if self.prediction_type == "epsilon":
+            return eps
+        if self.prediction_type == "sample":
+            return x0
+        return self.schedule.alpha(t) * eps - self.schedule.sigma(t) * x0
+
+    # -- prediction ----------------------------------------------------------------------------------------------
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
+        """Run the denoiser on ``x_t`` (B, C, h, w) at integer timesteps ``t`` (B,).
+
+        Raises:
+            ValueError: an inpainting model without ``cond.inpaint``, or the other way round.
+        """
+        if self.is_inpainting != (cond.inpaint is not None):
+            raise ValueError(
+                "this inpainting model needs a mask and masked image (cond.inpaint)"
+                if self.is_inpainting
+                else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels only"
+            )
+        sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
+        dtype = self.unet.dtype
+        arguments = self.family.unet_arguments(cond.to(dtype=dtype))
+        network = self._active_unet or self.denoiser
+        output = network(sample.to(dtype), t, **arguments).sample.float()
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return Prediction(output, x_t.float(), alpha, sigma, self.prediction_type)
+
+    # -- policy and reference ------------------------------------------------------------------------------------
+
+    _active_unet: UNet2DConditionModel | None = None
+    _lora_found: tuple[object, tuple[str, ...], list[BaseTunerLayer]] = (None, (), [])
+
+    def train_lora(
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        targets: Sequence[str] = DEFAULT_LORA_TARGETS,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> Adapter:
+        """Add trainable LoRA matrices (float32) to the UNet; the reference is the UNet with them switched off.
+
+        Args:
+            alpha: LoRA scale is alpha / rank; None means alpha = rank.
+            targets: suffixes of the module names to adapt.
+
+        Raises:
+            ValueError: a target matches no module; the message lists it.
+        """
+        names = [name for name, _ in self.unet.named_modules()]
+        missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
+        if missing:
+            raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha or rank, target_modules=list(targets), lora_dropout=dropout, init_lora_weights=True
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.unet.add_adapter(config)
+        cast_training_params(self.unet, dtype=torch.float32)
+        self._lora_targets = tuple(targets)
+        return self
+
+    def train_full(self, reference_dtype: torch.dtype | None = None) -> Adapter:
+        """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference."""
+        self._reference_unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
+        if reference_dtype is not None:
+            self._reference_unet.to(reference_dtype)
+        self.unet.to(torch.float32).requires_grad_(True)
+        return self
+
+    @property
+    def is_lora(self) -> bool:
+        return self._lora_targets is not None
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether there are LoRA matrices, to be trained or loaded from a file."""
+        return self.is_lora or bool(getattr(self.unet, "peft_config", None))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether ``reference`` is another policy than the current one."""
+        return self.has_lora or self._reference_unet is not None
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, ``predict`` is the frozen reference policy and builds no graph."""
+        with torch.no_grad():
+            if self._reference_unet is not None:
+                self._active_unet = self._reference_unet
+                try:
+                    yield
+                finally:
+                    self._active_unet = None
+            elif self.has_lora:
+                layers = self._lora_layers()
+                for layer in layers:
+                    layer._disable_adapters = True
+                try:
+                    yield
+                finally:
+                    for layer in layers:
+                        layer._disable_adapters = False
+            else:
+                yield
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """Names and weights of the reference policy, as the UNet without LoRA names them."""
+        state = (self._reference_unet or self.unet).state_dict()
+        return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
+
+    def _lora_layers(self) -> list[BaseTunerLayer]:
+        """The UNet's LoRA layers, looked for once for every set of adapters.
+
+        peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
+        """
+        adapters: dict[str, Any] = self.unet.peft_config
+        known, names, layers = self._lora_found
+        if known is not adapters or names != tuple(adapters):
+            layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]
+            self._lora_found = adapters, tuple(adapters), layers
+        return layers
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Names and parameters that training changes, in the UNet's order."""
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    # -- speed and memory ----------------------------------------------------------------------------------------
+
+    def optimize(self, gradient_checkpointing: str = "none", attention: str = "sdpa", compile: bool = False) -> Adapter:
+        """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
+        attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
+        if gradient_checkpointing != "none":
+            checkpoint_activations(self.unet, attention_only=gradient_checkpointing == "attention")
+        if attention == "xformers":
+            if not is_xformers_available():
+                raise ImportError(
+                    "attention xformers needs the xformers package: pip install 'diffusion-align[xformers]'"
+                )
+            self.unet.enable_xformers_memory_efficient_attention()
+        if compile:
+            self.unet.compile_repeated_blocks()
+        return self
+
+    def code_in_chunks(self, batch_size: int | None = None, tiling: bool = False) -> Adapter:
+        """Set how the VAE codes pictures.
+
+        Args:
+            batch_size: pictures at once, 1 is what diffusers calls slicing; None leaves it as it is.
+            tiling: cut pictures larger than the VAE's ``sample_size`` into overlapping tiles; the result is not the
+                same to the bit. False leaves it as it is.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1.
+        """
+        check_vae_batch_size(batch_size)
+        self.vae_batch_size = batch_size or self.vae_batch_size
+        if tiling:
+            self.vae.enable_tiling()
+        return self
+
+    # -- saving and loading weights ------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the policy as diffusers and ComfyUI users load it.
+
+        LoRA: ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``; all weights: ``unet/`` for
+        ``UNet2DConditionModel.from_pretrained(folder, subfolder="unet")``.
+
+        Returns:
+            The file or folder written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_lora:
+            self.unet.save_pretrained(folder / "unet")
+            return folder / "unet"
+        self.pipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(self.unet),
+            **_collate_lora_metadata({"unet": self.unet}),
+        )
+        return folder / "pytorch_lora_weights.safetensors"
+
+    def load_weights(self, folder: str | Path) -> Adapter:
+        """Load what ``save`` wrote (or any diffusers LoRA / UNet folder) into the UNet, for sampling.
+
+        Raises:
+            FileNotFoundError: neither a LoRA file nor a ``unet`` folder is there.
+            ValueError: a UNet of another architecture.
+        """
+        path = Path(folder)
+        if path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+            self.pipeline.load_lora_weights(
+                str(path.parent if path.is_file() else path),
+                weight_name=path.name if path.is_file() else "pytorch_lora_weights.safetensors",
+            )
+            return self
+        source = path / "unet" if (path / "unet").is_dir() else path
+        if not (source / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder"
+            )
+        weights = UNet2DConditionModel.from_pretrained(source).state_dict()
+        try:
+            self.unet.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{source} does not fit this UNet: {str(error).splitlines()[1].strip()}") from None
+        return self
+
+
+def checkpoint_activations(unet: UNet2DConditionModel, attention_only: bool) -> None:
+    """Recompute activations in the backward pass, of all blocks or of the transformer layers alone."""
+    unet.enable_gradient_checkpointing()
+    if attention_only:
+        for module in unet.modules():
+            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+                module.gradient_checkpointing = False

@@ -1,0 +1,61 @@
+"""What a denoiser is conditioned on besides the noisy latents and the timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything a denoiser is conditioned on besides the noisy latents and the timestep.
+
+    Attributes:
+        embeds: prompt embeddings, (B, L, D).
+        pooled: SDXL's pooled prompt embeddings, (B, P), or None.
+        time_ids: SDXL's size ids (original h, w, crop top, left, target h, w), (B, 6) float32, or None.
+        inpaint: mask (1 = repaint) and masked-image latents for inpainting models, (B, 1 + C, h, w), or None.
+    """
+
+    embeds: Tensor
+    pooled: Tensor | None = None
+    time_ids: Tensor | None = None
+    inpaint: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Apply ``function`` to every tensor that is present."""
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: function(tensor) for name, tensor in present.items()})
+
+    def __getitem__(self, rows: slice | Tensor | list[int]) -> Conditioning:
+        return self.map(lambda tensor: tensor[rows])
+
+    def repeat(self, times: int) -> Conditioning:
+        """The whole batch ``times`` times over: rows 0..B-1, 0..B-1, ..."""
+        return self.map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """Move; ``dtype`` leaves the size ids in float32, whose values half precision cannot hold."""
+        moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return replace(moved, time_ids=None if self.time_ids is None else self.time_ids.to(device=device))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Concatenate along the batch; every part must have the same fields."""
+        joined: dict[str, Any] = {}
+        for field in fields(Conditioning):
+            values = [getattr(part, field.name) for part in parts]
+            present = [v for v in values if v is not None]
+            if present and len(present) != len(values):
+                raise ValueError(
+                    f"cannot join conditionings: {field.name!r} is set in some parts and missing in others"
+                )
+            joined[field.name] = torch.cat(present) if present else None
+        return Conditioning(**joined)

@@ -1,0 +1,220 @@
+"""``diffusion-align generate``: prompts in, PNG files out, each with a record of how it was made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import load_prompts
+from diffusion_align.data.holes import Holes
+from diffusion_align.data.transforms import crop
+from diffusion_align.devices import DTYPES, pick_device
+from diffusion_align.evaluation.figures import schedule_figure
+from diffusion_align.guidance.dynamic import DynamicGuidance
+from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
+from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.sampling.sampler import sample, to_uint8
+from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
+
+from .options import GenerateOptions
+
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIMScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+)
+
+
+def build_guider(options: GenerateOptions) -> Any:
+    """The guider that the options ask for.
+
+    Raises:
+        ValueError, FileNotFoundError: a list without --scales, a replay without --schedule, or what the guider refuses.
+    """
+    kind = options.guidance
+    if kind == "dynamic":
+        return DynamicGuidance(
+            options.evaluator, options.evaluators, options.candidates, options.weighting,
+            pixel_scorers=options.pixel_scorers, fallback=options.guidance_scale,
+        )  # fmt: skip
+    if kind == "replay":
+        if options.schedule is None:
+            raise ValueError("--guidance replay needs --schedule, the .json record of a picture")
+        return TableGuidance.from_record(options.schedule)
+    if kind == "list":
+        if len(options.scales) != options.num_inference_steps:
+            raise ValueError(
+                f"--guidance list needs --scales, one per step: {len(options.scales)} scales for "
+                f"--num-inference-steps {options.num_inference_steps}"
+            )
+        return TableGuidance(list(options.scales))
+    if kind == "interval":
+        low, high = options.sigma_interval
+        return ScheduleGuidance(options.guidance_scale, sigma_low=low, sigma_high=high)
+    return ScheduleGuidance(options.guidance_scale, kind, options.power)
+
+
+def from_record(options: GenerateOptions) -> GenerateOptions:
+    """For a replay without a prompt: prompt, seed, steps and size of the recorded picture.
+
+    Raises:
+        ValueError, FileNotFoundError: the record cannot be read.
+    """
+    if options.guidance != "replay" or options.schedule is None or options.prompt or options.prompts:
+        return options
+    TableGuidance.from_record(options.schedule)
+    record = json.loads(Path(options.schedule).read_text())
+    kept = {
+        name: record[name] for name in ("prompt", "seed", "num_inference_steps", "height", "width") if name in record
+    }
+    if "prompt" not in kept:
+        raise ValueError(f"{options.schedule}: it has no prompt; give one with --prompt")
+    return replace(options, num_images=1, **kept)
+
+
+def draw(
+    adapter: Adapter, options: GenerateOptions, guider: Any, scorer: RewardScorer | None,
+    prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
+    """Images (B, 3, H, W) in [0, 1] of one batch, and what there is to tell of each."""
+    scheduler = None
+    if options.scheduler != "default":
+        scheduler = getattr(diffusers, SCHEDULERS[options.scheduler]).from_config(adapter.pipeline.scheduler.config)
+    negative = options.negative_prompt
+    copies = options.particles if options.search in ("best-of-n", "fk") else 1
+    common: dict[str, Any] = {
+        "num_inference_steps": options.num_inference_steps,
+        "guidance": guider,
+        "height": options.height,
+        "width": options.width,
+        "batch_size": options.batch_size,
+        "scheduler": scheduler,
+        "alignment_strength": options.alignment_strength,
+        "inpaint": None if hole is None else encode_hole(adapter, hole).repeat(len(prompts) * copies, 1, 1, 1),
+        "negative_prompts": None if negative is None else [negative] * len(prompts) * copies,
+    }
+    if scorer is None or options.search == "gradient":
+        strength = options.steering_strength
+        callback = scorer and reward_gradient(adapter, prompts, scorer, 0.1 if strength is None else strength)
+        samples = sample(adapter, prompts, seeds=seeds, callback=callback, **common)
+        return samples.images, [{**record, "nfe": samples.nfe} for record in samples.records or [{} for _ in prompts]]
+    if options.search == "fk":
+        strength = 10.0 if options.steering_strength is None else options.steering_strength
+        steered = fk_steering(adapter, prompts, scorer, options.particles, seeds=seeds, strength=strength, **common)
+    else:
+        steered = best_of_n(adapter, prompts, scorer, options.particles, seeds=seeds, **common)
+    facts = {"nfe": steered.nfe, "reward_calls": steered.reward_calls}
+    return steered.images, [
+        {**facts, "reward": reward, "choice": choice}
+        for reward, choice in zip(steered.reward.tolist(), steered.choice.tolist(), strict=True)
+    ]
+
+
+def load_hole(adapter: Adapter, options: GenerateOptions) -> Holes | None:
+    """``--image`` and ``--mask`` at the size that is drawn; None for models that do not inpaint.
+
+    Raises:
+        ValueError: they are missing for an inpainting model, given for another, or differ in size.
+        FileNotFoundError, OSError: a file that is not there or no picture.
+    """
+    given = (options.image is not None) + (options.mask is not None)
+    if given != (2 if adapter.is_inpainting else 0):
+        raise ValueError(
+            f"{options.model} is an inpainting model: generate needs --image and --mask"
+            if adapter.is_inpainting
+            else f"--image and --mask are for inpainting models, {options.model} is none"
+        )
+    if options.image is None or options.mask is None:
+        return None
+    picture, mask = Image.open(options.image).convert("RGB"), Image.open(options.mask).convert("RGB")
+    if picture.size != mask.size:
+        raise ValueError(f"--mask {options.mask} is {mask.size}, --image {options.image} is {picture.size} pixels")
+    size = (options.height or adapter.default_resolution, options.width or adapter.default_resolution)
+    pixels, white = (crop(part, size, 0.5, 0.5, flip=False)[0] for part in (picture, mask))
+    return Holes([""], ((pixels + 1) / 2)[None], (white[:1] > 0).float()[None])
+
+
+@torch.no_grad()
+def encode_hole(adapter: Adapter, hole: Holes) -> torch.Tensor:
+    """What the UNet sees of the hole, (1, 1 + C, h, w)."""
+    return adapter.encode_inpaint(hole.pictures.to(adapter.device) * 2 - 1, hole.masks.to(adapter.device)).float()
+
+
+def generate_files(options: GenerateOptions) -> list[Path]:
+    """Draw every prompt ``num_images`` times; returns the PNG files.
+
+    Each PNG's ``diffusion-align`` text chunk holds prompt, seed and options. Beside it lies a .json record with the
+    scales of every step (which ``--guidance replay`` repeats), the denoiser calls, and for dynamic guidance every
+    candidate's scores, with a plot of them (``...-schedule.png``).
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: prompts, model, weights or settings that cannot be used.
+    """
+    options = from_record(options)
+    prompts = [options.prompt] if options.prompt is not None else load_prompts(options.prompts or "")
+    if options.search != "none" and options.scorer is None:
+        raise ValueError(f"--search {options.search} needs --scorer")
+    guider = build_guider(options)
+    device = pick_device(options.device)
+    dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
+    adapter = load_adapter(
+        options.model,
+        dtype=dtype,
+        device=device,
+        config=options.model_config,
+        vae_batch_size=options.vae_batch_size,
+        vae_tiling=options.vae_tiling,
+    )
+    if options.lora is not None:
+        adapter.load_weights(options.lora)
+    hole = load_hole(adapter, options)
+    scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
+    jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    # One batch at a time, so that the pictures of a long list appear, and stay, as they are drawn.
+    for start in range(0, len(jobs), options.batch_size):
+        batch = jobs[start : start + options.batch_size]
+        images, told = draw(adapter, options, guider, scorer, [p for p, _ in batch], [s for _, s in batch], hole)
+        if hole is not None:  # outside the hole the picture stays as it is, to the bit
+            images = torch.where(hole.masks > 0.5, images, hole.pictures)
+        for i, (job, pixels, facts) in enumerate(zip(batch, to_uint8(images), told, strict=True), start=start):
+            written.append(write_picture(folder, i, options, job, pixels, facts))
+    return written
+
+
+def write_picture(
+    folder: Path, number: int, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
+) -> Path:
+    """One PNG with its record and, if its scales were searched, their plot."""
+    prompt, seed = job
+    settings = {**asdict(options), "prompt": prompt, "seed": seed}
+    chunk = PngInfo()
+    chunk.add_text("diffusion-align", json.dumps(settings))
+    path = folder / f"{number:05d}-{slug(prompt)}-{seed}.png"
+    Image.fromarray(pixels).save(path, pnginfo=chunk)
+    path.with_suffix(".json").write_text(json.dumps({**settings, **facts}) + "\n")
+    if "scores" in facts:
+        figure = schedule_figure(facts, prompt)
+        figure.savefig(path.with_name(path.stem + "-schedule.png"), dpi=110)
+    return path
+
+
+def slug(text: str, limit: int = 48) -> str:
+    """A file name's worth of ``text``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-") or "image"

@@ -1,0 +1,209 @@
+"""Options of the commands that are not training runs. Nothing heavy is imported here: --help must be instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
+from diffusion_align.training.policy.config import VAEOptions
+
+
+@dataclass(frozen=True)
+class GenerateOptions(VAEOptions):
+    """Draw images with a model, with or without trained weights."""
+
+    prompt: str | None = None
+    """The prompt (may be given bare, as the first argument); or give --prompts."""
+    prompts: str | None = None
+    """File of prompts (.txt, .csv, .jsonl, .parquet)."""
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
+    model_config: str | None = None
+    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    out: str = "images"
+    """Folder for PNG files; each carries its settings."""
+    num_images: int = 4
+    """Images per prompt."""
+    num_inference_steps: int = 25
+    """Sampling steps."""
+    scheduler: Literal["default", "ddim", "euler", "dpm++", "unipc"] = "default"
+    """Sampler; default is the model's own."""
+    guidance: Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic"] = "constant"
+    """How the guidance scale is chosen: fixed, by a schedule whose mean is --guidance-scale, in a noise interval, from
+    --scales or --schedule, or searched at every step for every image."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance scale; 1 switches guidance off."""
+    power: float = 1.0
+    """Of the power schedule."""
+    sigma_interval: tuple[float, float] = (0.3, 5.0)
+    """Of interval guidance: it is on between these noise levels."""
+    scales: tuple[float, ...] = ()
+    """Of list guidance: one scale per step."""
+    schedule: str | None = None
+    """Of replay: the .json record of a picture. Without a prompt, its prompt, seed and steps are taken too."""
+    evaluator: str = "scenes-sdxl-evaluator"
+    """Of dynamic guidance: shipped evaluator, the folder that train evaluator wrote, or a published judge:
+    latent-clip:PATH, lrm:FOLDER."""
+    evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
+    """Of dynamic guidance: which of its judgements count."""
+    candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
+    """Of dynamic guidance: the scales it chooses from."""
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
+    """Of dynamic guidance: how the evaluators are weighed."""
+    pixel_scorers: tuple[str, ...] = ()
+    """Of dynamic guidance: scorers that judge decoded predictions as well (dear: a decoding per candidate)."""
+    alignment_strength: float = 1.0
+    """With --lora: 0 draws with the base model, 1 with the trained one, more goes beyond it."""
+    search: Literal["none", "best-of-n", "fk", "gradient"] = "none"
+    """Steer with --scorer: keep the best of --particles images, resample particles, or follow the reward's gradient."""
+    scorer: str | None = None
+    """Scorer of --search."""
+    particles: int = 4
+    """Images drawn for one that is kept (best-of-n, fk)."""
+    steering_strength: float | None = None
+    """Of fk (10) and gradient (0.1)."""
+    image: str | None = None
+    """For inpainting models: the picture to repaint in part."""
+    mask: str | None = None
+    """For inpainting models: a picture that is white where --image is to be repainted."""
+    negative_prompt: str | None = None
+    """What the unconditional branch is told instead of nothing."""
+    seed: int = 0
+    """Image i of a prompt has seed + i, whatever the batch."""
+    height: int | None = None
+    """Pixels; unset takes the model's own."""
+    width: int | None = None
+    """Pixels; unset takes the model's own."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto is fp16 on a GPU and fp32 on the CPU."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """DPO and InPO on the embedded world: train, compare with the base on held-out prompts, write a report."""
+
+    out: str = "runs/demo"
+    """Folder of report.html, summary.json, pictures and the two runs (replaced if present)."""
+    num_prompts: int = 250
+    """Held-out prompts of the comparison (the test split has 250)."""
+    dpo_steps: int | None = None
+    """Optimiser steps; unset takes the recipe's."""
+    inpo_steps: int | None = None
+    """Optimiser steps; unset takes the recipe's."""
+    seed: int = 0
+    """Seed of both trainings."""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Score pictures with any scorers: a folder, or a table of pairs (Pick-a-Pic's columns)."""
+
+    source: str
+    """Folder of pictures, parquet file or folder, shipped or hub data set (may be given bare, as first argument)."""
+    scorers: tuple[str, ...]
+    """Names (docs/rewards.md) or folders of trained scorers."""
+    out: str = "scores.parquet"
+    """Table to write: .parquet or .jsonl."""
+    prompts: str | None = None
+    """For a folder: file with one prompt per picture, in the order of the file names; unset reads the metadata that
+    generate writes."""
+    split: str = "test"
+    """For a table: its split."""
+    batch_size: int = 32
+    """Pictures scored at once."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class AnnotateOptions(VAEOptions):
+    """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
+
+    prompts: str
+    """File of prompts (.txt, .csv, .jsonl, .parquet); may be given bare, as first argument."""
+    scorers: tuple[str, ...]
+    """SCORER for the overall verdict, ASPECT=SCORER for an aspect, e.g. pickscore aesthetic=aesthetic; the scorer llm
+    asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
+    out: str = "annotated"
+    """Folder for pictures and pairs (train-00000-of-00001.parquet: give the folder as --dataset)."""
+    model: str = "scenes-sdxl"
+    """What draws the pictures: shipped name, pipeline folder, or hub name."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    per_prompt: int = 4
+    """Pictures per prompt."""
+    pairs: Literal["all", "best-worst"] = "all"
+    """Every pair of a prompt's pictures, or only the best with the worst."""
+    tie_margin: float = 0.1
+    """Scores closer than this, in standard deviations within a prompt, are a tie."""
+    num_inference_steps: int = 25
+    """Sampling steps."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance scale."""
+    seed: int = 0
+    """Picture i of prompt p has seed + p * per_prompt + i."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    llm_url: str = "http://localhost:8000/v1"
+    """OpenAI-compatible endpoint of the scorer llm; its key is read from OPENAI_API_KEY."""
+    llm_model: str = "default"
+    """The model's name there."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto is fp16 on a GPU and fp32 on the CPU."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""
+
+
+@dataclass(frozen=True)
+class EvaluateGuidanceOptions(VAEOptions):
+    """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
+
+    model: str = "scenes-sdxl"
+    """Shipped name, pipeline folder, or hub name."""
+    lora: str | None = None
+    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    scorer: str = "scenes-oracle"
+    """The judge; no way to guide sees it."""
+    prompts: str | None = None
+    """File of test prompts; unset: fresh held-out prompts of scenes."""
+    validation_prompts: str | None = None
+    """File of the prompts that the static scale is chosen on; unset: fresh ones of scenes."""
+    num_prompts: int = 500
+    """Test prompts."""
+    num_validation_prompts: int = 250
+    """Validation prompts."""
+    num_inference_steps: int = 20
+    """Sampling steps, two denoiser calls each."""
+    seeds: tuple[int, ...] = (0, 1_000_000, 2_000_000)
+    """Repetitions; image i of a repetition has this seed + i."""
+    ways: tuple[Literal["dynamic", "usual"], ...] = ("dynamic", "usual")
+    """Rows of the table: dynamic guidance, and the usual ways (limited interval, linear, cosine, APG, CFG-Zero*)."""
+    static: float | None = None
+    """The best static scale, if it is known; unset: found by the sweep."""
+    sweep: tuple[float, ...] = (1.0, 2.0, 3.5, 5.0, 7.0, 10.0)
+    """Static scales tried on the validation prompts; the best one is the baseline."""
+    evaluator: str = "scenes-sdxl-evaluator"
+    """Evaluator of dynamic guidance."""
+    evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
+    """Judgements used together; each is tried alone, too."""
+    candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
+    """Scales that dynamic guidance chooses from."""
+    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
+    """How the evaluators are weighed."""
+    normalise: Literal["population", "candidates"] = "candidates"
+    """Standardise scores over the noise level's population, or over each image's candidates."""
+    selector: str | None = None
+    """Scorer of a best-of-2 row; unset leaves it out."""
+    batch_size: int = 32
+    """Images drawn at once."""
+    out: str = "runs/evaluate-guidance"
+    """Folder of table.json and report.html."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes what is there."""

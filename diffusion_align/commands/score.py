@@ -1,0 +1,160 @@
+"""``diffusion-align score``: pictures in, a table of rewards out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from diffusion_align.data.pairs import image_bytes
+from diffusion_align.data.tables import open_source
+from diffusion_align.rewards import RewardScorer, load_scorer
+
+from .options import ScoreOptions
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to score; ``key`` names it in the table."""
+
+    key: str
+    prompt: str
+    picture: Image.Image
+
+
+def score_files(options: ScoreOptions) -> Path:
+    """Score every picture of ``options.source`` and write the table; returns its path.
+
+    Rows are written as they come to ``OUT.partial``, so that a run that died goes on where it was.
+
+    Raises:
+        ValueError: a picture without a prompt, an unreadable picture, a table of another run in ``OUT.partial``, an
+            unknown suffix or scorer; the file or row is named.
+        FileNotFoundError: no such source or checkpoint.
+    """
+    out = Path(options.out)
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"--out {out}: expected a .parquet or .jsonl file")
+    from diffusion_align.devices import pick_device
+
+    scorers = {name: load_scorer(name, device=pick_device(options.device)) for name in options.scorers}
+    needing = [name for name, scorer in scorers.items() if scorer.needs]
+    if needing:
+        needs = ", ".join(sorted(scorers[needing[0]].needs))
+        raise ValueError(f"scorer {needing[0]} needs {needs}, which a table of pictures does not have")
+    partial = out.with_name(out.name + ".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = open_partial(partial, {"source": str(options.source), "scorers": list(options.scorers)})
+    items = islice(read_items(options), done, None)
+    with partial.open("a") as file, tqdm(initial=done, unit="image", desc="scoring") as bar:
+        while batch := list(islice(items, options.batch_size)):
+            file.writelines(json.dumps(row) + "\n" for row in score_batch(scorers, batch))
+            file.flush()
+            bar.update(len(batch))
+    finish(partial, out)
+    return out
+
+
+def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A row per picture: image, prompt, each scorer's reward, its std and aspects as SCORER/ASPECT."""
+    rows: list[dict[str, Any]] = [{"image": item.key, "prompt": item.prompt} for item in items]
+    pictures, prompts = [item.picture for item in items], [item.prompt for item in items]
+    for name, scorer in scorers.items():
+        with torch.no_grad():
+            output = scorer.score(pictures, prompts)
+        columns = {name: output.reward} | {f"{name}/{aspect}": values for aspect, values in output.aspects.items()}
+        if output.std is not None:
+            columns[f"{name}/std"] = output.std
+        for column, values in columns.items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[column] = value
+    return rows
+
+
+def open_partial(path: Path, settings: dict[str, Any]) -> int:
+    """Rows already written; a torn last line is cut off. The first line holds the settings.
+
+    Raises:
+        ValueError: it was begun with other settings.
+    """
+    if not path.is_file():
+        path.write_text(json.dumps(settings) + "\n")
+        return 0
+    lines = path.read_bytes().split(b"\n")
+    whole = lines[:-1]  # what follows the last newline was torn
+    if not whole or json.loads(whole[0]) != settings:
+        raise ValueError(
+            f"{path} belongs to a run with another source or other scorers: delete it, or give another --out"
+        )
+    path.write_bytes(b"".join(line + b"\n" for line in whole))
+    return len(whole) - 1
+
+
+def finish(partial: Path, out: Path) -> None:
+    """Turn the partial table into the final one, at once."""
+    written = out.with_name(out.name + ".tmp")
+    lines = partial.read_text().splitlines()[1:]
+    if out.suffix == ".jsonl":
+        written.write_text("".join(line + "\n" for line in lines))
+    else:
+        from datasets import Dataset
+
+        Dataset.from_list([json.loads(line) for line in lines]).to_parquet(written)
+    os.replace(written, out)
+    partial.unlink()
+
+
+def read_items(options: ScoreOptions) -> Iterator[Item]:
+    """Pictures of a folder (in the order of their names), or of a table of pairs, row by row."""
+    source = Path(options.source)
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES) if source.is_dir() else []
+    if files:
+        yield from folder_items(files, options.prompts)
+        return
+    if source.is_dir() and not any(source.rglob("*.parquet")):
+        raise FileNotFoundError(f"{source}: no pictures ({', '.join(SUFFIXES)}) and no parquet files")
+    table = open_source(options.source, options.split, streaming=True)
+    for number, row in enumerate(table.table):
+        for column in ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected"):
+            where = f"{table.name}, row {number}, column {column}"
+            content = image_bytes(row[column], table, where)
+            yield Item(f"{number}/{column}", str(row["caption"]), opened(io.BytesIO(content), where))
+
+
+def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
+    """Prompts come from a file (one per picture, in the order of the names), or from the pictures' own metadata."""
+    from diffusion_align.data import load_prompts
+
+    texts = None if prompts is None else load_prompts(prompts)
+    if texts is not None and len(texts) != len(files):
+        raise ValueError(f"--prompts {prompts}: {len(texts)} prompts for {len(files)} pictures in {files[0].parent}")
+    for i, path in enumerate(files):
+        picture = opened(path, str(path))
+        if texts is not None:
+            yield Item(path.name, texts[i], picture)
+            continue
+        record = picture.info.get("diffusion-align")
+        if record is None:
+            raise ValueError(f"{path}: no prompt in its metadata; give --prompts, a file with one prompt per picture")
+        yield Item(path.name, str(json.loads(record)["prompt"]), picture)
+
+
+def opened(file: Any, where: str) -> Image.Image:
+    """A decoded picture that keeps its metadata."""
+    try:
+        picture = Image.open(file)
+        picture.load()
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where} cannot be decoded ({error})") from None
+    return picture

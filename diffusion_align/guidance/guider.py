@@ -1,0 +1,132 @@
+"""What our guiders share: diffusers' interface, and a look at the step that they guide."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from torch import Tensor
+
+from diffusion_align.adapters import Conditioning
+from diffusion_align.devices import send
+from diffusion_align.process.prediction import PredictionType
+
+
+@dataclass(frozen=True)
+class StepView:
+    """One sampling step of a batch, as a guider sees it before it combines the predictions.
+
+    Attributes:
+        step: number of the step, from 0; ``num_steps`` of them.
+        x_t: (B, C, h, w) float32, the variance-preserving latents that the denoiser is given.
+        alpha_bar, next_alpha_bar: signal level now and after the step.
+        cond: conditioning of the prompts (B).
+        rows: positions of the batch among all images of the run, so that values per image find their own.
+        kind: what the denoiser predicts.
+        decode: latents (B, C, h, w) to pixels (B, 3, H, W), about [-1, 1].
+        prompts: B.
+    """
+
+    step: int
+    num_steps: int
+    x_t: Tensor
+    alpha_bar: float
+    next_alpha_bar: float
+    cond: Conditioning
+    rows: range
+    kind: PredictionType
+    decode: Callable[[Tensor], Tensor]
+    prompts: list[str]
+
+    def clean(self, output: Tensor) -> Tensor:
+        """x0 of a denoiser output for ``x_t``; affine in the output."""
+        alpha, sigma = self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5
+        if self.kind == "v_prediction":
+            return alpha * self.x_t - sigma * output
+        return output if self.kind == "sample" else (self.x_t - sigma * output) / alpha
+
+    def ahead(self, output: Tensor) -> Tensor:
+        """The latents that one deterministic DDIM step along ``output`` leads to; affine in the output."""
+        x0 = self.clean(output)
+        eps = (self.x_t - self.alpha_bar**0.5 * x0) / (1 - self.alpha_bar) ** 0.5
+        return self.next_alpha_bar**0.5 * x0 + (1 - self.next_alpha_bar) ** 0.5 * eps
+
+
+class StepGuidance(BaseGuidance, ABC):
+    """A guider of the prompt's and the null prompt's predictions that is shown each step (``bind``) first.
+
+    Works in :func:`diffusion_align.sampling.sampler.sample` and in diffusers' modular pipelines
+    (:mod:`diffusion_align.guidance.modular`).
+
+    Attributes:
+        scales: the scales of each step so far, (B,) each; emptied when a run starts.
+        branches: how many predictions each step so far was combined from, 1 (the prompt's) or 2.
+    """
+
+    _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
+
+    def __init__(self, start: float = 0.0, stop: float = 1.0, enabled: bool = True) -> None:
+        notice = logging.getLogger("diffusers.guiders.guider_utils")
+        muted, notice.disabled = notice.disabled, True  # every construction would say that guiders are experimental
+        super().__init__(start, stop, enabled)
+        notice.disabled = muted
+        self.view: StepView | None = None
+        self.scales: list[Tensor] = []
+        self.branches: list[int] = []
+
+    def bind(self, view: StepView) -> None:
+        """Show the guider the step; a run's first step makes it forget the run before."""
+        if view.step == 0:
+            self.reset()
+        self.view = view
+
+    def reset(self) -> None:
+        """Forget an earlier run."""
+        self.scales, self.branches = [], []
+
+    def records(self) -> list[dict[str, Any]]:
+        """What was chosen in the run, as JSON, one object per image: "scales" and "branches", one per step."""
+        columns = torch.stack(self.scales, dim=1).tolist()
+        return [{"scales": column, "branches": list(self.branches)} for column in columns]
+
+    @abstractmethod
+    def scale(self, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
+        """Guidance scales (B,) of this step."""
+
+    def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
+        """pred_uncond + s (pred_cond - pred_uncond) (2207.12598), s per image."""
+        self.branches.append(1 if pred_uncond is None else 2)
+        if pred_uncond is None:
+            self.scales.append(pred_cond.new_ones(len(pred_cond)))
+            return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
+        scale = send(self.scale(pred_cond, pred_uncond), pred_cond.device).to(pred_cond.dtype)
+        self.scales.append(scale)
+        weight = scale.view(-1, *[1] * (pred_cond.ndim - 1))
+        pred = pred_uncond + weight * (pred_cond - pred_uncond)
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared == 1
+
+    @property
+    def num_conditions(self) -> int:
+        return 2 if self.wants_null() else 1
+
+    @abstractmethod
+    def wants_null(self) -> bool:
+        """Whether the coming step needs the null prompt's prediction at all."""
+
+    def prepare_inputs(self, data: Any) -> list[Any]:
+        names = self._input_predictions[: self.num_conditions]
+        return [self._prepare_batch(data, i, name) for i, name in enumerate(names)]
+
+    def prepare_inputs_from_block_state(self, data: Any, input_fields: Any) -> list[Any]:
+        names = self._input_predictions[: self.num_conditions]
+        return [self._prepare_batch_from_block_state(input_fields, data, i, name) for i, name in enumerate(names)]

@@ -1,0 +1,1 @@
+"""What judges latents: evaluators trained here and published ones. ``judge.load_judge`` opens them by name."""

@@ -1,0 +1,196 @@
+"""LRM (2502.01051), the latent reward model of LPO: SDXL's own encoder half judges noisy latents."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from diffusion_align.adapters import Conditioning
+from diffusion_align.process.levels import log_snr as level_of
+from diffusion_align.rewards.weights import load_exactly
+
+#: Whose tokenizers are used where the folder has none.
+BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+UNET = "diffusion_pytorch_model.safetensors"
+
+
+class Encoder(nn.Module):
+    """A text encoder of SDXL and its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The last but one layer's states (B, L, D), and the model's first output (B, ...)."""
+        ids = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids.to(self.model.device)
+        output = self.model(ids, output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
+
+
+class LatentRewardModel(nn.Module):
+    """exp(logit_scale) cos of a noisy latent's and a prompt's embeddings, as the kind "preference".
+
+    A latent's embedding is a projection of the UNet's states, averaged over the picture: after each stage of the way
+    down (before it is halved) and in the middle. The middle ones are guided as in classifier-free guidance. The
+    prompt's is the pooled embedding of the second text encoder.
+
+    Args:
+        unet: SDXL's; its way up is thrown away.
+        encoders: SDXL's two, as trained with the UNet.
+        projection: of the concatenated states (3520 for SDXL), without bias.
+        guidance: weight of the guidance in the middle.
+    """
+
+    kinds = ("preference",)
+    clean = False
+    calibrated = False
+    levels: Tensor
+
+    def __init__(
+        self,
+        unet: Any,
+        encoders: tuple[Encoder, Encoder],
+        projection: nn.Linear,
+        logit_scale: float,
+        guidance: float = 7.5,
+    ) -> None:
+        super().__init__()
+        unet.up_blocks = nn.ModuleList()
+        unet.conv_norm_out, unet.conv_out = None, None
+        self.unet, self.first, self.second, self.projection = unet, *encoders, projection
+        self.scale, self.guidance = float(torch.tensor(logit_scale).exp()), guidance
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.register_buffer("levels", level_of((1 - betas).cumprod(0)))
+
+    def check(self, x: Tensor, cond: Conditioning) -> None:
+        channels = self.unet.config.in_channels
+        if x.shape[1] != channels:
+            raise ValueError(f"LRM reads SDXL latents of {channels} channels, found {tuple(x.shape[1:])}")
+
+    def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Embeddings and pooled ones of the prompts, then of the empty prompt, which LRM encodes, too."""
+        count = len(prompts)
+        given = self.encode(prompts)
+        return (*given, *(part.expand(count, *part.shape[1:]) for part in self.encode([""])))
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, L, D) and pooled (B, P)."""
+        first, _ = self.first(prompts)
+        second, pooled = self.second(prompts)
+        return torch.cat([first, second], dim=-1), pooled
+
+    def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
+        embeds, pooled, null_embeds, null_pooled = read
+        dtype = self.projection.weight.dtype
+        t = self.timesteps(log_snr)
+        states = self.stages(
+            torch.cat([x, x]).to(dtype),
+            torch.cat([t, t]),
+            torch.cat([embeds, null_embeds]).to(dtype),
+            torch.cat([pooled, null_pooled]).to(dtype),
+        )
+        *down, (middle, null_middle) = (part.chunk(2) for part in states)
+        guided = null_middle + self.guidance * (middle - null_middle)
+        picture = self.projection(torch.cat([*(given for given, _ in down), guided], dim=-1)).float()
+        cosine = (normalize(picture, dim=-1) * normalize(pooled.float(), dim=-1)).sum(dim=-1)
+        return {"preference": self.scale * cosine}
+
+    def timesteps(self, log_snr: Tensor) -> Tensor:
+        """SDXL's timesteps (B,) whose noise levels are nearest to ``log_snr`` (B,)."""
+        return (self.levels.to(log_snr) - log_snr[:, None]).abs().argmin(dim=1)
+
+    def stages(self, x: Tensor, t: Tensor, embeds: Tensor, pooled: Tensor) -> list[Tensor]:
+        """The UNet's states averaged over the picture, (B, channels of the stage) each, the middle last."""
+        unet = self.unet
+        side = 8 * unet.config.sample_size  # pixels
+        added = {"text_embeds": pooled, "time_ids": x.new_tensor([side, side, 0, 0, side, side]).expand(len(x), 6)}
+        level = unet.time_embedding(unet.time_proj(t).to(x.dtype))
+        level = level + unet.get_aug_embed(level, embeds, added)
+        h, found = unet.conv_in(x), []
+        for block in unet.down_blocks:
+            crossed = getattr(block, "has_cross_attention", False)
+            h, residuals = block(h, level, encoder_hidden_states=embeds) if crossed else block(h, level)
+            found.append(residuals[len(block.resnets) - 1].mean(dim=(2, 3)))
+        h = unet.mid_block(h, level, encoder_hidden_states=embeds)
+        return [*found, h.mean(dim=(2, 3))]
+
+
+def load_lrm(path: str | Path | None = None) -> LatentRewardModel:
+    """The SDXL model in folder ``path``: unet/, text_encoder/, text_encoder_2/ and state_dict.pt as published.
+
+    Its tokenizers are those in tokenizer/ and tokenizer_2/ if they are there, else SDXL's from the hub.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a tokenizer cannot be had.
+        ValueError: weights that do not fit.
+    """
+    folder = Path(path or "lrm")
+    for name in ("unet/config.json", f"unet/{UNET}", "text_encoder", "text_encoder_2", "state_dict.pt"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder / name}: no such file; expected lrm:FOLDER with unet/, text_encoder/, text_encoder_2/ and "
+                "state_dict.pt: the SDXL model of casiatao/LRM ('hf download casiatao/LRM')"
+            )
+    projection, scale = read_projection(folder / "state_dict.pt")
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+    load_exactly(unet, load_file(folder / "unet" / UNET), folder / "unet" / UNET)
+    widths = sum(unet.config.block_out_channels) + unet.config.block_out_channels[-1]
+    if projection.in_features != widths:
+        raise ValueError(
+            f"{folder / 'state_dict.pt'}: visual_projection reads {projection.in_features} features, the UNet's stages "
+            f"have {widths}"
+        )
+    encoders = (load_encoder(folder, ""), load_encoder(folder, "_2"))
+    return LatentRewardModel(unet, encoders, projection, scale).requires_grad_(False).eval()
+
+
+def read_projection(file: Path) -> tuple[nn.Linear, float]:
+    """The projection and the logarithm of the scale."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        weight, scale = content["visual_projection"]["weight"], content["logit_scale"]
+        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        projection.load_state_dict({"weight": weight})
+        return projection, float(scale)
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{file}: expected visual_projection.weight and logit_scale ({type(error).__name__}: {error})"
+        ) from None
+
+
+def load_encoder(folder: Path, suffix: str) -> Encoder:
+    """The first ("") or second ("_2") text encoder with its tokenizer."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
+    place = folder / f"text_encoder{suffix}"
+    model, report = kind.from_pretrained(place, output_loading_info=True)
+    unexpected = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]
+    wrong = {"missing": report["missing_keys"], "unexpected": unexpected, "mismatched": report["mismatched_keys"]}
+    found = [f"{len(keys)} {name} keys (first: {sorted(keys)[0]})" for name, keys in wrong.items() if keys]
+    if found:
+        raise ValueError(f"{place} does not fit {kind.__name__}: {'; '.join(found)}")
+    name = f"tokenizer{suffix}"
+    source = folder if (folder / name).is_dir() else BASE
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{folder / name} is not there and cannot be fetched from {BASE} ({type(error).__name__}): put SDXL's there"
+        ) from None
+    return Encoder(model, tokenizer)

@@ -1,0 +1,1 @@
+"""Scorers that need no download: rules and small networks from PyPI packages."""

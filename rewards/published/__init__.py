@@ -1,0 +1,1 @@
+"""Scorers with published weights, one file each; the factory opens them by name."""

@@ -1,0 +1,1 @@
+"""Scorers that ``train reward`` makes, opened by the kind in their scorer.json."""

@@ -1,0 +1,121 @@
+"""``diffusion-align score`` as a user runs it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+from diffusion_align.cli import main
+from diffusion_align.rewards import load_scorer
+from diffusion_align.scenes.make.comparisons import rendered_rows
+from diffusion_align.scenes.world.grammar import sample_prompt, sample_scene
+from diffusion_align.scenes.world.render import render
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven rendered scenes and their prompts."""
+    folder = tmp_path_factory.mktemp("pictures")
+    prompts = []
+    for i in range(7):
+        rng = np.random.default_rng(i)
+        spec = sample_prompt(rng)
+        Image.fromarray(render(sample_scene(spec, rng))).save(folder / f"{i:03d}.png")
+        prompts.append(spec.text())
+    (folder / "prompts.txt").write_text("\n".join(prompts))
+    return folder
+
+
+def score(folder: Path, out: Path, *more: str) -> int:
+    prompts = ["--prompts", str(folder / "prompts.txt")]
+    return main(["score", str(folder), "--scorers", "scenes-oracle", "--out", str(out), *prompts, *more])
+
+
+def test_a_folder_becomes_a_table(folder: Path, tmp_path: Path) -> None:
+    assert score(folder, tmp_path / "scores.parquet", "--batch-size", "3") == 0
+    table = load_dataset("parquet", data_files=str(tmp_path / "scores.parquet"), split="train")
+    assert table["image"][:] == [f"{i:03d}.png" for i in range(7)]
+    picture = Image.open(folder / "004.png")
+    output = load_scorer("scenes-oracle").score([picture], [table["prompt"][4]])
+    assert table["scenes-oracle"][4] == pytest.approx(float(output.reward))
+    assert table["scenes-oracle/fidelity"][4] == pytest.approx(float(output.aspects["fidelity"]))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_that_died_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    assert score(folder, whole) == 0
+    header = json.dumps({"source": str(folder), "scorers": ["scenes-oracle"]})
+    first = whole.read_text().splitlines()[:3]
+    marked = json.loads(first[0]) | {"scenes-oracle": -1.0}  # shows that it is not scored again
+    lines = [header, json.dumps(marked), *first[1:], '{"image": "003.png", "prom']
+    (tmp_path / "resumed.jsonl.partial").write_text("\n".join(lines))
+    assert score(folder, resumed) == 0
+    assert [json.loads(line) for line in resumed.read_text().splitlines()] == [
+        marked, *(json.loads(line) for line in whole.read_text().splitlines()[1:])
+    ]  # fmt: skip
+
+
+def test_a_partial_table_of_another_run_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl.partial").write_text(json.dumps({"source": "other", "scorers": ["clip"]}) + "\n")
+    assert score(folder, tmp_path / "a.jsonl") == 2
+    assert "belongs to a run with another source or other scorers" in capsys.readouterr().err
+
+
+def test_pick_a_pic_rows_are_two_pictures(tmp_path: Path) -> None:
+    rows = rendered_rows(3, seed=5)
+    Dataset.from_list(rows).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    assert main(["score", str(tmp_path), "--scorers", "scenes-oracle", "--out", str(tmp_path / "s.jsonl")]) == 0
+    table = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in table] == [f"{i}/jpg_{j}" for i in range(3) for j in range(2)]
+    picture = Image.open(io.BytesIO(rows[2]["jpg_1"]))
+    expected = float(load_scorer("scenes-oracle").score([picture], [rows[2]["caption"]]).reward)
+    assert table[5]["scenes-oracle"] == pytest.approx(expected)
+
+
+def test_generated_pictures_bring_their_prompts(tmp_path: Path) -> None:
+    prompt = "a large red star on a dark background"
+    made = ["generate", prompt, "--num-images", "2", "--num-inference-steps", "1", "--out", str(tmp_path / "made")]
+    assert main(made) == 0
+    assert (
+        main(["score", str(tmp_path / "made"), "--scorers", "scenes-oracle", "--out", str(tmp_path / "s.jsonl")]) == 0
+    )
+    assert [json.loads(line)["prompt"] for line in (tmp_path / "s.jsonl").read_text().splitlines()] == [prompt] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scorers", "pickskore"], "unknown scorer 'pickskore' (did you mean 'pickscore'?)"),
+        (["--scorers", "scenes-oracle", "--out", "scores.txt"], "--out scores.txt: expected a .parquet or .jsonl file"),
+        (["--scorers", "scenes-oracle", "--batch-size", "0"], "--batch-size 0: expected at least 1"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path / "a.jsonl")]
+    assert main(["score", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_picture_without_prompt_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(folder), "--scorers", "scenes-oracle", "--out", str(tmp_path / "a.jsonl")]) == 2
+    assert "000.png: no prompt in its metadata; give --prompts" in capsys.readouterr().err
+
+
+def test_a_torn_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG half")
+    (tmp_path / "p.txt").write_text("a cat")
+    arguments = ["--scorers", "scenes-oracle", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "a.jsonl")]
+    assert main(["score", str(tmp_path), *arguments]) == 2
+    assert "a.png cannot be decoded" in capsys.readouterr().err

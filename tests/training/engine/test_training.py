@@ -1,0 +1,307 @@
+"""The loop: what a run leaves behind, exact resume, gradients that are not finite, and signals."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import PairBatch
+from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.engine.checkpoint import CheckpointError
+from diffusion_align.training.engine.loop import run_loop
+from diffusion_align.training.online.config import GRPOConfig, NFTConfig
+from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+from diffusion_align.training.policy.config import TrainConfig
+from diffusion_align.training.policy.model import prepare_policy
+from diffusion_align.training.run import train
+from diffusion_align.training.settings import load_config, save_config
+from tests.processes import ENVIRONMENT, lines, train_in_two_processes
+
+
+@pytest.fixture
+def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
+    return DPOConfig(
+        model=str(sdxl_folder),
+        dataset=str(pairs_folder),
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        beta=500.0,
+        lora_rank=4,
+        logging_steps=1,
+        report_to="none",
+        progress=False,
+    )
+
+
+def weights(result: Any) -> dict[str, Tensor]:
+    assert result.weights is not None
+    return load_file(result.weights)
+
+
+# -- what a run does -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
+    result = train(config)
+    assert result.weights == Path(config.output_dir) / "pytorch_lora_weights.safetensors"
+    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
+    assert again == config
+    assert [line["step"] for line in lines(config.output_dir)] == [1, 2, 3, 4]
+    assert {"loss", "implicit_accuracy", "error_chosen", "grad_norm", "learning_rate"} <= set(result.history[0])
+
+
+def test_the_saved_settings_repeat_the_run(config: DPOConfig, tmp_path: Path) -> None:
+    first = train(config)
+    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
+    second = train(replace(again, output_dir=str(tmp_path / "again")))
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+
+
+def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
+    adapter = load_adapter(config.model)
+    before = {name: p.clone() for name, p in adapter.unet.named_parameters()}
+    result = train(replace(config, full_finetuning=True, learning_rate=1e-4), adapter)
+    reference = adapter._reference_unet
+    assert reference is not None
+    assert all(torch.equal(before[name], p) for name, p in reference.named_parameters())
+    saved = UNet2DConditionModel.from_pretrained(result.weights)
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), adapter.unet.parameters(), strict=True))
+    assert not torch.equal(before["conv_in.weight"], adapter.unet.conv_in.weight)
+
+
+def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, learning_rate=1e-4)
+    whole = train(replace(config, per_device_train_batch_size=4))
+    parts = train(replace(config, gradient_accumulation_steps=2, output_dir=str(tmp_path / "parts")))
+    for a, b in zip(whole.history, parts.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_warmup_rises_to_the_learning_rate(config: DPOConfig) -> None:
+    history = train(replace(config, warmup_steps=2)).history
+    assert [line["learning_rate"] for line in history] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> None:
+    plain = weights(train(config))
+    averaged = weights(train(replace(config, use_ema=True, ema_decay=0.5, output_dir=str(tmp_path / "ema"))))
+    name = next(name for name in plain if "lora_B" in name or "lora.up" in name)
+    assert not torch.equal(plain[name], averaged[name])
+    assert averaged[name].norm() < plain[name].norm()
+
+
+def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Path) -> None:
+    plain = train(config)
+    cached = train(replace(config, cache_dir=str(tmp_path / "cache"), output_dir=str(tmp_path / "cached")))
+    for a, b in zip(plain.history, cached.history, strict=True):
+        assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=2e-3)
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)
+
+
+def test_streamed_pairs_train(config: DPOConfig) -> None:
+    streamed = replace(config, streaming=True, max_steps=2)
+    with pytest.raises(ValueError, match="aspect_ratio_buckets need a data set with random access"):
+        train(replace(streamed, aspect_ratio_buckets=True))
+    assert train(streamed).step == 2
+
+
+def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Path) -> None:
+    values = {**vars(config), "max_steps": 2}
+    result = train(InPOConfig(**values, inversion_steps=3, renoise_iterations=1))
+    assert result.step == 2
+    assert result.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    for own in ({"inversion_steps": 1, "renoise_iterations": 1}, {"inversion_steps": 3}):
+        other = train(InPOConfig(**{**values, "max_steps": 1, "output_dir": str(tmp_path / str(own))}, **own))
+        assert other.history[0]["error_chosen"] != result.history[0]["error_chosen"]
+
+
+def test_validation_compares_with_the_base(config: DPOConfig) -> None:
+    result = train(
+        replace(
+            config,
+            eval_steps=2,
+            num_validation_prompts=4,
+            validation_inference_steps=2,
+            validation_scorer="scenes-oracle",
+        )
+    )
+    evaluations = [line for line in result.history if "eval/win_rate" in line]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    assert evaluations[0]["eval/win_rate"] == 0.5
+    assert (Path(config.output_dir) / "samples" / "step-000004.png").is_file()
+
+
+def test_an_earlier_run_is_never_mixed_with_a_new_one(config: DPOConfig) -> None:
+    train(replace(config, save_steps=2))
+    with pytest.raises(CheckpointError, match="holds checkpoint-00000004 of an earlier run: pass --resume-from"):
+        train(config)
+    assert train(replace(config, overwrite_output_dir=True)).step == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 66}, "resolution = 66 is not divisible by the VAE factor 4"),
+        ({"model": "/nowhere/model"}, "model '/nowhere/model' not found"),
+        ({"lora_target_modules": ("to_z",)}, r"lora_target_modules \['to_z'\] match no module"),
+        ({"loss_type": "sigmiod"}, "loss_type = 'sigmiod' is wrong"),
+        ({"dataset": "nothing.parquet"}, "data set 'nothing.parquet' not found"),
+        ({"resume_from_checkpoint": "latest"}, "resume_from_checkpoint latest: no whole checkpoint"),
+        ({"eval_steps": 1, "validation_scorer": "clipp"}, "unknown scorer 'clipp'"),
+    ],
+)
+def test_bad_settings_are_one_error_before_any_step(changes: dict[str, Any], message: str, config: DPOConfig) -> None:
+    with pytest.raises((ValueError, FileNotFoundError, CheckpointError), match=message):
+        train(replace(config, **changes))
+
+
+# -- dying and going on ----------------------------------------------------------------------------------------------
+
+
+def cli_train(config: DPOConfig, file: Path, *flags: str) -> subprocess.Popen[str]:
+    save_config(config, file)
+    command = [sys.executable, "-m", "diffusion_align.cli", "train", "dpo", "--config", str(file), *flags]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path) -> None:
+    """20 steps against 10, kill -9, 10 more; dropout, EMA and a decaying learning rate have state to lose."""
+    config = replace(
+        config, max_steps=20, save_steps=10, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
+    )
+    straight = train(config)
+    killed = replace(config, output_dir=str(tmp_path / "killed"), save_steps=10)
+    process = cli_train(killed, tmp_path / "recipe.yaml")
+    wait_for(tmp_path / "killed" / "checkpoint-00000010", process)
+    process.kill()
+    process.wait()
+    resumed = train(replace(killed, resume_from_checkpoint="latest"))
+    same = ("step", "loss", "grad_norm", "learning_rate")
+    assert [[line[k] for k in same] for line in lines(killed.output_dir)] == [
+        [line[k] for k in same] for line in straight.history
+    ]
+    for name, expected in weights(straight).items():
+        assert torch.equal(expected, weights(resumed)[name]), name
+
+
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, max_steps=100_000, save_steps=100_000)
+    process = cli_train(config, tmp_path / "recipe.yaml")
+    wait_for(Path(config.output_dir) / "metrics.jsonl", process)
+    while not lines(config.output_dir):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by SIGTERM" in output
+    assert "--resume-from-checkpoint latest" in output
+    assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["grpo", "fused", "nft"])
+def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
+    """Pictures, rewards, the spread of advantages and losses are those of all processes together."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
+    shared: dict[str, Any] = {
+        "model": str(sdxl_folder), "dataset": str(prompts), "num_inference_steps": 3, "guidance_scale": 2.0,
+        "num_generations": 2, "max_steps": 3, "lora_rank": 4, "learning_rate": 1e-4, "logging_steps": 1,
+        "report_to": "none", "progress": False,
+    }  # fmt: skip
+    fused = {"train_steps": 3, "fused_rollouts": True, "gradient_accumulation_steps": 2, "kl_beta": 0.1}
+    methods: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
+        "grpo": (GRPOConfig, {"train_steps": 3}),
+        "fused": (GRPOConfig, fused),
+        "nft": (NFTConfig, {"updates_per_picture": 3}),
+    }
+    method, items = methods[name]
+    build: Callable[..., TrainConfig] = partial(method, **shared, **items)
+    one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=24))
+    two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=12)
+    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, learning_rate=1e-4)
+    one = train(replace(config, per_device_train_batch_size=4))
+    two = replace(config, output_dir=str(tmp_path / "two"))
+    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)
+
+
+class Scripted:
+    """A method whose loss is not finite at chosen steps."""
+
+    def __init__(self, adapter: Adapter, bad: set[int]) -> None:
+        self.parameter = next(iter(adapter.trainable_parameters().values()))
+        self.bad, self.step = bad, 0
+
+    def batches(self) -> Iterator[Any]:
+        while True:
+            self.step += 1
+            seeds, one = torch.tensor([self.step]), torch.ones(1)
+            yield PairBatch([""], torch.zeros(2, 1, 6), one, one, seeds, [f"row {self.step}"])
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        factor = float("nan") if self.step in self.bad else 1.0
+        loss = (self.parameter.square().sum() + 1) * factor
+        return loss, {"loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """It has none."""
+
+
+def scripted(config: DPOConfig, bad: set[int]) -> tuple[Adapter, Any]:
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    return adapter, lambda: run_loop(config, adapter, Scripted(adapter, bad), build_accelerator(config))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(config: DPOConfig) -> None:
+    adapter, run = scripted(replace(config, max_steps=8), bad={2, 3, 5})
+    result = run()
+    assert [line["skipped_steps"] for line in result.history] == [0, 1, 2, 2, 3, 3, 3, 3]
+    assert all(torch.isfinite(p).all() for p in adapter.trainable_parameters().values())
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(config: DPOConfig) -> None:
+    _, run = scripted(replace(config, max_steps=8), bad={2, 3, 4})
+    with pytest.raises(
+        FloatingPointError, match="not finite for 3 optimiser steps in a row; the last batch is saved in"
+    ):
+        run()
+    saved = load_file(Path(config.output_dir) / "bad_batch_rank0.safetensors")
+    assert saved["seeds"].tolist() == [4]

@@ -1,0 +1,365 @@
+"""Online methods end to end on tiny models: rollouts, self-test, resume, and what happens when a scorer fails."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributions import Normal
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
+from diffusion_align.rewards import RewardOutput, RewardScorer
+from diffusion_align.rewards.watched import ScorerError
+from diffusion_align.sampling.sampler import generate
+from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.engine.checkpoint import list_checkpoints
+from diffusion_align.training.engine.loop import TrainResult, run_loop
+from diffusion_align.training.online.config import (
+    DRaFTConfig,
+    GRPOConfig,
+    InpaintRLConfig,
+    NFTConfig,
+    OnlineConfig,
+    RAFTConfig,
+)
+from diffusion_align.training.online.draft import DRaFTMethod
+from diffusion_align.training.online.grpo import GRPOMethod
+from diffusion_align.training.online.method import online_method
+from diffusion_align.training.policy.model import prepare_policy
+from diffusion_align.training.run import train
+from tests.brightness import Brightness, seen_features
+
+PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
+
+
+@pytest.fixture
+def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return {
+        "model": str(sdxl_folder),
+        "dataset": str(prompts),
+        "output_dir": str(tmp_path / "run"),
+        "num_inference_steps": 4,
+        "guidance_scale": 2.0,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "lora_rank": 4,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "report_to": "none",
+        "progress": False,
+    }
+
+
+ROLLOUTS: dict[str, Any] = {"num_generations": 2, "prompts_per_rollout": 2, "rollout_batch_size": 3}
+METHODS: dict[str, tuple[type[OnlineConfig], dict[str, Any]]] = {
+    "grpo": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "kl_beta": 0.1, "kl_target": 0.01}),
+    "window": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "stochastic_steps": "window", "num_iterations": 2}),
+    "nft": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1}),
+    "raft": (RAFTConfig, {**ROLLOUTS, "updates_per_picture": 4, "kl_beta": 0.1}),
+    "draft": (DRaFTConfig, {"kl_beta": 0.1, "gradient_steps": 2}),
+    "draft-lv": (DRaFTConfig, {"lv_repeats": 2, "kl_beta": 0.1}),
+    "refl": (DRaFTConfig, {"random_last_step": True, "reward_loss": "hinge"}),
+}
+
+
+def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
+    cls, own = METHODS[name]
+    return cls(**{**settings, **own, **changes})
+
+
+def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
+    """A run whose reward is the brightness, or another scorer."""
+    return train(config, adapter, Brightness() if scorer is None else scorer)
+
+
+def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
+    """A policy and its method, before any step."""
+    adapter = load_adapter(config.model)
+    prepare_policy(config, adapter)
+    return adapter, online_method(config, adapter, build_accelerator(config), scorer or Brightness())
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_resumes_bit_for_bit(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    whole = trained(build(name, settings))
+    assert whole.step == 4
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in whole.history)
+    assert {"loss", "reward", "grad_norm"} <= whole.history[0].keys()
+    other = {**settings, "output_dir": str(tmp_path / "parts")}
+    # 3 of 4 steps: inside a rollout where one lasts two steps, so that its pictures must come from the checkpoint.
+    trained(build(name, other, max_steps=3))
+    resumed = trained(build(name, other, resume_from_checkpoint="latest"))
+    assert resumed.step == 4
+    first, second = weights(whole.output_dir), weights(resumed.output_dir)
+    assert any(tensor.abs().sum() > 0 for key, tensor in first.items() if "lora_B" in key or "lora.up" in key)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("grpo", {"train_steps": 1, "stochastic_steps": "window", "per_device_train_batch_size": 16, "kl_target": 0.0}),
+        ("nft", {"per_device_train_batch_size": 32}),
+        ("raft", {"per_device_train_batch_size": 16}),
+        ("draft", {"per_device_train_batch_size": 4, "gradient_steps": 1, "max_steps": 8}),
+    ],
+)
+def test_pictures_get_brighter_when_brightness_is_the_reward(
+    name: str, changes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    options = {"learning_rate": 3e-3, "save_steps": 100, "kl_beta": 0.0, "guidance_scale": 1.0, "max_steps": 12}
+    options["model"] = "scenes-sdxl"  # a model that has learned to denoise, which the forward-process methods build on
+    if name != "draft":
+        options |= {"num_generations": 4, "prompts_per_rollout": 4, "rollout_batch_size": 16, "min_timestep": 500}
+    adapter = load_adapter("scenes-sdxl")
+    trained(build(name, settings, **{**options, **changes}), adapter)
+
+    def brightness() -> float:
+        images = generate(adapter, PROMPTS * 4, seeds=range(16), num_inference_steps=4, guidance_scale=1.0)
+        return float(images.mean())
+
+    with adapter.reference():
+        before = brightness()
+    assert brightness() > before + 0.02
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[str, Any]) -> None:
+    config = build("grpo", settings, trajectory_dtype=dtype, mixed_precision=precision)
+    assert isinstance(config, GRPOConfig)
+    _, method = prepared(config)
+    assert isinstance(method, GRPOMethod)
+    batches = method.batches()  # the self-test runs in the first and raises if sampler and update disagree
+    first, second = next(batches), next(batches)
+    assert (first.number, first.on_policy, second.number, second.on_policy) == (0, True, 0, False)
+    for batch in (first, second):
+        loss, metrics = method.loss(batch)
+        assert float(metrics["clip_fraction"]) == 0
+        expected = (-batch.rollout.advantage).mean() + method.kl_beta * metrics["kl"]
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-7)
+        log_prob, rows = method.log_prob(batch)[0].detach(), torch.arange(len(batch.column))
+        if not batch.on_policy:
+            assert torch.equal(log_prob, batch.rollout.old_log_prob[rows, batch.column])
+    assert first.rollout.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
+    """Noise that explains a recorded step must be standard normal, and consecutive steps must fit together."""
+    config = build("grpo", settings, train_steps=4, prompts_per_rollout=8, per_device_train_batch_size=64)
+    assert isinstance(config, GRPOConfig)
+    _, method = prepared(config)
+    assert isinstance(method, GRPOMethod)
+    rollout = method.draw(0)
+    order = rollout.steps.argsort(dim=1)
+    rows = torch.arange(len(rollout))[:, None]
+    assert torch.equal(rollout.after[rows, order][:, :-1], rollout.before[rows, order][:, 1:])
+    assert torch.equal(rollout.after[rows, order][:, -1], rollout.latents)
+    levels = method.levels.double()
+    ratio = levels[rollout.steps] / levels[rollout.steps + 1]
+    std = ((1 - levels[rollout.steps + 1]) / (1 - levels[rollout.steps]) * (1 - ratio)).sqrt()
+    # E[log p] of a Gaussian is minus its entropy; 64 steps of 1,024 values leave an error below 0.01.
+    expected = -Normal(0.0, std).entropy()
+    assert torch.allclose(rollout.old_log_prob.double(), expected, atol=0.12)
+    assert float((rollout.old_log_prob.double() - expected).mean().abs()) < 0.02
+
+
+def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) -> None:
+    """With K = all steps the gradient equals a straight-line computation with the scheduler and the VAE."""
+    config = build("draft", settings, gradient_steps=4, kl_beta=0.0, guidance_scale=1.0)
+    assert isinstance(config, DRaFTConfig)
+    adapter, method = prepared(config)
+    assert isinstance(method, DRaFTMethod)
+    batch = next(method.batches())
+    parameters = list(adapter.trainable_parameters().values())
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):  # LoRA's second matrices start at zero, without gradient to A
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    loss, _ = method.loss(batch)
+    found = torch.autograd.grad(loss, parameters)
+
+    from diffusion_align.training.engine.randomness import NOISE, normal
+
+    scheduler = adapter.pipeline.scheduler
+    scheduler.set_timesteps(4)
+    x = normal(batch.seeds, NOISE, (4, 16, 16))
+    cond = adapter.encode_prompts(batch.prompts)
+    for t in scheduler.timesteps:
+        output = adapter.predict(x, t.expand(len(x)), cond).output
+        x = scheduler.step(output, t, x).prev_sample
+    final = float(scheduler.final_alpha_cumprod)
+    assert final < 1  # the last step leaves a trace of noise, which x0 has not
+    pictures = adapter.decode(method.draw(batch, cond)[0]) / 2 + 0.5
+    assert float(loss.detach()) == pytest.approx(-float(pictures.detach().clamp(0, 1).mean()), abs=1e-5)
+    expected = torch.autograd.grad(-(adapter.decode(x) / 2 + 0.5).mean(), parameters)
+    one, two = (torch.cat([part.flatten() for part in gradient]) for gradient in (found, expected))
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.99
+
+
+@pytest.fixture
+def inpainting(settings: dict[str, Any], inpaint_folder: Path) -> dict[str, Any]:
+    return {**settings, **METHODS["grpo"][1], "model": str(inpaint_folder), "dataset": "scenes-holes"}
+
+
+def test_inpainting_leaves_the_rest_of_the_picture_alone(inpainting: dict[str, Any]) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(Brightness):
+        needs = frozenset({"source_images", "masks"})
+
+        def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+            outside = (context["masks"] < 0.5).expand_as(images)
+            seen.append((images - context["source_images"])[outside].abs().max())
+            seen.append((images - context["source_images"])[~outside].abs().max())
+            return super().evaluate(images, prompts, context)
+
+    _, method = prepared(InpaintRLConfig(**inpainting, trust="none"), Watching())
+    rollout = method.draw(0)
+    assert max(float(value) for value in seen[::2]) == 0
+    assert min(float(value) for value in seen[1::2]) > 0
+    assert rollout.inpaint.shape == (4, 5, 16, 16)
+    # The group shares picture and hole; another prompt has others.
+    assert torch.equal(rollout.inpaint[0], rollout.inpaint[1])
+    assert not torch.equal(rollout.inpaint[0], rollout.inpaint[2])
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> FeatureStatistics:
+    """What the features of a scorer were in its training; they lie where ``trusting`` says that the scorer is."""
+    statistics = seen_features()
+    (tmp_path / "scorer").mkdir()
+    statistics.save(tmp_path / "scorer" / "trust.safetensors")
+    return statistics
+
+
+@pytest.fixture
+def trusting(inpainting: dict[str, Any], seen: FeatureStatistics, tmp_path: Path) -> dict[str, Any]:
+    return {**inpainting, "scorers": (str(tmp_path / "scorer"),), "kl_beta": 0.0, "kl_target": 0.0}
+
+
+@pytest.mark.parametrize("trust", ["prefpaint", "mahalanobis"])
+def test_trust_weighs_pictures_by_their_reward_features(
+    trust: Any, trusting: dict[str, Any], seen: FeatureStatistics
+) -> None:
+    features: list[Tensor] = []
+
+    class Watching(Brightness):
+        def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+            output = super().evaluate(images, prompts, context)
+            assert output.features is not None
+            features.append(output.features)
+            return output
+
+    _, method = prepared(InpaintRLConfig(**trusting, trust=trust), Watching())
+    batch = next(method.batches())
+    expected = TrustWeight(trust, seen)(torch.cat(features))
+    assert expected.unique().numel() == 4
+    torch.testing.assert_close(method.stream.rollout.trust, expected)
+    weighed, plain = batch.rollout.advantage * batch.rollout.trust, batch.rollout.advantage
+    assert float(method.loss(batch)[0].detach()) == pytest.approx(-float(weighed.mean()), abs=1e-6)
+    assert float(weighed.mean()) != pytest.approx(float(plain.mean()), abs=1e-4)
+
+
+def test_inpaint_rl_trains_with_trust(trusting: dict[str, Any], tmp_path: Path) -> None:
+    short = {**trusting, "max_steps": 2, "masked_log_prob": True}
+    trust = trained(InpaintRLConfig(**short, trust="mahalanobis")).history
+    plain = trained(InpaintRLConfig(**{**short, "output_dir": str(tmp_path / "plain")}, trust="none")).history
+    assert trust[0]["reward"] == plain[0]["reward"]
+    assert trust[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-2)
+    assert [line["trust"] for line in plain] == [1, 1]
+    assert all(0 < line["trust"] < 2 and line["trust"] != 1 for line in trust)
+
+
+class Broken(Brightness):
+    """Goes wrong the fifth time it is asked: on the first batch of the third rollout."""
+
+    name = "broken"
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls = how, 0
+
+    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        self.calls += 1
+        output = super().evaluate(images, prompts, context)
+        if self.calls < 5:
+            return output
+        if self.how == "raises":
+            raise KeyError("no such thing")
+        if self.how == "hangs":
+            threading.Event().wait(60)
+        return RewardOutput(output.reward * float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [("raises", "KeyError"), ("nan", "gave nan for picture 0"), ("hangs", "no answer within 3 s")]
+)
+def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(how: str, message: str, settings: dict[str, Any]) -> None:
+    config = build("nft", settings, updates_per_picture=1, save_steps=100, scorer_timeout=3)
+    with pytest.raises(ScorerError, match=f"scorer broken .*{message}") as raised:
+        trained(config, scorer=Broken(how))
+    saved = Path(config.output_dir) / "failed_batch.safetensors"
+    assert str(saved) in str(raised.value)
+    assert load_file(saved)["images"].shape == (3, 3, 64, 64)
+    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["checkpoint-00000002"]
+    assert trained(replace(config, resume_from_checkpoint="latest")).step == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("grpo", {"per_device_train_batch_size": 3}, "8 training items, an optimiser step takes 3"),
+        ("grpo", {"train_steps": 5, "prompts_per_rollout": 4}, "train_steps = 5: only 4"),
+        ("nft", {"num_generations": 1, "prompts_per_rollout": 4}, "num_generations = 1"),
+        ("raft", {"keep": 3, "updates_per_picture": 4}, "keep = 3: only 2"),
+        ("nft", {"min_timestep": 1000}, "min_timestep = 1000"),
+        ("draft", {"gradient_steps": 5}, "gradient_steps = 5: there are 4"),
+        ("draft", {"lv_repeats": 2}, "lv_repeats re-noises the last step"),
+        ("grpo", {"trust": "prefpaint", "scorers": ("scenes-clip",)}, "give trust_dataset"),
+        ("grpo", {"trust": "prefpaint"}, "2 reward features, expected 256"),
+        ("grpo", {"dataset": "nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_error(
+    name: str, changes: dict[str, Any], message: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        trained(build(name, settings, **changes))
+
+
+def test_inpaint_rl_wants_an_inpainting_model(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs an inpainting model"):
+        trained(InpaintRLConfig(**{**settings, **ROLLOUTS, "train_steps": 2}))
+
+
+def test_draft_wants_a_differentiable_scorer(settings: dict[str, Any]) -> None:
+    scorer = Brightness()
+    scorer.differentiable = False
+    with pytest.raises(ValueError, match="needs a differentiable scorer, brightness is not"):
+        trained(build("draft", settings), scorer=scorer)
+
+
+def test_early_stopping_keeps_the_best_weights(settings: dict[str, Any]) -> None:
+    values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    config = build("nft", settings, eval_steps=1, early_stopping_patience=2, max_steps=10)
+    adapter, method = prepared(config)
+    result = run_loop(config, adapter, method, method.accelerator, lambda step: {"eval/reward": next(values)})
+    assert (result.stopped, result.step) == ("early stopping", 3)
+    best, last = weights(Path(config.output_dir) / "best"), weights(config.output_dir)
+    assert not all(torch.equal(best[key], last[key]) for key in best)
+    one_step = trained(build("nft", settings, max_steps=1, output_dir=str(Path(config.output_dir) / "one")))
+    assert all(torch.equal(tensor, best[key]) for key, tensor in weights(one_step.output_dir).items())

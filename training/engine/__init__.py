@@ -1,0 +1,3 @@
+"""The one loop and what it needs; it knows its guests by ``protocols`` only. Nothing is imported here: configs
+pass through.
+"""

@@ -1,0 +1,45 @@
+"""The run's folder and its accelerator."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from diffusion_align.devices import computes_bf16
+
+from .checkpoint import CheckpointError, list_checkpoints
+from .config import RunConfig
+
+
+def prepare_folder(config: RunConfig, output_dir: Path) -> None:
+    """Make the run's folder, and refuse to mix two runs in one."""
+    existing = list_checkpoints(output_dir)
+    if existing and config.overwrite_output_dir:
+        for checkpoint in existing:
+            shutil.rmtree(checkpoint)
+    elif existing and config.resume_from_checkpoint is None:
+        raise CheckpointError(
+            f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "
+            "--resume-from-checkpoint latest to go on with it, --overwrite-output-dir to start anew, "
+            "or another --output-dir"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    tracker = None if config.report_to == "none" else config.report_to
+    precision: str = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if computes_bf16("cuda" if torch.cuda.is_available() else "cpu") else "no"
+    return Accelerator(
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=config.output_dir,
+        cpu=not torch.cuda.is_available(),
+    )

@@ -1,0 +1,90 @@
+"""Settings that every run of the training loop shares, and the types of settings.
+
+A field's comment is the command line's help and the docs' table. Names follow TRL and diffusers. Nothing heavy is
+imported by any config, so that ``diffusion-align train dpo --help`` is instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run of the training loop shares, whatever it trains."""
+
+    method: ClassVar[str]
+
+    config: str | None = None
+    """YAML recipe, or the config.yaml of an earlier run; flags override it."""
+    dry_run: bool = False
+    """Print the plan (resolved config, memory estimate, steps, data counts) and stop."""
+
+    # -- optimisation
+    max_steps: Positive = 2000
+    """Optimiser steps."""
+    per_device_train_batch_size: Positive = 1
+    """Pairs (or prompts) per device and micro-step."""
+    gradient_accumulation_steps: Positive = 1
+    """Micro-steps per optimiser step."""
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                               "constant_with_warmup"] = "constant_with_warmup"  # fmt: skip
+    """Schedule of the learning rate (diffusers.optimization)."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    optim: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """Optimiser: fused AdamW, bitsandbytes' 8-bit AdamW, or Adafactor."""
+    adam_beta1: Fraction = 0.9
+    """AdamW's first decay."""
+    adam_beta2: Fraction = 0.999
+    """AdamW's second decay."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    use_ema: bool = False
+    """Keep an exponential average of the trained weights; it is what is validated and saved."""
+    ema_decay: Fraction = 0.9999
+    """Decay of that average."""
+    seed: int = 0
+    """Seed of the run; every sample's noise, timestep and augmentation follow from it and the sample's position."""
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
+    """Autocast of the forward pass; LoRA weights and optimiser states stay float32. auto is bf16 where the device
+    computes it in hardware, else no."""
+
+    # -- the run
+    output_dir: str = "runs/train"
+    """Folder of weights, checkpoints, metrics, pictures and config.yaml."""
+    overwrite_output_dir: bool = False
+    """Start anew although output_dir holds checkpoints (they are deleted)."""
+    resume_from_checkpoint: str | None = None
+    """"latest" (of output_dir), a checkpoint folder, or a run folder."""
+    save_steps: Positive = 200
+    """Steps between checkpoints."""
+    save_total_limit: Positive = 2
+    """Checkpoints kept."""
+    logging_steps: Positive = 10
+    """Steps between log lines; metrics are averaged over them."""
+    report_to: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Tracker, besides metrics.jsonl."""
+    progress: bool = True
+    """Show a progress bar."""
+    eval_steps: NonNegative = 0
+    """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
+    early_stopping_patience: NonNegative = 0
+    """Stop after so many validations in a row without a new best; the best weights are kept in output_dir/best."""
+    metric_for_best_model: str = "eval/reward"
+    """Metric of validation that early stopping watches (larger is better)."""

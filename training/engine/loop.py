@@ -1,0 +1,172 @@
+"""The one training loop. A method brings batches and a loss; everything else is here, in the order it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+
+from diffusion_align.rewards.watched import ScorerError
+
+from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from .config import RunConfig
+from .guard import FiniteGuard, Patience, StopSignal
+from .metrics import MetricLog
+from .optimizer import build_optimizer
+from .protocols import Method, Trainable, Validate
+from .state import collect_state, restore_state
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints.
+        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted, and in
+            all processes but the first.
+        step: optimiser steps done.
+        stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it.
+        history: every logged line: {"step": ..., "loss": ..., ...}.
+    """
+
+    output_dir: Path
+    weights: Path | None
+    step: int
+    stopped: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def sync_gradients(accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
+    """All-reduce gradients in the last micro-step only."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+@contextmanager
+def ema_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, the policy has its averaged weights."""
+    if ema is None:
+        yield
+        return
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+def run_loop(
+    config: RunConfig,
+    trained: Trainable,
+    method: Method,
+    accelerator: Accelerator,
+    validate: Validate | None = None,
+) -> TrainResult:
+    """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
+
+    Raises:
+        FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
+            batch is saved in ``output_dir`` and named.
+        CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
+        ScorerError: the reward of an online method failed; a checkpoint was written before.
+    """
+    output_dir = Path(config.output_dir)
+    parameters = list(trained.trainable_parameters().values())
+    optimizer = accelerator.prepare(build_optimizer(config, parameters))
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        optimizer.optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.max_steps,
+    )
+    ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
+    wrapped = trained.wrap(accelerator.prepare)
+    step = 0
+    if config.resume_from_checkpoint:
+        checkpoint, warnings = find_checkpoint(config.resume_from_checkpoint, output_dir)
+        for warning in warnings:
+            accelerator.print(warning)
+        state = load_checkpoint(checkpoint)
+        step = restore_state(state, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
+        accelerator.print(f"resumed from {checkpoint}")
+
+    guard = FiniteGuard(accelerator, optimizer, output_dir)
+    log = MetricLog(config, accelerator, first_step=step)
+    patience = Patience(config, accelerator, log.path)
+    batches = method.batches()
+    bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
+    trained.network.train()
+
+    def checkpoint_now() -> None:
+        state = collect_state(step, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
+        if accelerator.is_main_process:
+            save_checkpoint(output_dir, state, step, config.save_total_limit)
+        accelerator.wait_for_everyone()
+
+    def validate_now() -> None:
+        assert validate is not None
+        trained.network.eval()
+        with ema_weights(ema, parameters):
+            metrics = validate(step)
+            if patience.is_best(step, metrics):
+                trained.save(output_dir / "best")
+        log.add_evaluation(step, metrics)
+        trained.network.train()
+
+    with StopSignal() as stop:
+        if validate is not None and step == 0:
+            validate_now()
+        while step < config.max_steps and not stop.received_anywhere(accelerator) and not patience.exhausted():
+            started = time.perf_counter()
+            for micro_step in range(config.gradient_accumulation_steps):
+                last = micro_step + 1 == config.gradient_accumulation_steps
+                # A method may run the forward pass that is trained while it makes the batch.
+                with sync_gradients(accelerator, wrapped, last):
+                    try:
+                        batch = next(batches)
+                    except ScorerError:
+                        checkpoint_now()
+                        raise
+                    loss, metrics = method.loss(batch)
+                    accelerator.backward(loss / config.gradient_accumulation_steps)
+                guard.watch(loss, batch)
+                log.add(metrics)
+            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            guard.step(norm)
+            optimizer.zero_grad()
+            scheduler.step()
+            if ema is not None:
+                ema.step(parameters)
+            step += 1
+            log.end_step(step, norm, scheduler.get_last_lr()[0], guard.skipped, time.perf_counter() - started)
+            bar.update()
+            bar.set_postfix_str(log.summary, refresh=False)
+            if validate is not None and (step % config.eval_steps == 0 or step == config.max_steps):
+                validate_now()
+            if step % config.save_steps == 0 or step == config.max_steps:
+                checkpoint_now()
+        if stop.received and step % config.save_steps and step < config.max_steps:
+            checkpoint_now()
+
+    bar.close()
+    log.close()
+    trained.wrap(lambda module: accelerator.unwrap_model(module, keep_fp32_wrapper=False))
+    trained.network.eval()
+    weights = None
+    early = patience.exhausted()
+    if step >= config.max_steps or early:
+        if ema is not None:
+            ema.copy_to(parameters)
+        if accelerator.is_main_process:
+            weights = trained.save(output_dir)
+    return TrainResult(output_dir, weights, step, "early stopping" if early else stop.received, log.history)

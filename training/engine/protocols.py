@@ -1,0 +1,55 @@
+"""What the loop asks of its guests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+#: Called with the step as (step); returns metrics such as {"eval/win_rate": 0.6}.
+Validate = Callable[[int], dict[str, float]]
+
+
+class Trainable(Protocol):
+    """What is trained: a diffusion model's policy, or a scorer."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Switched between train and eval mode."""
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, in a fixed order."""
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Replace the module that forward passes call by ``wrapper`` of it, and return it."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the trained weights; returns what to load."""
+
+
+class Method(Protocol):
+    """What a training method must offer to the loop."""
+
+    def batches(self) -> Iterator[Any]:
+        """Endless training batches of this process."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss with a graph, and scalar metrics that stay on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the method (data, schedules): JSON-able values and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo ``state_dict``; called before ``batches``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run made ready: what is trained, how, and how it is validated."""
+
+    trained: Trainable
+    method: Method
+    validate: Validate | None

@@ -1,0 +1,87 @@
+"""What a checkpoint holds of a run, and how it is put back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from .checkpoint import CheckpointError, TrainState, optimizer_to_state, state_to_optimizer
+
+if TYPE_CHECKING:
+    from .protocols import Method, Trainable
+
+
+def collect_state(
+    step: int,
+    trained: Trainable,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    ema: EMAModel | None,
+    scaler: torch.amp.GradScaler | None,
+    method: Method,
+) -> TrainState:
+    """Trained weights and buffers, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
+    tensors, values = optimizer_to_state(optimizer)
+    policy = {name: p.detach() for name, p in trained.trainable_parameters().items()}
+    buffers = {name: buffer.detach() for name, buffer in trained.network.named_buffers()}  # e.g. of batch norms
+    position = method.state_dict()
+    of_method = {name: value for name, value in position.items() if isinstance(value, torch.Tensor)}
+    position = {name: value for name, value in position.items() if name not in of_method}
+    state = TrainState(
+        {"policy": policy, "buffers": buffers, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
+        {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": position},
+    )
+    if of_method:
+        state.tensors["method"] = of_method
+    if torch.cuda.is_available():
+        state.tensors["rng"]["cuda"] = torch.cuda.get_rng_state()
+    if scaler is not None:
+        state.values["scaler"] = scaler.state_dict()
+    if ema is not None:
+        state.tensors["ema"] = dict(zip(policy, ema.shadow_params, strict=True))
+        state.values["ema"] = {"optimization_step": ema.optimization_step}
+    return state
+
+
+def restore_state(
+    state: TrainState,
+    trained: Trainable,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    ema: EMAModel | None,
+    scaler: torch.amp.GradScaler | None,
+    method: Method,
+) -> int:
+    """Put a checkpoint back; returns its step.
+
+    Raises:
+        CheckpointError: it was written by a run with other trained parameters (rank, targets, LoRA or full) or EMA.
+    """
+    own, saved = trained.trainable_parameters(), state.tensors["policy"]
+    differing = own.keys() ^ saved.keys() | {n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape}
+    if differing:
+        raise CheckpointError(
+            f"the checkpoint trains other parameters than this run, e.g. {sorted(differing)[0]!r}: "
+            "model, full_finetuning, lora_rank and lora_target_modules must be the same"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+        for name, buffer in trained.network.named_buffers():
+            buffer.copy_(state.tensors["buffers"][name])
+    state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
+    scheduler.load_state_dict(state.values["scheduler"])
+    method.load_state_dict(state.values["method"] | state.tensors.get("method", {}))
+    if scaler is not None and "scaler" in state.values:
+        scaler.load_state_dict(state.values["scaler"])
+    if (ema is not None) != ("ema" in state.values):
+        raise CheckpointError("use_ema differs between the checkpoint and this run")
+    if ema is not None:
+        ema.shadow_params = [state.tensors["ema"][name].to(p) for name, p in own.items()]
+        ema.optimization_step = state.values["ema"]["optimization_step"]
+    torch.set_rng_state(state.tensors["rng"]["cpu"])
+    if "cuda" in state.tensors["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state.tensors["rng"]["cuda"])
+    return int(state.values["step"])

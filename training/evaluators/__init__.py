@@ -1,0 +1,1 @@
+"""Training the latent evaluators that dynamic guidance asks."""

@@ -1,0 +1,53 @@
+"""Settings of training latent evaluators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
+from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, RunConfig
+from diffusion_align.training.policy.config import VAEOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorConfig(VAEOptions, RunConfig):
+    """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
+
+    method: ClassVar[str] = "evaluator"
+
+    # -- evaluator
+    kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")
+    """What it judges; all kinds share one tower on the noisy latents. value needs scale_0 and scale_1 in dataset."""
+    width: Positive = 48
+    """Channels of the tower."""
+    features: Positive = 128
+    """Width of the picture's and the prompt's embeddings."""
+    towers: str | None = None
+    """Trained evaluator whose towers this one takes, frozen: for few pairs, only heads are trained; unset: fresh."""
+    scale_penalty: NonNegativeFloat = 0.3
+    """Weight of the squared weights by which the best scale follows from a prompt (value): more with fewer pairs."""
+    teacher: str | None = None
+    """Scorer whose reward the kind task predicts from noisy latents."""
+    model: str = "scenes-sdxl"
+    """Whose latents and prompt embeddings: shipped name, pipeline folder, or hub name."""
+    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Storage of the model's frozen encoders."""
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Judged pairs of generated pictures (Pick-a-Pic's columns), for preference, and against real ones for fidelity."""
+    real_dataset: str | None = None
+    """Pairs whose preferred picture is real and fits its caption, for alignment and fidelity; unset: dataset's."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split that scores are standardised and accuracy is measured on."""
+    alignment_aspect: str = "prompt_following"
+    """Aspect (column label_0_ASPECT) that says which picture fits the prompt; where it is missing the overall label."""
+    value_aspect: str = "overall"
+    """Aspect of the pairs' verdicts that the kind value learns from; overall: the verdict on the whole."""
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""

@@ -1,0 +1,115 @@
+"""Latent evaluators, from settings to something the loop can run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.data import Comparisons, ExampleLoader
+from diffusion_align.devices import DTYPES
+from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
+from diffusion_align.guidance.judges.evaluator_kinds import KINDS
+from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.training.engine.protocols import Job
+
+from .config import EvaluatorConfig
+from .method import EvaluatorMethod, TrainableEvaluator, calibrate, evaluate
+from .noisy_pairs import EncodedPairs, collate_noisy
+
+
+def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -> None:
+    """Copy the towers of ``other``, called ``name``, and freeze them.
+
+    Raises:
+        ValueError: they are of other shapes.
+    """
+    shapes = [replace(each.settings, kinds=KINDS) for each in (evaluator, other)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"towers = {name!r}: is of {shapes[1]}, expected {shapes[0]}")
+    evaluator.picture.load_state_dict(other.picture.state_dict())
+    evaluator.prompt.load_state_dict(other.prompt.state_dict())
+    evaluator.picture.requires_grad_(False)
+    evaluator.prompt.requires_grad_(False)
+
+
+def evaluator_job(
+    config: Any, accelerator: Accelerator, adapter: Adapter | None = None, scorer: RewardScorer | None = None
+) -> Job:
+    """Evaluator, losses and validation of an ``EvaluatorConfig``.
+
+    Args:
+        scorer: the teacher of the kind task; None loads ``config.teacher``.
+
+    Raises:
+        ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher, value: guidance scales).
+    """
+    assert isinstance(config, EvaluatorConfig)
+    if "fidelity" in config.kinds and config.real_dataset is None:
+        raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")
+    if ("task" in config.kinds) != (config.teacher is not None or scorer is not None):
+        raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
+    if adapter is None:
+        adapter = load_adapter(config.model, dtype=DTYPES[config.weight_dtype], device=accelerator.device)
+    adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)
+    teacher = load_scorer(config.teacher) if scorer is None and config.teacher is not None else scorer
+    if teacher is not None:
+        teacher = teacher.to(accelerator.device)
+    show = config.progress and accelerator.is_main_process
+    encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]
+    train_set, held_out = (
+        EncodedPairs(adapter, Comparisons(name, split, config.max_pairs), judge, show) for name, split, judge in encode
+    )
+
+    def loader(examples: EncodedPairs, seed: int) -> Any:
+        count = adapter.schedule.num_timesteps
+        return ExampleLoader(
+            examples,
+            config.per_device_train_batch_size,
+            lambda found, seeds: collate_noisy(count, found, seeds),
+            seed=seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            num_workers=1,
+            max_corrupt=config.max_corrupt,
+        )
+
+    if "value" in config.kinds and not {"scale_0", "scale_1"} <= set(train_set.comparisons.source.columns):
+        raise ValueError(
+            f"{train_set.comparisons.source.name}: columns scale_0 and scale_1 are missing: the kind value learns "
+            "which guidance scale suits a prompt"
+        )
+    real = None
+    if config.real_dataset is not None:
+        pairs = Comparisons(config.real_dataset, config.dataset_split, config.max_pairs)
+        if pairs.aspects != train_set.comparisons.aspects:
+            raise ValueError(
+                f"real_dataset judges {pairs.aspects}, dataset {train_set.comparisons.aspects}: must agree"
+            )
+        real = loader(EncodedPairs(adapter, pairs, None, show), config.seed + 1)
+    null = adapter.null_conditioning(1)
+    settings = EvaluatorSettings(
+        adapter.latent_channels,
+        adapter.unet.config.sample_size,
+        null.embeds.shape[-1],
+        0 if null.pooled is None else null.pooled.shape[-1],
+        tuple(config.kinds),
+        config.width,
+        config.features,
+    )
+    torch.manual_seed(config.seed)
+    evaluator = LatentEvaluator(settings).to(accelerator.device)
+    if config.towers is not None:
+        take_towers(evaluator, load_evaluator(config.towers), config.towers)
+    trained = TrainableEvaluator(evaluator, lambda module: calibrate(module, adapter, held_out))
+    method = EvaluatorMethod(config, adapter, trained, loader(train_set, config.seed), real, accelerator)
+    if not config.eval_steps:
+        return Job(trained, method, None)
+
+    def validate(step: int) -> dict[str, float]:
+        return {f"eval/{n}": v for n, v in evaluate(evaluator, method, held_out, config.alignment_aspect).items()}
+
+    return Job(trained, method, validate)

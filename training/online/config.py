@@ -1,0 +1,163 @@
+"""Settings of the methods that draw their own pictures and learn from a scorer's reward of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat
+from diffusion_align.training.policy.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig(TrainConfig):
+    """What every method that learns from its own pictures shares."""
+
+    # -- tasks
+    dataset: str = "scenes-pairs"
+    """Prompts: a file (.txt, .csv, .jsonl, .parquet), or a data set of pairs, whose captions are taken. Inpainting
+    models: scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ("box", "brush", "half")
+    """Random masks of pictures that come without one."""
+    resolution: Positive | None = None
+    """Side of the pictures in pixels; unset takes the model's own."""
+
+    # -- reward
+    scorers: tuple[str, ...] = ("scenes-vp",)
+    """Reward: names (docs/rewards.md) or folders of trained scorers; several make an ensemble."""
+    ensemble: Literal["mean", "median", "min", "mean-std", "quantile"] = "mean"
+    """How an ensemble's standardised members are merged."""
+    scorer_timeout: PositiveFloat = 600.0
+    """Seconds a batch's scores may take before the run stops."""
+    held_out_scorers: tuple[str, ...] = ()
+    """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
+    fall is over-optimised."""
+
+    # -- sampling
+    num_inference_steps: Positive = 20
+    """Sampling steps of a rollout."""
+    guidance_scale: NonNegativeFloat = 5.0
+    """Classifier-free guidance of rollouts and updates; 1 switches it off and halves the cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(OnlineConfig):
+    """What the methods share that compare several pictures of one prompt."""
+
+    num_generations: Positive = 8
+    """Pictures of one prompt, compared with each other."""
+    prompts_per_rollout: Positive = 4
+    """Prompts per device and rollout."""
+    rollout_batch_size: Positive = 32
+    """Pictures drawn and scored at once."""
+    advantage_scale: Literal["group", "batch", "none"] = "batch"
+    """Deviations from the prompt's mean reward are divided by the spread of the prompt's pictures, of all, or by 1."""
+    advantage_clip: PositiveFloat = 5.0
+    """Largest absolute advantage."""
+    min_timestep: NonNegative = 0
+    """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(RolloutConfig):
+    """Policy gradient on the sampler's steps (DDPO 2305.13301, with GRPO's group-relative advantages 2402.03300)."""
+
+    method: ClassVar[str] = "grpo"
+
+    eta: PositiveFloat = 1.0
+    """DDIM's share of fresh noise; 1 is DDPM."""
+    train_steps: Positive = 4
+    """Sampling steps of each picture that are trained on (random ones, or those of the window)."""
+    stochastic_steps: Literal["all", "window"] = "all"
+    """Fresh noise in every step, or only in a random window of train_steps steps (MixGRPO 2507.21802)."""
+    step_normalisation: bool = True
+    """Divide log-ratios by how far each step's can move, so that all steps count alike (GRPO-Guard 2510.22319)."""
+    shared_noise: bool = True
+    """All pictures of a prompt start from the same noise, so that they differ by the policy's own steps alone."""
+    num_iterations: Positive = 1
+    """Passes over a rollout."""
+    fused_rollouts: bool = False
+    """Update on the sampler's own forward pass instead of a second one: the same gradients, faster, more memory."""
+    clip_range: PositiveFloat = 1e-4
+    """Clip of the probability ratio; log-probabilities are means over latent values."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the reference."""
+    kl_target: NonNegativeFloat = 0.0
+    """Above 0: kl_beta is adapted after every rollout so that the divergence stays near this."""
+    trust: Literal["none", "prefpaint", "mahalanobis"] = "none"
+    """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
+    trust_dataset: str | None = None
+    """Judged pairs that the scorer was trained on (prefpaint: rated repaintings): what its features are compared
+    with."""
+    trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How latents are stored between sampling and training; the sampler goes on from what was stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintRLConfig(GRPOConfig):
+    """Reinforcement learning of inpainting models with a reward-trust weight (PrefPaint, 2410.21966)."""
+
+    method: ClassVar[str] = "inpaint-rl"
+
+    model: str = "scenes-inpaint"
+    """Shipped name, pipeline folder, single .safetensors file, or hub name of an inpainting model."""
+    dataset: str = "scenes-holes"
+    """scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
+    trust: Literal["none", "prefpaint", "mahalanobis"] = "mahalanobis"
+    """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
+    masked_log_prob: bool = True
+    """Average log-probabilities over the hole only; false: over all latents, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFTConfig(RolloutConfig):
+    """DiffusionNFT (2509.16117): reward-weighted denoising of own pictures; no likelihood, any sampler."""
+
+    method: ClassVar[str] = "nft"
+
+    nft_beta: PositiveFloat = 1.0
+    """How far the implicit positive policy lies from the old one towards the trained one."""
+    updates_per_picture: Positive = 2
+    """Noise levels each picture is trained at."""
+    old_decay: NonNegativeFloat = 0.5
+    """Largest decay of the average of policies that draws the pictures; it grows with the rollouts."""
+    old_decay_growth: NonNegativeFloat = 0.01
+    """By how much the decay grows per rollout."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the squared distance to the reference's predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAFTConfig(RolloutConfig):
+    """Reward-ranked fine-tuning (2304.06767): draw several, keep the best of each prompt, denoise those; again."""
+
+    method: ClassVar[str] = "raft"
+
+    keep: Positive = 1
+    """Pictures kept of each prompt's num_generations."""
+    updates_per_picture: Positive = 4
+    """Noise levels each kept picture is trained at."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the squared distance to the reference's predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRaFTConfig(OnlineConfig):
+    """Reward gradients through the last sampling steps and the VAE (DRaFT 2309.17400, AlignProp, ReFL 2304.05977)."""
+
+    method: ClassVar[str] = "draft"
+
+    gradient_steps: Positive = 1
+    """Last sampling steps that the gradient goes through (DRaFT-K)."""
+    lv_repeats: Positive = 1
+    """With gradient_steps 1: average over so many re-noised copies of the last step (DRaFT-LV)."""
+    random_last_step: bool = False
+    """ReFL: predict the picture from a random late step instead of finishing the sampling."""
+    reward_loss: Literal["linear", "hinge"] = "linear"
+    """Minus the reward, or ReFL's max(0, reward_margin - reward)."""
+    reward_margin: float = 2.0
+    """Of the hinge."""
+    kl_beta: NonNegativeFloat = 0.0
+    """Weight of the squared distance to the reference's predictions in the differentiated steps."""

@@ -1,0 +1,167 @@
+"""Reward gradients: back through the scorer, the VAE and the last sampling steps (DRaFT, AlignProp, ReFL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.data.holes import Holes
+from diffusion_align.devices import send
+from diffusion_align.objectives.errors import mse_per_sample
+from diffusion_align.process.levels import signal_levels
+from diffusion_align.process.steps import ddim_step
+from diffusion_align.rewards import RewardScorer
+from diffusion_align.rewards.watched import WatchedScorer
+from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, mix, normal
+from diffusion_align.training.policy.guided import GuidedPolicy
+
+from .config import DRaFTConfig
+from .drawing_tasks import Tasks
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """What one micro-step draws pictures for.
+
+    Attributes:
+        prompts: B.
+        seeds: (B,) int64 of their noise.
+        holes: of inpainting models.
+    """
+
+    prompts: list[str]
+    seeds: Tensor
+    holes: Holes | None
+
+
+class DRaFTMethod:
+    """Draws without a graph until the last ``gradient_steps`` steps, then maximises the reward through them."""
+
+    def __init__(self, config: DRaFTConfig, adapter: Adapter, accelerator: Accelerator, scorer: RewardScorer) -> None:
+        if config.gradient_steps > config.num_inference_steps:
+            raise ValueError(
+                f"gradient_steps = {config.gradient_steps}: there are {config.num_inference_steps} sampling steps"
+            )
+        if config.lv_repeats > 1 and (config.gradient_steps > 1 or config.random_last_step):
+            raise ValueError("lv_repeats re-noises the last step: it needs gradient_steps 1 and random_last_step false")
+        self.config, self.adapter, self.accelerator = config, adapter, accelerator
+        self.tasks = Tasks(config, adapter)
+        self.policy = GuidedPolicy(adapter, self.tasks.size, config.guidance_scale)
+        if not scorer.differentiable:
+            raise ValueError(f"draft needs a differentiable scorer, {scorer.name} is not: use grpo, nft or raft")
+        scorer.gradient_checkpointing = True
+        self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
+        scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
+        scheduler.set_timesteps(config.num_inference_steps)
+        self.timesteps, self.levels = (
+            table.to(adapter.device) for table in (scheduler.timesteps, signal_levels(scheduler))
+        )
+        self.number = 0
+
+    def batches(self) -> Iterator[TaskBatch]:
+        while True:
+            rank, world, size = self._layout()
+            first = (self.number * world + rank) * size
+            prompts, holes = self.tasks.take(range(first, first + size))
+            seeds = torch.tensor([mix(self.config.seed, PICTURES, position) for position in range(first, first + size)])
+            self.number += 1
+            yield TaskBatch(prompts, seeds, holes)
+
+    def _layout(self) -> tuple[int, int, int]:
+        accelerator = self.accelerator
+        return accelerator.process_index, accelerator.num_processes, self.config.per_device_train_batch_size
+
+    def loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the mean reward (or its hinge) of pictures with a graph, and metrics.
+
+        Raises:
+            ScorerError: the scorer failed.
+        """
+        config, adapter, device = self.config, self.adapter, self.adapter.device
+        with self.accelerator.autocast():
+            inpaint = None if batch.holes is None else batch.holes.encode(adapter)
+            conditions = self.policy.conditions(batch.prompts, inpaint)
+            x0, distance = self.draw(batch, conditions)
+            images = adapter.decode(x0) / 2 + 0.5
+            # Outside [0, 1] the gradient goes on: clamping would leave overshooting pixels without a way back.
+            images = images + (images.clamp(0, 1) - images).detach()
+        holes, prompts = batch.holes, batch.prompts * (len(x0) // len(batch.prompts))
+        if holes is not None:
+            holes = Holes(
+                prompts,
+                send(holes.pictures, device).repeat(len(x0) // len(holes), 1, 1, 1),
+                send(holes.masks, device).repeat(len(x0) // len(holes), 1, 1, 1),
+            )
+            images = holes.composite(images)
+        reward = self.score(images, prompts, holes, with_graph=True).reward.to(device)
+        losses = -reward if config.reward_loss == "linear" else (config.reward_margin - reward).clamp(min=0)
+        loss = losses.mean()
+        metrics = {"reward": reward.detach().mean()}
+        if config.kl_beta:
+            loss = loss + config.kl_beta * distance
+            metrics["kl"] = distance.detach()
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def draw(self, batch: TaskBatch, conditions: Conditioning) -> tuple[Tensor, Tensor]:
+        """Clean latents (B * lv_repeats, C, h, w) with a graph, and the policy's distance to the reference."""
+        config, adapter = self.config, self.adapter
+        factor = adapter.vae_scale_factor
+        shape = (adapter.latent_channels, self.tasks.size // factor, self.tasks.size // factor)
+        x = send(normal(batch.seeds, NOISE, shape), adapter.device)
+        last = config.num_inference_steps - 1
+        if config.random_last_step:  # the same for the whole batch: which one is the first picture's draw
+            third = config.num_inference_steps // 3
+            last -= mix(int(batch.seeds[0]), STEPS) % max(third, 1)
+        first_with_graph = last + 1 - config.gradient_steps
+        distance = torch.zeros((), device=adapter.device)
+        for step in range(last + 1):
+            with_graph = step >= first_with_graph
+            with torch.set_grad_enabled(with_graph):
+                if step == last and config.lv_repeats > 1:
+                    return self.renoised(batch, x, step, conditions)
+                x0 = self.predict_x0(x, step, conditions)
+                if with_graph and config.kl_beta:
+                    with adapter.reference():
+                        reference = self.predict_x0(x, step, conditions)
+                    distance = distance + mse_per_sample(x0, reference).mean() / config.gradient_steps
+                if step == last:
+                    return x0, distance
+                levels = self.levels[step : step + 2]
+                x = ddim_step(x, x0, levels[:1].expand(len(x)), levels[1:].expand(len(x)), eta=0.0).mean
+        raise AssertionError("the last step returns")
+
+    def predict_x0(self, x: Tensor, step: int, conditions: Conditioning) -> Tensor:
+        t = self.timesteps[step].expand(len(x))
+        return self.policy.predict(x, t, conditions).x0
+
+    def renoised(self, batch: TaskBatch, x: Tensor, step: int, conditions: Conditioning) -> tuple[Tensor, Tensor]:
+        """DRaFT-LV: the finished latents, noised again ``lv_repeats`` times to the last step's level, and denoised."""
+        config = self.config
+        with torch.no_grad():
+            x0 = self.predict_x0(x, step, conditions)
+        level, parts = self.levels[step], []
+        distance = torch.zeros((), device=x.device)
+        for repeat in range(config.lv_repeats):
+            seeds = torch.tensor([mix(seed, NOISE, repeat) for seed in batch.seeds.tolist()])
+            eps = send(normal(seeds, NOISE, x.shape[1:]), x.device)
+            noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
+            parts.append(self.predict_x0(noisy, step, conditions))
+            if config.kl_beta:
+                with self.adapter.reference():
+                    reference = self.predict_x0(noisy, step, conditions)
+                distance = distance + mse_per_sample(parts[-1], reference).mean() / config.lv_repeats
+        return torch.cat(parts), distance
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]

@@ -1,0 +1,129 @@
+"""Policy gradient whose update walks the sampler's own graph: no second forward pass.
+
+With one update per rollout the policy that is updated is the one that drew the pictures, every ratio is 1, and the
+gradient of the clipped loss is that of -A log p. The forward pass that PPO would repeat is the one that the sampler has
+just made, so its activations are kept until the rewards are known. Costs memory: those of all trained steps of all
+pictures of a rollout at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.devices import DTYPES, send
+from diffusion_align.sampling.sampler import Moment
+
+from .config import GRPOConfig
+from .grpo import Drawn, GRPOMethod, StepRecorder
+from .rollout import MiniBatch, Rollout, RolloutEngine
+
+
+def check_fused(config: GRPOConfig, items: int) -> None:
+    """Fused rollouts are used up by one update.
+
+    Args:
+        items: pictures times trained steps of a rollout.
+
+    Raises:
+        ValueError: settings that would need the rollout again.
+    """
+    if config.num_iterations > 1:
+        raise ValueError(
+            f"fused_rollouts updates on the graph that drew the pictures, once: num_iterations = "
+            f"{config.num_iterations} needs fused_rollouts false"
+        )
+    if config.per_device_train_batch_size != items:
+        raise ValueError(
+            f"fused_rollouts trains on a whole rollout at once: per_device_train_batch_size must be its {items} "
+            f"training items, not {config.per_device_train_batch_size} (for larger updates accumulate several "
+            "rollouts with gradient_accumulation_steps)"
+        )
+    if config.lora_dropout:
+        raise ValueError("fused_rollouts trains on the sampler's forward pass, which has no dropout: lora_dropout > 0")
+
+
+class GraphRecorder(StepRecorder):
+    """Keeps log-probabilities, and divergences to the reference, with their graph.
+
+    Args:
+        method: whose policy draws.
+        with_reference: measure the divergence.
+    """
+
+    def __init__(self, method: FusedGRPOMethod, steps: Tensor, etas: list[float], with_reference: bool) -> None:
+        super().__init__(steps, method.levels, etas, DTYPES[method.config.trajectory_dtype], method.masked)
+        self.method, self.with_reference = method, with_reference
+        self.places: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+        self.divergences: list[Tensor] = []
+
+    def keep(self, drawn: Drawn, moment: Moment, rows: Tensor) -> None:
+        self.places.append(drawn.pictures * self.steps.shape[1] + drawn.columns)
+        with torch.enable_grad():
+            self.log_probs.append(drawn.step.log_prob(drawn.after.float(), drawn.mask))
+        if self.with_reference:
+            method, index = self.method, moment.step - 1
+            cond = moment.cond[rows]
+            conditions = Conditioning.cat([cond, moment.null[rows]]) if method.policy.scale > 1 else cond
+            steps = torch.full((len(rows),), index)
+            t = send(method.scheduler.timesteps[steps], rows.device)
+            with method.adapter.reference():
+                reference = method.step_at(drawn.before, t, steps, conditions)
+            with torch.enable_grad():
+                self.divergences.append(drawn.step.kl(reference, drawn.mask))
+
+    def table(self, parts: list[Tensor]) -> Tensor:
+        """What was kept, (N, T), in the order of ``steps``."""
+        order = torch.cat(self.places).argsort()
+        return torch.cat(parts)[send(order, parts[0].device)].view(self.steps.shape)
+
+
+class FusedGRPOMethod(GRPOMethod):
+    """``GRPOMethod`` with the same gradients, whose updates go back through the sampler's graph.
+
+    Each micro-step draws a rollout of its own, so that graphs are freed by its backward pass.
+    """
+
+    def __init__(self, config: GRPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
+        if accelerator.distributed_type not in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            raise ValueError(
+                f"fused_rollouts keeps many forward passes for one backward pass, which {accelerator.distributed_type} "
+                "cannot: set fused_rollouts to false"
+            )
+        super().__init__(config, adapter, engine, accelerator)
+        self.kept: tuple[Tensor, Tensor | None] | None = None
+
+    def draw(self, number: int) -> Rollout:
+        """A rollout whose trained steps keep their graph until ``loss``."""
+        config = self.config
+        if number and config.kl_target and number % config.gradient_accumulation_steps == 0:
+            self.adapt_kl_beta()
+        steps, etas = self.choose_steps(number)
+        recorder = GraphRecorder(self, steps, etas, with_reference=bool(self.kl_beta or config.kl_target))
+        trained = torch.zeros(config.num_inference_steps, len(steps), dtype=torch.bool)
+        rollout = self.sample(number, recorder, graph=trained.scatter(0, steps.T, value=True))
+        log_prob = recorder.table(recorder.log_probs)
+        self.kept = log_prob, recorder.table(recorder.divergences) if recorder.divergences else None
+        rollout.tensors["picture"] = torch.arange(len(rollout))
+        return rollout
+
+    def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As ``GRPOMethod.log_prob``, from the graph of the rollout that was drawn last; once only."""
+        assert self.kept is not None
+        (log_prob, kl), self.kept = self.kept, None
+        places = send(batch.rollout.picture, log_prob.device), send(batch.column, log_prob.device)
+        return log_prob[places], kl[places] if kl is not None and with_reference else None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = None
+        super().load_state_dict(state)

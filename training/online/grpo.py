@@ -1,0 +1,310 @@
+"""Policy gradient on the sampler's own steps: text to image (grpo) and inpainting with reward trust (inpaint-rl)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.devices import DTYPES, send
+from diffusion_align.objectives.policy_gradient import clipped_policy_loss
+from diffusion_align.process.levels import signal_levels
+from diffusion_align.process.steps import GaussianStep, ddim_step, sensitivity
+from diffusion_align.sampling.sampler import Moment
+from diffusion_align.training.engine.randomness import STEPS, mix
+from diffusion_align.training.policy.guided import GuidedPolicy
+
+from .config import GRPOConfig, InpaintRLConfig
+from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+
+#: Steps with less noise than this are as good as deterministic: their log-probabilities are not trained on.
+SMALLEST_STD = 1e-3
+#: Largest difference between the log-ratio 0 and what sampler and training batch make of it, by autocast dtype.
+RATIO_TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sampling step of M pictures that is to be trained on.
+
+    Attributes:
+        pictures, columns: (M,) their places in ``StepRecorder.steps``.
+        before, after: (M, C, h, w) latents; ``after`` as stored.
+        step: what ``after`` was drawn from.
+        mask: (M, 1, h, w) where log-probabilities count, or None for everywhere.
+    """
+
+    pictures: Tensor
+    columns: Tensor
+    before: Tensor
+    after: Tensor
+    step: GaussianStep
+    mask: Tensor | None
+
+
+class StepRecorder:
+    """A sampler callback that keeps chosen steps of every picture: latents before and after, and the log-probability.
+
+    Args:
+        steps: (N, T) which steps to keep.
+        levels: alpha_bar at every step and after the last (steps + 1,).
+        etas: of every step.
+        dtype: latents are rounded to it before the sampler goes on, so that what is stored is what was drawn.
+        masked: log-probabilities count the hole only.
+    """
+
+    def __init__(self, steps: Tensor, levels: Tensor, etas: list[float], dtype: torch.dtype, masked: bool) -> None:
+        self.steps, self.levels, self.etas, self.dtype, self.masked = steps, levels, etas, dtype, masked
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, moment: Moment) -> Tensor:
+        index = moment.step - 1
+        stored = moment.latents.to(self.dtype)
+        here = self.steps[moment.rows.start : moment.rows.stop] == index
+        rows, columns = here.nonzero(as_tuple=True)
+        if len(rows):
+            on_device = send(rows, stored.device)
+            before, after = moment.before[on_device], stored[on_device]
+            now, following = send(self.levels[index : index + 2], stored.device)
+            with torch.set_grad_enabled(moment.x0.requires_grad):
+                step = ddim_step(
+                    before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
+                )
+            mask = moment.cond.inpaint[on_device, :1] if self.masked and moment.cond.inpaint is not None else None
+            self.keep(Drawn(rows + moment.rows.start, columns, before, after, step, mask), moment, on_device)
+        return stored.float()
+
+    def keep(self, drawn: Drawn, moment: Moment, rows: Tensor) -> None:
+        """Take note of what was drawn; ``rows`` (M,) are its places in the batch of ``moment``."""
+        values = {
+            "before": drawn.before.to(self.dtype),
+            "after": drawn.after,
+            "old_log_prob": drawn.step.log_prob(drawn.after.float(), drawn.mask),
+        }
+        # Kept where they were computed: reading them here would stall the device at every step.
+        places = send(drawn.pictures * self.steps.shape[1] + drawn.columns, drawn.after.device)
+        for name, value in values.items():
+            if name not in self.kept:
+                self.kept[name] = value.new_zeros(self.steps.numel(), *value.shape[1:])
+            self.kept[name][places] = value
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was kept, on the CPU: (N, T, ...) by name."""
+        return {name: value.cpu().unflatten(0, self.steps.shape) for name, value in self.kept.items()}
+
+
+class GRPOMethod:
+    """Rollouts with fresh noise; updates make the steps of better pictures likelier."""
+
+    def __init__(self, config: GRPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
+        self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
+        self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
+        self.scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config, clip_sample=False)
+        self.scheduler.set_timesteps(config.num_inference_steps)
+        self.levels = signal_levels(self.scheduler)
+        variance = (1 - self.levels[1:]) / (1 - self.levels[:-1]) * (1 - self.levels[:-1] / self.levels[1:])
+        noisy = config.eta * variance.clamp(min=0).sqrt() > SMALLEST_STD
+        self.noisy = (noisy & (self.scheduler.timesteps >= config.min_timestep)).nonzero().flatten()
+        if config.train_steps > len(self.noisy):
+            raise ValueError(
+                f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise and a "
+                f"timestep of at least min_timestep = {config.min_timestep}"
+            )
+        moves = sensitivity(self.levels[:-1], self.levels[1:], config.eta).sqrt()
+        self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
+        self.masked = isinstance(config, InpaintRLConfig) and config.masked_log_prob
+        self.kl_beta, self.kl_sum, self.kl_count = config.kl_beta, torch.zeros((), device=adapter.device), 0
+        self.tested = False
+        self.stream = RolloutStream(
+            self.draw,
+            config.train_steps,
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+            config.num_iterations,
+        )
+
+    # -- rollouts ------------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[MiniBatch]:
+        return iter(self.stream)
+
+    def draw(self, number: int) -> Rollout:
+        """A rollout with the chosen steps of its trajectories."""
+        config = self.config
+        if number and config.kl_target:
+            self.adapt_kl_beta()
+        steps, etas = self.choose_steps(number)
+        recorder = StepRecorder(steps, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked)
+        rollout = self.sample(number, recorder)
+        rollout.tensors |= recorder.tensors()
+        if not self.tested:
+            self.self_test(rollout, number)
+            self.tested = True
+        self.recompute_log_probs(rollout, number)
+        return rollout
+
+    def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
+        """Which steps (N, train_steps) of a rollout's pictures are trained on, and eta of every sampling step."""
+        config = self.config
+        pictures = config.prompts_per_rollout * config.num_generations
+        shuffle = torch.Generator().manual_seed(
+            mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
+        )
+        if config.stochastic_steps == "window":
+            start = int(torch.randint(len(self.noisy) - config.train_steps + 1, (1,), generator=shuffle))
+            window = self.noisy[start : start + config.train_steps]
+            etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
+            return window.expand(pictures, -1).clone(), etas
+        choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
+        return self.noisy[choice[:, : config.train_steps]], [config.eta] * config.num_inference_steps
+
+    def sample(self, number: int, recorder: StepRecorder, **options: Any) -> Rollout:
+        """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``options`` of the sampler."""
+        config, etas = self.config, recorder.etas
+        latents = self.engine.initial_noise(number, config.shared_noise).to(recorder.dtype).float()
+        rollout = self.engine.draw(
+            number,
+            recorder,
+            scheduler=self.scheduler,
+            eta=etas,
+            latents=latents,
+            copies=self.copies(etas),
+            **options,
+        )
+        rollout.tensors["steps"] = recorder.steps
+        return rollout
+
+    def copies(self, etas: list[float]) -> list[int]:
+        """How many pictures of a prompt are still the same at each step: all of them until fresh noise came in."""
+        config = self.config
+        if not config.shared_noise or config.rollout_batch_size % config.num_generations:
+            return [1] * len(etas)
+        return [1 if any(etas[:step]) else config.num_generations for step in range(len(etas))]
+
+    def recompute_log_probs(self, rollout: Rollout, number: int) -> None:
+        """Log-probabilities before the rollout's first update, in batches of the shape that updates have.
+
+        What only the first update trains on needs none: its ratios are 1.
+        """
+        config = self.config
+        first_update = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        order = self.stream.order(number, 0, len(rollout) * config.train_steps)
+        later = order if config.num_iterations > 1 else order[first_update:]
+        found = []
+        for start in range(0, len(later), config.per_device_train_batch_size):
+            items = later[start : start + config.per_device_train_batch_size]
+            pictures, columns = items // config.train_steps, items % config.train_steps
+            batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+            with torch.no_grad():
+                found.append(self.log_prob(batch)[0])
+        if found:
+            places = later // config.train_steps, later % config.train_steps
+            rollout.tensors["old_log_prob"][places] = torch.cat(found).cpu()
+
+    def self_test(self, rollout: Rollout, number: int) -> None:
+        """On the policy that drew them, steps must have the ratio 1: exactly when computed twice in the same way, and
+        within what other batch shapes and dtypes explain between sampler and update.
+
+        Raises:
+            RuntimeError: they have not; updates would follow noise.
+        """
+        config = self.config
+        count = min(config.per_device_train_batch_size, len(rollout) * config.train_steps)
+        items = torch.arange(count)
+        pictures, columns = items // config.train_steps, items % config.train_steps
+        batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+        with torch.no_grad():
+            first, second = self.log_prob(batch)[0].cpu(), self.log_prob(batch)[0].cpu()
+        again = float((first - second).abs().max())
+        sampled = float((first - batch.rollout.old_log_prob[torch.arange(count), columns]).abs().max())
+        precision = self.accelerator.mixed_precision
+        limit = RATIO_TOLERANCE[precision]
+        self.accelerator.print(
+            f"on-policy self-test: |log ratio| {again:.1e} computed twice, {sampled:.1e} between sampler and update"
+        )
+        if again > 0:
+            raise RuntimeError(
+                f"on-policy self-test failed: the same log-probabilities differ by {again:.1e} when computed twice; "
+                "set lora_dropout to 0, or another attention"
+            )
+        if sampled > limit:
+            raise RuntimeError(
+                f"on-policy self-test failed: sampler and update disagree by {sampled:.1e} in log-probability "
+                f"(allowed with mixed_precision {precision}: {limit:.0e})"
+            )
+
+    # -- updates -------------------------------------------------------------------------------------------------
+
+    def step_at(self, x_t: Tensor, t: Tensor, steps: Tensor, conditions: Any) -> GaussianStep:
+        """The Gaussian over the next latents that the present weights predict; ``steps`` (B,) on the CPU."""
+        prediction = self.policy.predict(x_t, t, conditions)
+        now, following = (send(self.levels[places], x_t.device) for places in (steps, steps + 1))
+        return ddim_step(x_t, prediction.x0, now, following, self.config.eta)
+
+    def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""
+        device, rollout = self.adapter.device, batch.rollout
+        rows = torch.arange(len(batch.column))
+        steps = rollout.steps[rows, batch.column]
+        x_t = send(rollout.before[rows, batch.column], device).float()
+        after = send(rollout.after[rows, batch.column], device).float()
+        t = send(self.scheduler.timesteps[steps], device)
+        inpaint = rollout.tensors.get("inpaint")
+        conditions = self.policy.conditions(rollout.prompts, inpaint)
+        mask = send(inpaint[:, :1], device) if self.masked and inpaint is not None else None
+        with self.accelerator.autocast():
+            step = self.step_at(x_t, t, steps, conditions)
+            kl = None
+            if with_reference:
+                with self.adapter.reference():
+                    reference = self.step_at(x_t, t, steps, conditions)
+                kl = step.kl(reference, mask)
+        return step.log_prob(after, mask), kl
+
+    def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped policy-gradient loss of the batch (scalar) and its metrics."""
+        config, device, rollout = self.config, self.adapter.device, batch.rollout
+        log_prob, kl = self.log_prob(batch, with_reference=bool(self.kl_beta or config.kl_target))
+        rows = torch.arange(len(batch.column))
+        # Where nothing was learned since, the ratio is 1 whatever the kernels do.
+        old = log_prob.detach() if batch.on_policy else send(rollout.old_log_prob[rows, batch.column], device)
+        scale = send(self.step_scale[rollout.steps[rows, batch.column]], device)
+        loss, metrics = clipped_policy_loss(
+            log_prob * scale,
+            old * scale,
+            send(rollout.advantage, device),
+            config.clip_range,
+            send(rollout.trust, device) if config.trust != "none" else None,
+        )
+        metrics |= {"reward": send(rollout.reward.mean(), device), "trust": send(rollout.trust.mean(), device)}
+        if kl is not None:
+            loss = loss + self.kl_beta * kl.mean()
+            metrics["kl"] = kl.detach().mean()
+            self.kl_sum, self.kl_count = self.kl_sum + metrics["kl"], self.kl_count + 1
+        return loss, {"loss": loss.detach(), **metrics}
+
+    def adapt_kl_beta(self) -> None:
+        """Move kl_beta so that the divergence of the last rollout's updates would have been nearer to the target."""
+        mean = self.accelerator.reduce(self.kl_sum / max(self.kl_count, 1), "mean").item()
+        error = min(max(mean / self.config.kl_target - 1, -0.5), 0.5)
+        self.kl_beta = max(self.kl_beta, 1e-6) * (1 + error)
+        self.kl_sum, self.kl_count = torch.zeros_like(self.kl_sum), 0
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        kl = {"kl_beta": self.kl_beta, "kl_sum": float(self.kl_sum), "kl_count": self.kl_count}
+        return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict(), **kl}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state, self.accelerator)
+        self.engine.load_state_dict(state)
+        self.kl_beta, self.kl_count = state["kl_beta"], state["kl_count"]
+        self.kl_sum = torch.tensor(state["kl_sum"], device=self.adapter.device)

@@ -1,0 +1,94 @@
+"""DiffusionNFT (2509.16117): no likelihood; the policy moves away from bad pictures, to good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.devices import send
+from diffusion_align.objectives.errors import mse_per_sample
+from diffusion_align.objectives.nft_loss import nft_loss, optimality
+from diffusion_align.training.policy.guided import GuidedPolicy
+
+from .config import NFTConfig
+from .renoising import RenoisedBatch, check_timesteps
+from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+
+
+class NFTMethod:
+    """Pictures are drawn by an average of past policies; the trained one moves away from bad ones, to good ones."""
+
+    def __init__(self, config: NFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
+        check_timesteps(config, adapter)
+        self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
+        self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
+        self.stream = RolloutStream(
+            self.draw,
+            config.updates_per_picture,
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+        )
+        self.old = {name: p.detach().clone() for name, p in adapter.trainable_parameters().items()}
+
+    def batches(self) -> Iterator[MiniBatch]:
+        return iter(self.stream)
+
+    def draw(self, number: int) -> Rollout:
+        """A rollout of the old policy, which first moves on towards the trained one."""
+        if number:
+            decay = min(self.config.old_decay, self.config.old_decay_growth * number)
+            with torch.no_grad():
+                for name, parameter in self.adapter.trainable_parameters().items():
+                    self.old[name].lerp_(parameter, 1 - decay)
+        with self.old_policy():
+            return self.engine.draw(number)
+
+    @contextmanager
+    def old_policy(self) -> Iterator[None]:
+        """Inside, the adapter has the weights of the policy that draws the pictures, and builds no graph."""
+        own = self.adapter.trainable_parameters()
+        with torch.no_grad():
+            kept = {name: p.detach().clone() for name, p in own.items()}
+            for name, parameter in own.items():
+                parameter.copy_(self.old[name])
+            try:
+                yield
+            finally:
+                for name, parameter in own.items():
+                    parameter.copy_(kept[name])
+
+    def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """DiffusionNFT's loss (scalar) and its metrics."""
+        config, rollout = self.config, batch.rollout
+        noisy = RenoisedBatch(self.adapter, batch, config.min_timestep)
+        conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
+        with self.accelerator.autocast():
+            with self.old_policy():
+                old = self.policy.predict(noisy.x_t, noisy.t, conditions).output
+            output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
+            optimal = optimality(send(rollout.advantage, output.device), config.advantage_clip)
+            loss, metrics = nft_loss(output, old, noisy.target, optimal, config.nft_beta, noisy.mask)
+            if config.kl_beta:
+                with self.adapter.reference():
+                    reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
+                metrics["kl"] = mse_per_sample(output, reference).mean()
+                loss = loss + config.kl_beta * metrics["kl"]
+        metrics["reward"] = send(rollout.reward.mean(), output.device)
+        return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        old = {f"old.{name}": tensor for name, tensor in self.old.items()}
+        return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict(), **old}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state, self.accelerator)
+        self.engine.load_state_dict(state)
+        for name, tensor in self.old.items():
+            tensor.copy_(state[f"old.{name}"])

@@ -1,0 +1,74 @@
+"""RAFT (2304.06767): the best of each prompt's own pictures are training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.devices import send
+from diffusion_align.objectives.errors import mse_per_sample
+from diffusion_align.process.steps import average
+from diffusion_align.training.policy.guided import GuidedPolicy
+
+from .config import RAFTConfig
+from .renoising import RenoisedBatch, check_timesteps
+from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+
+
+class RAFTMethod:
+    """The best of each prompt's pictures are training data; when they are used up, the tuned model draws the next."""
+
+    def __init__(self, config: RAFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
+        check_timesteps(config, adapter)
+        if config.keep > config.num_generations:
+            raise ValueError(f"keep = {config.keep}: only {config.num_generations} pictures of a prompt are drawn")
+        self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
+        # Denoising wants the model itself, not its guided combination.
+        self.policy = GuidedPolicy(adapter, engine.tasks.size, scale=1.0)
+        self.stream = RolloutStream(
+            self.draw,
+            config.updates_per_picture,
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            config.seed,
+        )
+
+    def batches(self) -> Iterator[MiniBatch]:
+        return iter(self.stream)
+
+    def draw(self, number: int) -> Rollout:
+        """The best ``keep`` pictures of each prompt of a rollout (not of all: that would favour easy prompts)."""
+        rollout = self.engine.draw(number)
+        by_prompt = rollout.reward.view(-1, self.config.num_generations)
+        best = by_prompt.topk(self.config.keep, dim=1).indices
+        rows = (best + torch.arange(len(best))[:, None] * self.config.num_generations).flatten()
+        rollout.tensors["drawn"] = by_prompt.mean(dim=1, keepdim=True).expand_as(by_prompt).flatten()
+        return rollout.rows(rows)
+
+    def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Denoising loss on the kept pictures (scalar) and its metrics."""
+        rollout = batch.rollout
+        noisy = RenoisedBatch(self.adapter, batch, self.config.min_timestep)
+        conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
+        with self.accelerator.autocast():
+            output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
+            loss = average((output - noisy.target) ** 2, noisy.mask).mean()
+            metrics = {"kept_reward": rollout.reward.mean(), "reward": rollout.drawn.mean()}
+            if self.config.kl_beta:
+                with self.adapter.reference():
+                    reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
+                metrics["kl"] = mse_per_sample(output, reference).mean()
+                loss = loss + self.config.kl_beta * metrics["kl"]
+        return loss, {"loss": loss.detach(), **{name: send(v.detach(), loss.device) for name, v in metrics.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state, self.accelerator)
+        self.engine.load_state_dict(state)

@@ -1,0 +1,42 @@
+"""Own pictures at random noise levels: what NFT and RAFT learn from."""
+
+from __future__ import annotations
+
+import torch
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.devices import send
+from diffusion_align.training.engine.randomness import NOISE, mix, normal, timesteps
+
+from .config import NFTConfig, RAFTConfig
+from .rollout import MiniBatch
+
+
+class RenoisedBatch:
+    """A batch of own pictures at random noise levels.
+
+    Attributes:
+        x_t, target: (B, C, h, w), the noisy latents and what the denoiser's raw output should be there.
+        t: (B,).
+        inpaint: (B, 1 + C, h, w) or None; mask: its first channel.
+    """
+
+    def __init__(self, adapter: Adapter, batch: MiniBatch, min_timestep: int) -> None:
+        rollout, device = batch.rollout, adapter.device
+        # Pictures of one prompt meet the same noise at the same timesteps: what they share cancels in the comparison.
+        draws = zip(rollout.group.tolist(), batch.column.tolist(), strict=True)
+        seeds = torch.tensor([mix(seed, column, batch.number) for seed, column in draws])
+        x0 = send(rollout.latents, device)
+        self.t = send(timesteps(seeds, min_timestep, adapter.schedule.num_timesteps), device)
+        eps = send(normal(seeds, NOISE, x0.shape[1:]), device)
+        self.x_t, self.target = adapter.add_noise(x0, eps, self.t), adapter.training_target(x0, eps, self.t)
+        self.inpaint = rollout.tensors.get("inpaint")
+        self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)
+
+
+def check_timesteps(config: NFTConfig | RAFTConfig, adapter: Adapter) -> None:
+    """Raises ValueError where no timestep is left."""
+    if config.min_timestep >= adapter.schedule.num_timesteps:
+        raise ValueError(
+            f"min_timestep = {config.min_timestep}: the model's schedule ends at {adapter.schedule.num_timesteps}"
+        )

@@ -1,0 +1,264 @@
+"""Rollouts: draw several pictures of each prompt, score them, say how much better each is than its siblings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.data.holes import Holes
+from diffusion_align.objectives.policy_gradient import group_advantages
+from diffusion_align.objectives.trust import TrustWeight
+from diffusion_align.rewards import RewardScorer
+from diffusion_align.rewards.watched import WatchedScorer
+from diffusion_align.sampling.sampler import StepCallback, sample
+from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
+
+from .config import RolloutConfig
+from .drawing_tasks import Tasks
+
+
+@dataclass
+class Rollout:
+    """Pictures that were drawn, one row each.
+
+    Attributes:
+        prompts: N.
+        tensors: by name, N rows each, on the CPU: ``latents`` (N, C, h, w), ``reward``, ``advantage``, ``trust`` (N,),
+            ``group`` (N,) int64, a seed that the pictures of a prompt share; ``inpaint`` (N, 1 + C, h, w) of inpainting
+            models; and what the method adds.
+    """
+
+    prompts: list[str]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            found: Tensor = self.__dict__["tensors"][name]
+        except KeyError:
+            raise AttributeError(f"rollout has no {name!r}") from None
+        return found
+
+    def rows(self, rows: Tensor) -> Rollout:
+        """The pictures ``rows`` (M,)."""
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        return Rollout(prompts, {name: tensor[rows] for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one micro-step trains on.
+
+    Attributes:
+        rollout: its pictures (B rows).
+        column: (B,) which of a picture's training items (sampling step, noise level) each row is.
+        number: of the rollout in the run.
+        on_policy: no optimiser step was taken since the rollout was drawn.
+    """
+
+    rollout: Rollout
+    column: Tensor
+    number: int
+    on_policy: bool
+
+    @property
+    def prompts(self) -> list[str]:
+        return self.rollout.prompts
+
+    @property
+    def reward(self) -> Tensor:
+        return self.rollout.reward
+
+
+class RolloutStream:
+    """Endless micro-batches: a rollout is drawn when the last one is used up.
+
+    Args:
+        draw: makes the rollout of a number.
+        items: training items of each picture.
+        batch_size: rows of a micro-batch.
+        steps: micro-batches of an optimiser step.
+        passes: how often a rollout is gone through, each time in another order.
+    """
+
+    def __init__(
+        self, draw: Callable[[int], Rollout], items: int, batch_size: int, steps: int, seed: int, passes: int = 1
+    ) -> None:
+        self.draw, self.items, self.batch_size, self.steps, self.passes = draw, items, batch_size, steps, passes
+        self.seed = seed
+        self.number, self.position = 0, 0
+        self.rollout: Rollout | None = None
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        while True:
+            if self.rollout is None:
+                self.rollout = self.draw(self.number)
+            count = len(self.rollout) * self.items
+            per_pass = count // self.batch_size
+            number, position = self.number, self.position
+            start = position % per_pass * self.batch_size
+            chosen = self.order(number, position // per_pass, count)[start : start + self.batch_size]
+            batch = self.rollout.rows(chosen // self.items)
+            self.position += 1
+            if self.position == per_pass * self.passes:
+                self.number, self.position, self.rollout = number + 1, 0, None
+            yield MiniBatch(batch, chosen % self.items, number, position < self.steps)
+
+    def order(self, number: int, turn: int, count: int) -> Tensor:
+        """The ``count`` items of rollout ``number`` in the order of pass ``turn``."""
+        shuffle = torch.Generator().manual_seed(mix(self.seed, ITEMS, number, turn))
+        return torch.randperm(count, generator=shuffle)
+
+    def state_dict(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Position, and all processes' pictures of the rollout that is not used up."""
+        state: dict[str, Any] = {"number": self.number, "position": self.position, "prompts": None}
+        if self.rollout is not None:
+            state["prompts"] = gather_object(self.rollout.prompts)
+            gather = accelerator.gather if accelerator.num_processes > 1 else lambda tensor: tensor
+            for name, tensor in self.rollout.tensors.items():
+                state[f"rollout.{name}"] = gather(tensor.to(accelerator.device)).cpu()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], accelerator: Accelerator) -> None:
+        self.number, self.position, self.rollout = state["number"], state["position"], None
+        if state["prompts"] is not None:
+            share = len(state["prompts"]) // accelerator.num_processes
+            mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
+            tensors = {k.removeprefix("rollout."): v[mine] for k, v in state.items() if k.startswith("rollout.")}
+            self.rollout = Rollout(state["prompts"][mine], tensors)
+
+
+class RolloutEngine:
+    """Draws and scores.
+
+    Args:
+        trust: weights of pictures from their reward features.
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        adapter: Adapter,
+        accelerator: Accelerator,
+        scorer: RewardScorer,
+        trust: TrustWeight | None = None,
+    ) -> None:
+        self.config, self.adapter, self.accelerator, self.trust = config, adapter, accelerator, trust
+        self.tasks = Tasks(config, adapter)
+        self.scorer = scorer
+        self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
+        self.nfe = 0.0
+
+    def draw(self, number: int, callback: StepCallback | None = None, **options: Any) -> Rollout:
+        """Rollout ``number`` of this process, with the adapter's present weights.
+
+        Args:
+            callback: of the sampler.
+            options: of ``sample``.
+
+        Raises:
+            ScorerError: the scorer failed.
+        """
+        config, adapter = self.config, self.adapter
+        group, count = config.num_generations, config.prompts_per_rollout
+        first = self.first_task(number)
+        prompts, holes = self.tasks.take(range(first, first + count))
+        prompts = [prompt for prompt in prompts for _ in range(group)]
+        seeds = self.picture_seeds(number, group)
+        inpaint = None
+        if holes is not None:
+            with self.accelerator.autocast():
+                inpaint = holes.encode(adapter).cpu().repeat_interleave(group, 0)
+            holes = holes.repeat_each(group)
+        training = adapter.unet.training
+        adapter.unet.eval()
+        with self.accelerator.autocast():
+            drawn = sample(
+                adapter,
+                prompts,
+                seeds=seeds,
+                num_inference_steps=config.num_inference_steps,
+                guidance=config.guidance_scale,
+                height=self.tasks.size,
+                width=self.tasks.size,
+                batch_size=config.rollout_batch_size,
+                inpaint=inpaint,
+                callback=callback,
+                **options,
+            )
+        adapter.unet.train(training)
+        self.nfe = drawn.nfe
+        images = drawn.images if holes is None else holes.composite(drawn.images)
+        reward, trust = self.judge(images, prompts, holes)
+        tensors = {
+            "latents": drawn.latents,
+            "reward": reward,
+            "advantage": self.advantages(reward),
+            "trust": trust,
+            "group": torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)]),
+        }
+        return Rollout(prompts, tensors if inpaint is None else tensors | {"inpaint": inpaint})
+
+    def first_task(self, number: int) -> int:
+        """Position in the stream of tasks where this process' share of a rollout starts."""
+        share = number * self.accelerator.num_processes + self.accelerator.process_index
+        return share * self.config.prompts_per_rollout
+
+    def picture_seeds(self, number: int, copies: int) -> list[int]:
+        """Seeds of the first ``copies`` pictures of every prompt of a rollout."""
+        tasks = range(first := self.first_task(number), first + self.config.prompts_per_rollout)
+        return [mix(self.config.seed, PICTURES, task, k) for task in tasks for k in range(copies)]
+
+    def initial_noise(self, number: int, shared: bool) -> Tensor:
+        """Noise to start a rollout from (N, C, h, w); ``shared``: the same for all pictures of a prompt."""
+        config, adapter = self.config, self.adapter
+        copies = 1 if shared else config.num_generations
+        side = self.tasks.size // adapter.vae_scale_factor
+        noise = normal(torch.tensor(self.picture_seeds(number, copies)), NOISE, (adapter.latent_channels, side, side))
+        return noise.repeat_interleave(config.num_generations // copies, 0)
+
+    def judge(self, images: Tensor, prompts: list[str], holes: Holes | None) -> tuple[Tensor, Tensor]:
+        """Rewards and trust weights (N,)."""
+        rewards, weights = [], []
+        for start in range(0, len(images), self.config.rollout_batch_size):
+            part = slice(start, start + self.config.rollout_batch_size)
+            output = self.score(images[part], prompts[part], None if holes is None else holes[part])
+            rewards.append(output.reward)
+            if self.trust is not None:
+                if output.features is None:
+                    raise ValueError(f"trust needs reward features, which scorer {self.scorer.name} does not show")
+                weights.append(self.trust(output.features))
+        reward = torch.cat(rewards)
+        return reward, torch.cat(weights) if weights else torch.ones_like(reward)
+
+    def advantages(self, reward: Tensor) -> Tensor:
+        """Of this process' pictures (N,); the spread of a batch is that of all processes' pictures."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.num_processes > 1:
+            reward = accelerator.gather(reward.to(accelerator.device)).cpu()
+        found = group_advantages(
+            reward, config.num_generations, scale=config.advantage_scale, clip=config.advantage_clip
+        )
+        share = len(found) // accelerator.num_processes
+        return found[accelerator.process_index * share :][:share]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The scorer's running statistics (of an ensemble)."""
+        buffers = {} if len(self.config.scorers) == 1 else dict(self.scorer.named_buffers())
+        return {f"scorer.{name}": buffer.detach().clone() for name, buffer in buffers.items() if "standard" in name}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        buffers = dict(self.scorer.named_buffers())
+        for name, value in state.items():
+            if name.startswith("scorer."):
+                buffers[name.removeprefix("scorer.")].copy_(value)

@@ -1,0 +1,1 @@
+"""DPO and InPO: learning from pairs of a chosen and a rejected picture."""

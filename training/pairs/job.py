@@ -1,0 +1,49 @@
+"""DPO and InPO, from settings to something the loop can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator, PartialState
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.data import StreamedPairs, build_cache
+from diffusion_align.training.engine.config import RunConfig
+from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.policy.model import load_policy_model, prepare_policy
+from diffusion_align.training.policy.validation import build_validator
+
+from .config import DPOConfig, InPOConfig
+from .loading import build_pair_source, build_transform, load_training_pairs
+from .method import PairMethod
+from .noising import GaussianNoising, InvertedNoising, Noising
+from .remembering import build_reference
+
+
+def cache_pairs(config: DPOConfig) -> str:
+    """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
+    adapter = load_policy_model(config, PartialState().device)
+    pairs = load_training_pairs(config)
+    if isinstance(pairs, StreamedPairs) or config.cache_dir is None:
+        raise ValueError("a cache needs cache_dir and a data set with random access: set streaming to false")
+    transform = build_transform(config, adapter)
+    cached = build_cache(adapter, pairs, transform, config.cache_dir, max_corrupt=config.max_corrupt, progress=print)
+    size = sum(path.stat().st_size for path in Path(config.cache_dir).glob("*.safetensors"))
+    return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
+
+
+def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None) -> Job:
+    """DPO or InPO, which differ in their noise only."""
+    assert isinstance(config, DPOConfig)
+    own = adapter is None
+    if adapter is None:
+        adapter = load_policy_model(config, accelerator.device)
+    prepare_policy(config, adapter)
+    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
+    if own and config.cache_dir is not None and not config.eval_steps:
+        adapter.park_encoders()
+    noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
+    reference = build_reference(config, adapter, source)
+    method = PairMethod(config, adapter, source, noising, accelerator.autocast, reference)
+    validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
+    return Job(adapter, method, validate)

@@ -1,0 +1,94 @@
+"""From settings to batches of pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.data import (
+    CachedPairs,
+    FixedDraws,
+    PairBatch,
+    PairDataset,
+    PairLoader,
+    PairTransform,
+    PixelExamples,
+    StreamedPairs,
+    StreamLoader,
+    build_cache,
+    fingerprint,
+    load_pairs,
+    make_buckets,
+)
+from diffusion_align.training.engine.sourced_method import BatchSource
+
+from .config import DPOConfig
+
+
+def build_pair_source(
+    config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1
+) -> BatchSource[PairBatch]:
+    """The pairs of ``config.dataset`` as an endless loader of this process' share."""
+    transform = build_transform(config, adapter)
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "rank": rank,
+        "world_size": world_size,
+        "caption_dropout": config.caption_dropout,
+        "max_corrupt": config.max_corrupt,
+    }
+    batch_size, draws = config.per_device_train_batch_size, fixed_draws(config)
+    if config.cache_dir is not None:
+        cached = open_or_build_cache(config, adapter, transform, is_main=rank == 0)
+        return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
+    pairs = load_training_pairs(config)
+    if isinstance(pairs, StreamedPairs):
+        return StreamLoader(pairs, transform, batch_size, **options)
+    examples = PixelExamples(pairs, transform)
+    return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
+
+
+def fixed_draws(config: DPOConfig) -> FixedDraws | None:
+    """What ``noise_draws`` asks for."""
+    return None if config.noise_draws is None else FixedDraws(config.seed, config.noise_draws)
+
+
+def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
+    """Crop, flip and size of the training images.
+
+    Raises:
+        ValueError: a resolution the VAE cannot encode, or that gives no buckets.
+    """
+    resolution = config.resolution or adapter.default_resolution
+    if resolution % adapter.vae_scale_factor:
+        raise ValueError(
+            f"resolution = {resolution} is not divisible by the VAE factor {adapter.vae_scale_factor} of {config.model}"
+        )
+    buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
+    return PairTransform(resolution, config.random_crop, config.random_flip, buckets)
+
+
+def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTransform, is_main: bool) -> CachedPairs:
+    """The cache in ``config.cache_dir``, made first when it is not there yet."""
+    assert config.cache_dir is not None
+    folder = Path(config.cache_dir)
+    if is_main and not (folder / "manifest.json").is_file():
+        pairs = load_training_pairs(config)
+        if isinstance(pairs, StreamedPairs):
+            raise ValueError("cache_dir needs a data set with random access: set streaming to false")
+        build_cache(adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print)
+    PartialState().wait_for_everyone()
+    return CachedPairs(folder, fingerprint(adapter, transform))
+
+
+def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
+    """The pairs of ``config.dataset``, ties dropped."""
+    return load_pairs(
+        config.dataset,
+        config.dataset_split,
+        streaming=config.streaming,
+        limit=config.max_pairs,
+    )

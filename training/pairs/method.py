@@ -1,0 +1,99 @@
+"""The preference-pair step shared by DPO and InPO, which differ in where the noise comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
+from diffusion_align.data.types import PairBatch
+from diffusion_align.devices import send
+from diffusion_align.objectives.pair_stats import PairStats
+from diffusion_align.objectives.preference import preference_loss
+from diffusion_align.training.engine.randomness import CHOSEN_POSTERIOR, REJECTED_POSTERIOR, normal, timesteps
+from diffusion_align.training.engine.sourced_method import BatchSource, SourcedMethod
+
+from .config import DPOConfig
+from .noising import Noising
+from .reference import NoisyPairs, Reference, WholeBatch
+
+
+class PairMethod(SourcedMethod[PairBatch]):
+    """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
+
+    Args:
+        source: the pairs.
+        noising: Gaussian noise (DPO) or DDIM inversion (InPO).
+        autocast: context of the forward passes.
+        reference: where the reference's errors come from; None computes them batch by batch.
+    """
+
+    def __init__(
+        self,
+        config: DPOConfig,
+        adapter: Adapter,
+        source: BatchSource[PairBatch],
+        noising: Noising,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        reference: Reference | None = None,
+    ) -> None:
+        self.reference = reference or WholeBatch(adapter)
+        self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
+        self.encode_prompts = PromptEncoder(adapter)
+
+    def clean_latents(self, batch: PairBatch, seeds: Tensor) -> Tensor:
+        """x0 (2B, C, h, w) float32, sampled from the VAE posterior: chosen first."""
+        if batch.posterior is not None:
+            mean, std = (part.flatten(0, 1).float() for part in batch.posterior)
+        else:
+            assert batch.pixels is not None
+            mean, std = self.adapter.encode_posterior(batch.pixels.flatten(0, 1))
+        draws = [normal(seeds, stream, mean.shape[1:]) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)]
+        return mean + std * send(torch.cat(draws), mean.device)
+
+    def conditioning(self, batch: PairBatch) -> Conditioning:
+        """Conditioning of chosen and rejected (2B rows); SDXL's size ids are those of each image."""
+        cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
+        cond = Conditioning(cond.embeds, cond.pooled).repeat(2)
+        if self.adapter.family.name != "sdxl":
+            return cond
+        return Conditioning(cond.embeds, cond.pooled, batch.size_ids.flatten(0, 1).to(cond.embeds.device))
+
+    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
+        config, device = self.config, self.adapter.device
+        seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
+        soft_labels = send(batch.preference, device) if bool((batch.preference != 1).any()) else None
+        batch = batch.to(device)
+        x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
+        high = min(config.max_timestep, self.adapter.schedule.num_timesteps)
+        t = send(timesteps(seeds, config.min_timestep, high).repeat(2), device)
+        with self.autocast():
+            x_t, eps = self.noising(x0, t, cond, seeds)
+            noisy = NoisyPairs(x_t, self.adapter.training_target(x0, eps, t), t, cond)
+            chosen, rejected = noisy.errors(self.adapter).chunk(2)
+            stats = PairStats(chosen, rejected)
+            found: dict[str, Tensor] = {}
+            if config.loss_type != "mapo":  # reference-free
+                errors, found = self.reference.errors(noisy, batch.keys, seeds)
+                stats = PairStats(chosen, rejected, *errors.chunk(2))
+        result = preference_loss(
+            config.loss_type,
+            stats,
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            soft_labels=soft_labels,
+            sample_weight=batch.weight,
+        )
+        loss = result.loss
+        if config.sft_weight:
+            loss = loss + config.sft_weight * chosen.mean()
+        return loss, {"loss": loss.detach(), **result.metrics, **found}
+
+    def state_dict(self) -> dict[str, Any]:
+        self.reference.checkpoint()
+        return super().state_dict()

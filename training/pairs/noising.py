@@ -1,0 +1,74 @@
+"""Where a pair's noise comes from: drawn (Diffusion-DPO, 2311.12908) or found by DDIM inversion (InPO, 2503.18454)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.devices import send
+from diffusion_align.process.inversion import ddim_invert, inverted_noise
+from diffusion_align.training.engine.randomness import INVERSION, NOISE, normal
+
+from .config import InPOConfig
+from .reference import pair_rows
+
+
+class GaussianNoising:
+    """The forward process q(x_t | x0) with the pair's own noise."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        eps = send(normal(seeds, NOISE, x0.shape[1:]), x0.device).repeat(2, 1, 1, 1)
+        return self.adapter.add_noise(x0, eps, t), eps
+
+
+class Noising(Protocol):
+    """Turns clean latents into what the denoiser sees and the noise it should find in it."""
+
+    def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and its noise, both like ``x0`` (2B, C, h, w): chosen first; ``t`` (2B,), ``seeds`` (B,) of the pairs."""
+
+
+class InvertedNoising:
+    """x_t by inversion with policy or reference, and tau = (x_t - alpha x0) / sigma, which differs within a pair."""
+
+    def __init__(self, adapter: Adapter, config: InPOConfig) -> None:
+        self.adapter, self.config = adapter, config
+
+    def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.noise_draws is None or self.config.inversion_model == "policy":
+            return self._invert(x0, t, cond, seeds)
+        # The reference finds the same noise whenever a draw comes again: to the bit, where it sees the pair alone.
+        pairs = [
+            self._invert(pair_rows(x0, i), pair_rows(t, i), cond.map(partial(pair_rows, index=i)), seeds[i : i + 1])
+            for i in range(len(seeds))
+        ]
+        x_t, eps = (torch.stack([pair[k] for pair in pairs], dim=1).flatten(0, 1) for k in range(2))
+        return x_t, eps
+
+    @torch.no_grad()
+    def _invert(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        config, alpha_bar = self.config, self.adapter.schedule.table
+        noise = None
+        if config.inversion_eta:
+            draws = normal(seeds, INVERSION, (config.inversion_steps, 2, *x0.shape[1:]))
+            noise = send(draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2), x0.device)
+        with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
+            x_t = ddim_invert(
+                lambda x, steps: self.adapter.predict(x, steps, cond).eps,
+                x0,
+                t,
+                alpha_bar,
+                num_steps=config.inversion_steps,
+                renoise_iterations=config.renoise_iterations,
+                eta=config.inversion_eta,
+                noise=noise,
+            )
+        return x_t, inverted_noise(x_t, x0, t, alpha_bar)

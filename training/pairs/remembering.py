@@ -1,0 +1,69 @@
+"""Whether and where reference errors are remembered, as a run's settings say."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.data import CachedPairs, PairBatch, PairLoader
+from diffusion_align.data.cache import hash_weights
+from diffusion_align.training.engine.sourced_method import BatchSource
+
+from .config import DPOConfig, InPOConfig
+from .error_memory import ErrorMemory
+from .loading import fixed_draws
+from .reference import PairByPair, Reference, WholeBatch
+
+#: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
+SETTINGS = (
+    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "mixed_precision", "weight_dtype",
+    "full_finetuning", "attention", "torch_compile", "channels_last",
+)  # fmt: skip
+INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
+
+
+def build_reference(config: DPOConfig, adapter: Adapter, source: BatchSource[PairBatch]) -> Reference:
+    """Batch by batch for fresh noise; pair by pair for fixed draws, with a memory if ``reference_cache`` says so."""
+    draws = fixed_draws(config)
+    if draws is None:
+        return WholeBatch(adapter)
+    if not config.reference_cache:
+        return PairByPair(adapter)
+    assert config.cache_dir is not None
+    assert isinstance(source, PairLoader)
+    assert isinstance(source.examples, CachedPairs)
+    keys = [source.key(index) for index in range(len(source.examples))]
+    folder = Path(config.cache_dir) / "reference"
+    return PairByPair(
+        adapter, ErrorMemory(folder, facts(config, adapter, source.examples), keys, draws, adapter.device)
+    )
+
+
+def facts(config: DPOConfig, adapter: Adapter, pairs: CachedPairs) -> dict[str, Any]:
+    """Everything that a reference error depends on to its last bit: model, data, settings, and where it is computed."""
+    digest = hashlib.sha256()
+    hash_weights(digest, adapter.reference_state())
+    names = SETTINGS + (INVERSION_SETTINGS if isinstance(config, InPOConfig) else ())
+    device = adapter.device
+    return {
+        "method": config.method,
+        "reference": digest.hexdigest(),
+        "schedule": [
+            adapter.prediction_type,
+            hashlib.sha256(str(adapter.schedule.table.tolist()).encode()).hexdigest(),
+        ],
+        "pairs": pairs.contents,
+        **{name: getattr(config, name) for name in names},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {_processor()}",
+        "libraries": {name: version(name) for name in ("torch", "diffusers")},
+    }
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,40 @@
+"""The policy that online methods train: the denoiser under the guidance that its pictures are drawn with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
+from diffusion_align.adapters.prompts import conditioning
+from diffusion_align.process.prediction import Prediction
+
+
+class GuidedPolicy:
+    """Predictions as the sampler makes them: eps_null + w (eps_prompt - eps_null), one forward for both.
+
+    Args:
+        size: side of the pictures in pixels (SDXL's size ids).
+        scale: w; 1 or less predicts with the prompt only.
+    """
+
+    def __init__(self, adapter: Adapter, size: int, scale: float) -> None:
+        self.adapter, self.scale = adapter, scale
+        self.encode = PromptEncoder(adapter)
+        self.size = size
+
+    def conditions(self, prompts: list[str], inpaint: Tensor | None) -> Conditioning:
+        """What ``predict`` takes: conditioning of the prompts (B) and, with guidance, of null prompts (2B)."""
+        texts = prompts + [""] * len(prompts) if self.scale > 1 else prompts
+        if inpaint is not None:
+            inpaint = inpaint.repeat(len(texts) // len(prompts), 1, 1, 1)
+        return conditioning(self.adapter, texts, self.size, self.size, inpaint, self.encode)
+
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Conditioning) -> Prediction:
+        """The guided prediction at ``x_t`` (B, C, h, w), timesteps ``t`` (B,)."""
+        if len(conditions) == len(x_t):
+            return self.adapter.predict(x_t, t, conditions)
+        both = self.adapter.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), conditions)
+        prompt, null = both.output.chunk(2)
+        count = len(x_t)
+        output = null + self.scale * (prompt - null)
+        return Prediction(output, x_t.float(), both.alpha[:count], both.sigma[:count], both.kind)

@@ -1,0 +1,287 @@
+"""How much device memory a run needs, found without weights: the step is run on torch's ``meta`` device.
+
+Meta tensors have shapes and dtypes but no data, so SDXL's true UNet runs here in seconds, and what autograd would
+keep for the backward pass can be counted instead of guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffusion_align.adapters.adapter import checkpoint_activations
+from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
+from diffusion_align.devices import DTYPES
+from diffusion_align.evaluation.compare import SamplingSettings
+from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
+from diffusion_align.training.online.config import DRaFTConfig, RolloutConfig
+from diffusion_align.training.pairs.config import DPOConfig
+
+from .config import TrainConfig
+from .live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+#: Pictures that validation draws at once.
+VALIDATION_BATCH = SamplingSettings().batch_size
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device at the peak of a training step, without the allocator's overhead.
+
+    Attributes:
+        frozen_weights: UNet, VAE and text encoders as stored; without the latter two where a cache replaces them.
+        reference: a second UNet, when all weights are trained.
+        trained_weights, gradients, optimizer, ema: of the trained parameters.
+        buckets: the gradients' second copy, in which several processes exchange them.
+        activations: kept for the backward pass, plus the largest block's while it is recomputed.
+        vae: peak of encoding the pairs (unless they are cached) or decoding pictures, in chunks of ``vae_batch_size``,
+            and the pictures themselves.
+        vae_in_backward: whether the VAE works while the activations are kept (DRaFT), instead of before or after.
+        trained_parameters: how many parameters are trained.
+    """
+
+    frozen_weights: int
+    reference: int
+    trained_weights: int
+    gradients: int
+    buckets: int
+    optimizer: int
+    ema: int
+    activations: int
+    vae: int
+    vae_in_backward: bool
+    trained_parameters: int
+
+    @property
+    def total(self) -> int:
+        weights = self.frozen_weights + self.reference + self.trained_weights
+        lasting = weights + self.gradients + self.buckets + self.optimizer + self.ema
+        if self.vae_in_backward:
+            return lasting + self.activations + self.vae
+        return lasting + max(self.activations, self.vae)
+
+
+def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate | None:
+    """Memory per device of a run of ``config`` on ``world_size``; None for a single file without ``model_config``.
+
+    Raises:
+        OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
+    """
+    source = config.model_config or config.model
+    if source in SHIPPED_MODELS:
+        source = str(shipped_path(source))
+    if Path(source).is_file():
+        return None
+    compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
+    vae = _vae(config, source)
+    with torch.device("meta"):
+        texts = sum(_text_encoder_sizes(source))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+        base = _count(unet)
+        if not config.full_finetuning:
+            unet.requires_grad_(False)
+            unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
+    shapes = [p.shape for p in unet.parameters() if p.requires_grad]
+    trained = sum(shape.numel() for shape in shapes)
+    autocast = None if config.mixed_precision == "no" else DTYPES[compute]
+    network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = getattr(config, "resolution", None) or unet.config.sample_size * factor
+    rows = 2 * config.per_device_train_batch_size
+    with AutocastShapes(autocast):
+        activations = saved_bytes(unet, rows, side // factor, config.gradient_checkpointing)
+    if isinstance(config, DRaFTConfig):
+        activations *= config.gradient_steps * config.lv_repeats
+    stored, cached = BYTES[config.weight_dtype], bool(getattr(config, "cache_dir", None))
+    frozen = 0 if config.full_finetuning else base * stored
+    if not cached or config.eval_steps:  # validation decodes pictures and encodes prompts
+        frozen += texts * stored + _count(vae) * vae.dtype.itemsize
+    if compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute):
+        frozen += base * BYTES[compute]  # autocast keeps a second, cast copy of every weight
+    return MemoryEstimate(
+        frozen_weights=frozen,
+        reference=base * stored if config.full_finetuning else 0,
+        trained_weights=4 * trained,
+        gradients=4 * trained,
+        buckets=4 * trained if world_size > 1 else 0,
+        optimizer=optimizer_bytes(config.optim, shapes),
+        ema=4 * trained if config.use_ema else 0,
+        activations=activations,
+        vae=_vae_bytes(config, vae, side, cached, autocast),
+        vae_in_backward=isinstance(config, DRaFTConfig),
+        trained_parameters=trained,
+    )
+
+
+def optimizer_bytes(optim: str, shapes: Iterable[torch.Size]) -> int:
+    """Bytes of an optimiser's state for float32 parameters of ``shapes``.
+
+    AdamW keeps two moments; in eight bits, one byte each. Adafactor factors the second moment of what has two
+    dimensions or more over the last two of them: of a 3 x 3 convolution that leaves two thirds.
+    """
+    if optim == "adafactor":
+        return 4 * sum(_factored(shape) for shape in shapes)
+    return {"adamw": 8, "adamw_8bit": 2}[optim] * sum(shape.numel() for shape in shapes)
+
+
+def _factored(shape: torch.Size) -> int:
+    count = shape.numel()
+    return count if len(shape) < 2 else count // shape[-1] + count // shape[-2]
+
+
+def vae_bytes(
+    vae: AutoencoderKL, job: Literal["encode", "decode", "decode_with_graph"], pictures: int, side: int,
+    batch_size: int | None = None,
+) -> int:  # fmt: skip
+    """Most bytes alive while a ``meta`` VAE codes ``pictures`` of ``side`` pixels, pixels and latents included.
+
+    One chunk is run; beyond it only pixels and latents grow with the number of pictures.
+
+    Args:
+        batch_size: pictures at once; None as in a run.
+    """
+    factor, channels = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels
+    coder, small = ChunkedVAE(vae, batch_size, factor), side // factor
+    with_graph = job == "decode_with_graph"
+    chunk = min(pictures, batch_size or chunk_size(side, side, with_graph))
+    with flash_attention_shapes(), torch.set_grad_enabled(with_graph), LiveBytes() as live:
+        pixels, latents = torch.empty(chunk, 3, side, side, device="meta"), None
+        if job == "encode":
+            coder.encode(pixels)
+        else:
+            latents = torch.empty(chunk, channels, small, small, device="meta", requires_grad=with_graph)
+            decoded = coder.decode(latents)
+            if with_graph:
+                decoded.backward(pixels)
+    each = 4 * (3 * side * side + 2 * channels * small * small)
+    return live.peak + (pictures - chunk) * each * (1 if job == "encode" else 2)
+
+
+def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, side: int, cached: bool, autocast: torch.dtype | None) -> int:
+    """The largest of what the run does with its VAE."""
+    # Pictures are decoded under autocast, which leaves a VAE alone that is in half precision, and fp16 leaves SDXL's.
+    whole = vae.dtype == torch.float32
+    own, validated = (autocast if autocast != torch.float16 else None, torch.bfloat16) if whole else (None, None)
+    rows, size = config.per_device_train_batch_size, config.vae_batch_size
+    found = [0]
+    if isinstance(config, DPOConfig) and not cached:
+        found.append(vae_bytes(vae, "encode", 2 * rows, side, size))
+    if isinstance(config, RolloutConfig):
+        with AutocastShapes(own):
+            found.append(vae_bytes(vae, "decode", config.rollout_batch_size, side, size))
+    if isinstance(config, DRaFTConfig):
+        with AutocastShapes(own):
+            found.append(vae_bytes(vae, "decode_with_graph", rows * config.lv_repeats, side, size))
+    if config.eval_steps:
+        with AutocastShapes(validated):
+            found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
+    return max(found)
+
+
+def _vae(config: TrainConfig, source: str) -> AutoencoderKL:
+    """The run's VAE without data, in the dtype that it is stored in."""
+    settings = AutoencoderKL.load_config(source, subfolder="vae")
+    if config.vae is not None:
+        settings = AutoencoderKL.load_config(config.vae)
+    overflows = "text_encoder_2" in DiffusionPipeline.load_config(source)
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(settings)
+    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], overflows, vae.config.force_upcast))
+    if config.vae_tiling:
+        vae.enable_tiling()
+    return vae.requires_grad_(False).eval()
+
+
+def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Cast a ``meta`` UNet to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
+    lora = {name for name, p in unet.named_parameters() if p.requires_grad and "lora" in name}
+    for name, parameter in unet.named_parameters():
+        if name not in lora:
+            parameter.data = parameter.data.to(dtype)
+
+
+def saved_bytes(unet: UNet2DConditionModel, rows: int, latent: int, checkpointing: str) -> int:
+    """Bytes autograd keeps in one forward of a ``meta`` UNet on ``rows`` latents of side ``latent``."""
+    blocks = _measure(unet, rows, latent)
+    if checkpointing == "none":
+        return blocks.total
+    checkpoint_activations(unet, attention_only=checkpointing == "attention")
+    return _measure(unet, rows, latent).total + blocks.largest_block
+
+
+@dataclass
+class _Saved:
+    total: int = 0
+    largest_block: int = 0
+
+
+def _measure(unet: UNet2DConditionModel, rows: int, latent: int) -> _Saved:
+    """Count what one training-mode forward keeps, and the most that a single block adds."""
+    found, seen, keep = _Saved(), {p.untyped_storage()._cdata for p in unet.parameters()}, []
+    starts: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            keep.append(tensor)  # a freed storage's address could be taken by the next one
+            found.total += storage.nbytes()
+        return tensor
+
+    def before(module: nn.Module, _: Any) -> None:
+        starts[id(module)] = found.total
+
+    def after(module: nn.Module, _: Any, __: Any) -> None:
+        found.largest_block = max(found.largest_block, found.total - starts[id(module)])
+
+    names = ("BasicTransformerBlock", "ResnetBlock2D")
+    hooks = [
+        handle
+        for module in unet.modules()
+        if type(module).__name__ in names
+        for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
+    ]
+    unet.train()
+    with flash_attention_shapes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sample, t, arguments = _inputs(unet, rows, latent)
+        unet(sample, t, **arguments)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _inputs(unet: UNet2DConditionModel, rows: int, latent: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    dtype, config = unet.dtype, unet.config
+    sample = torch.empty(rows, config.in_channels, latent, latent, dtype=dtype, device="meta")
+    arguments: dict[str, Any] = {
+        "encoder_hidden_states": torch.empty(rows, 77, config.cross_attention_dim, dtype=dtype, device="meta")
+    }
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        arguments["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(rows, pooled, dtype=dtype, device="meta"),
+            "time_ids": torch.empty(rows, 6, dtype=dtype, device="meta"),
+        }
+    return sample, torch.empty(rows, dtype=torch.long, device="meta"), arguments
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _text_encoder_sizes(source: str) -> list[int]:
+    index = DiffusionPipeline.load_config(source)
+    sizes = []
+    for name in ("text_encoder", "text_encoder_2"):
+        if index.get(name, [None])[0] is not None:
+            sizes.append(_count(CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name))))
+    return sizes

@@ -1,0 +1,1 @@
+"""Training scorers on judged pairs or ratings."""

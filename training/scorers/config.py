@@ -1,0 +1,67 @@
+"""Settings of training scorers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(RunConfig):
+    """Train a scorer on judged pairs (vp-score, edit, pal, clip) or on rated repaintings (prefpaint)."""
+
+    method: ClassVar[str] = "reward"
+
+    # -- scorer
+    scorer: str = "vp-score"
+    """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
+    (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
+    architecture: str = "small"
+    """small, objects: for 64-pixel scenes, the latter reads objects that it finds first (pretrain its reader);
+    image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP (prefpaint)."""
+    tokenizer: str = "scenes-sdxl"
+    """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
+    freeze_vision: bool = False
+    """Train only what reads beside the pictures, not what sees them (vp-score): at first, where the latter is trained
+    and the former is not."""
+    reader: str | None = None
+    """Trained vp-score whose picture and text reader an edit scorer starts from; unset: a fresh one."""
+    clip: str = "scenes-clip"
+    """Scorer whose frozen embeddings are used (pal)."""
+    pal_variant: Literal["a", "b"] = "b"
+    """a: ideal points; b: ideal points that depend on the prompt."""
+    pal_prototypes: Positive = 4
+    """Prototypes that users are mixtures of."""
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit), wrong_words_0 and
+    wrong_words_1 (what each image does not show, by word; a vp-score then says so, too); for prefpaint rated
+    repaintings: image, source, mask, score_CRITERION."""
+    dataset_split: str = "train"
+    """Split to train on."""
+    validation_split: str | None = "validation"
+    """Split of the same data set that accuracy is measured on; unset: none."""
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""
+    dataloader_num_workers: NonNegative = 2
+    """Threads that read ahead."""
+    rows_together: Positive = 1
+    """Rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures: a
+    picture in several pairs of a batch is encoded once."""
+
+    # -- objective
+    aspect_weight: NonNegativeFloat = 1.0
+    """Weight of the aspects' mean loss beside the overall one."""
+    word_weight: NonNegativeFloat = 1.0
+    """Weight of the words' mean loss (vp-score, on data with wrong_words_0 and wrong_words_1)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels."""
+    contrastive_weight: NonNegativeFloat = 0.0
+    """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
