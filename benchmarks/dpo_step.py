@@ -168,7 +168,7 @@ def baseline_step(adapter: Adapter, reference: Any, batch: PairBatch, dtype: tor
                 cond = adapter.encode_prompts([batch.captions[i]]).repeat(2)
             noise = torch.randn_like(latents[:1]).repeat(2, 1, 1, 1)
             t = torch.randint(0, 1000, (1,), device=device).repeat(2)
-            noisy = adapter.add_noise(latents, noise, t)
+            noisy = adapter.path.noise(latents, noise, t)
             arguments: dict[str, Any] = {"encoder_hidden_states": cond.embeds}
             if cond.pooled is not None:
                 time_ids = batch.size_ids[:, i].to(device)

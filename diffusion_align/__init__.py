@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from .guidance.judges.evaluator import load_evaluator
     from .guidance.schedules import ScheduleGuidance, TableGuidance
     from .objectives import LossOutput, PairStats, preference_loss
-    from .process.inversion import ddim_invert
-    from .process.prediction import Prediction
+    from .process import Prediction, ddim_invert
     from .sampling.sampler import Samples, generate, sample
     from .sampling.steering import best_of_n, fk_steering, reward_gradient
     from .shipped import shipped_path
@@ -51,7 +50,7 @@ _HOMES = {
     "PairBatch": "data",
     "PairRecord": "data",
     "PairStats": "objectives",
-    "Prediction": "process.prediction",
+    "Prediction": "process",
     "RAFTConfig": "training.online.config",
     "Report": "evaluation",
     "RewardConfig": "training.scorers.config",
@@ -66,7 +65,7 @@ _HOMES = {
     "WinRate": "evaluation",
     "best_of_n": "sampling.steering",
     "compare": "evaluation.compare",
-    "ddim_invert": "process.inversion",
+    "ddim_invert": "process",
     "fk_steering": "sampling.steering",
     "generate": "sampling.sampler",
     "load_adapter": "adapters",

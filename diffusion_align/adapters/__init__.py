@@ -1,7 +1,6 @@
 """What a model is: latents, prompts, noise, prediction and the policy/reference pair, for every supported family."""
 
-from diffusion_align.process.path import NoiseSchedule
-from diffusion_align.process.prediction import Prediction
+from diffusion_align.process import Prediction
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .adapter import DEFAULT_LORA_TARGETS, Adapter
@@ -14,7 +13,6 @@ __all__ = [
     "SHIPPED_MODELS",
     "Adapter",
     "Conditioning",
-    "NoiseSchedule",
     "Prediction",
     "PromptEncoder",
     "encode_in_chunks",

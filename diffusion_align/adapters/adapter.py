@@ -18,8 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from diffusion_align.process.path import NoiseSchedule
-from diffusion_align.process.prediction import Prediction
+from diffusion_align.process import Prediction, VariancePreserving
 
 from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
@@ -38,7 +37,7 @@ class Adapter:
     Attributes:
         pipeline: the diffusers pipeline; always usable on its own.
         family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
-        schedule: the training noise schedule.
+        path: the noising process that the denoiser was trained on.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
         vae_batch_size: pictures that the VAE codes at once; None goes by their size (``autoencoder.chunk_size``).
     """
@@ -46,8 +45,7 @@ class Adapter:
     def __init__(self, pipeline: Any) -> None:
         self.family = find_family(pipeline)
         self.pipeline = pipeline
-        self.schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
-        self.prediction_type = pipeline.scheduler.config.prediction_type
+        self.path = VariancePreserving.from_scheduler(pipeline.scheduler)
         self.denoiser: nn.Module = self.unet
         self.vae_batch_size: int | None = None
         self._reference_unet: UNet2DConditionModel | None = None
@@ -108,7 +106,7 @@ class Adapter:
         for module in (self.unet, self.vae, *self.text_encoders, self._reference_unet):
             if module is not None:
                 module.to(device)
-        self.schedule = NoiseSchedule(self.schedule.table.to(device))
+        self.path = self.path.to(device)
         return self
 
     def park_encoders(self) -> Adapter:
@@ -186,18 +184,6 @@ class Adapter:
         """The unconditional branch of classifier-free guidance, ``batch`` times."""
         return self.family.null(self.pipeline).repeat(batch)
 
-    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t of the forward process at integer timesteps ``t`` (B,)."""
-        return self.schedule.add_noise(x0, eps, t)
-
-    def training_target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser's raw output should be at ``add_noise(x0, eps, t)``: noise, velocity or clean latents."""
-        if self.prediction_type == "epsilon":
-            return eps
-        if self.prediction_type == "sample":
-            return x0
-        return self.schedule.alpha(t) * eps - self.schedule.sigma(t) * x0
-
     # -- prediction ----------------------------------------------------------------------------------------------
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
@@ -217,8 +203,7 @@ class Adapter:
         arguments = self.family.unet_arguments(cond.to(dtype=dtype))
         network = self._active_unet or self.denoiser
         output = network(sample.to(dtype), t, **arguments).sample.float()
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return Prediction(output, x_t.float(), alpha, sigma, self.prediction_type)
+        return self.path.views(output, x_t.float(), t)
 
     # -- policy and reference ------------------------------------------------------------------------------------
 

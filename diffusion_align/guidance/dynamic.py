@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from diffusion_align.devices import send
-from diffusion_align.process.levels import log_snr
+from diffusion_align.process import log_snr
 from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .guider import StepGuidance, StepView
@@ -187,7 +187,7 @@ class DynamicGuidance(StepGuidance):
 
         found: list[Tensor] = []
         if self._evaluator is not None and self.kinds:
-            level = torch.full((batch * count,), float(log_snr(torch.tensor(view.next_alpha_bar)))).to(pred_cond.dtype)
+            level = torch.full((batch * count,), float(log_snr(torch.tensor(view.after.alpha_sq)))).to(pred_cond.dtype)
             level = send(level, pred_cond.device)
             assert self._prompt is not None
             prompt = tuple(part.repeat_interleave(count, dim=0) for part in self._prompt)

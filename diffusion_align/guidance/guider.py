@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
 from diffusion_align.devices import send
-from diffusion_align.process.prediction import PredictionType
+from diffusion_align.process import Level, Output
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class StepView:
     Attributes:
         step: number of the step, from 0; ``num_steps`` of them.
         x_t: (B, C, h, w) float32, the variance-preserving latents that the denoiser is given.
-        alpha_bar, next_alpha_bar: signal level now and after the step.
+        now, after: how much image and noise there is in the latents, before and after the step.
         cond: conditioning of the prompts (B).
         rows: positions of the batch among all images of the run, so that values per image find their own.
-        kind: what the denoiser predicts.
+        output: what the denoiser predicts.
         decode: latents (B, C, h, w) to pixels (B, 3, H, W), about [-1, 1].
         prompts: B.
     """
@@ -36,26 +36,22 @@ class StepView:
     step: int
     num_steps: int
     x_t: Tensor
-    alpha_bar: float
-    next_alpha_bar: float
+    now: Level[float]
+    after: Level[float]
     cond: Conditioning
     rows: range
-    kind: PredictionType
+    output: Output
     decode: Callable[[Tensor], Tensor]
     prompts: list[str]
 
     def clean(self, output: Tensor) -> Tensor:
         """x0 of a denoiser output for ``x_t``; affine in the output."""
-        alpha, sigma = self.alpha_bar**0.5, (1 - self.alpha_bar) ** 0.5
-        if self.kind == "v_prediction":
-            return alpha * self.x_t - sigma * output
-        return output if self.kind == "sample" else (self.x_t - sigma * output) / alpha
+        return self.output.x0(output, self.x_t, self.now)
 
     def ahead(self, output: Tensor) -> Tensor:
         """The latents that one deterministic DDIM step along ``output`` leads to; affine in the output."""
         x0 = self.clean(output)
-        eps = (self.x_t - self.alpha_bar**0.5 * x0) / (1 - self.alpha_bar) ** 0.5
-        return self.next_alpha_bar**0.5 * x0 + (1 - self.next_alpha_bar) ** 0.5 * eps
+        return self.after.noise(x0, self.now.eps(self.x_t, x0))
 
 
 class StepGuidance(BaseGuidance, ABC):

@@ -20,7 +20,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.adapters.autoencoder import ChunkedVAE
-from diffusion_align.process.levels import signal_levels
+from diffusion_align.process import Level, VariancePreserving
 
 from .guider import StepGuidance, StepView
 
@@ -45,18 +45,19 @@ class BoundDenoiser(StableDiffusionXLLoopDenoiser):
 
 def step_view(components: Any, block_state: Any, step: int) -> StepView:
     """The step as our guiders see it, from the pipeline's state."""
-    levels = signal_levels(components.scheduler)
+    path = VariancePreserving.from_scheduler(components.scheduler)
+    now, after = path.levels(components.scheduler).alpha_sq[step : step + 2].tolist()
     cond = Conditioning(block_state.prompt_embeds, getattr(block_state, "pooled_prompt_embeds", None))
 
     return StepView(
         step,
         len(block_state.timesteps),
         block_state.scaled_latents.float(),
-        float(levels[step]),
-        float(levels[step + 1]),
+        Level.from_alpha_bar(now),
+        Level.from_alpha_bar(after),
         cond,
         range(len(block_state.scaled_latents)),
-        components.scheduler.config.prediction_type,
+        path.output,
         ChunkedVAE(components.vae, scale_factor=components.vae_scale_factor).decode,
         prompts_of(getattr(block_state, "prompt", None), len(block_state.scaled_latents)),
     )

@@ -62,7 +62,7 @@ class ScheduleGuidance(StepGuidance):
         """Scale of the bound step."""
         view = self.view
         assert view is not None
-        sigma = math.sqrt((1 - view.alpha_bar) / view.alpha_bar)
+        sigma = math.sqrt(view.now.sigma_sq / view.now.alpha_sq)
         if not self.sigma_low < sigma <= self.sigma_high:
             return 1.0
         progress = (view.step + 0.5) / view.num_steps

@@ -1,4 +1,4 @@
-"""Prediction errors and their weights."""
+"""Prediction errors."""
 
 from __future__ import annotations
 
@@ -17,22 +17,3 @@ def mse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape")
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
-
-
-def min_snr_weight(snr: Tensor, gamma: float = 5.0, prediction_type: str = "epsilon") -> Tensor:
-    """min(snr, gamma) in units of the predicted quantity's own loss (Min-SNR, 2303.09556, sec. 3.4), like ``snr``.
-
-    Dividing by snr (epsilon), snr + 1 (v_prediction) or 1 (sample) turns the weight of the x0 error into that of the
-    network's own error.
-
-    Raises:
-        ValueError: unknown ``prediction_type``.
-    """
-    clipped = snr.clamp(max=gamma)
-    if prediction_type == "epsilon":
-        return clipped / snr
-    if prediction_type == "v_prediction":
-        return clipped / (snr + 1)
-    if prediction_type == "sample":
-        return clipped
-    raise ValueError(f"prediction_type {prediction_type!r}: expected epsilon, v_prediction or sample")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_align.process.steps import average
+from diffusion_align.process import average
 
 
 def optimality(advantage: Tensor, clip: float) -> Tensor:

@@ -1,21 +1,25 @@
-"""The noising process and its algebra: schedule, predictions, steps, inversion, noise levels. No model, no I/O."""
+"""The noising process: every formula that relates clean latents, noise, noisy latents, time and network output.
 
-from .inversion import ddim_invert, inverted_noise
-from .levels import log_snr, signal_levels
-from .path import NoiseSchedule
-from .prediction import Prediction, PredictionType
-from .steps import GaussianStep, average, ddim_step, sensitivity
+No model and no I/O lives here; models and samplers ask a path (:mod:`.path`) and its levels (:mod:`.levels`).
+"""
+
+from .inversion import ddim_invert, invert
+from .levels import Level, log_snr
+from .outputs import OUTPUTS, Output, Prediction, PredictionType
+from .path import Path, VariancePreserving
+from .steps import GaussianStep, average
 
 __all__ = [
+    "OUTPUTS",
     "GaussianStep",
-    "NoiseSchedule",
+    "Level",
+    "Output",
+    "Path",
     "Prediction",
     "PredictionType",
+    "VariancePreserving",
     "average",
     "ddim_invert",
-    "ddim_step",
-    "inverted_noise",
+    "invert",
     "log_snr",
-    "sensitivity",
-    "signal_levels",
 ]

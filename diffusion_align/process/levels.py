@@ -1,31 +1,79 @@
-"""Where a scheduler's steps lie on the noise axis, whatever the scheduler's own parametrisation."""
+"""Places on the way from an image to noise: x = alpha x0 + sigma eps."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from diffusion_align.devices import send
 
-def signal_levels(scheduler: Any) -> Tensor:
-    """alpha_bar at each of the N steps and after the last one, (N + 1,) float32 on the CPU.
+#: One number for a whole batch, or a tensor with one per image that broadcasts over latents.
+Number = TypeVar("Number", float, Tensor)
 
-    Call after ``scheduler.set_timesteps``. Schedulers with sigmas (Euler, DPM++, UniPC) have alpha_bar =
-    1 / (1 + sigma^2) in their variance-preserving view; DDPM-like ones a table by timestep, and end where their config
-    says (``set_alpha_to_one``).
+
+@dataclass(frozen=True)
+class Level(Generic[Number]):
+    """How much image and how much noise there is in x = alpha x0 + sigma eps.
+
+    Squares are kept beside their roots, because squaring a root loses the last bits.
+
+    Attributes:
+        alpha, sigma: shares of the clean latents and of the noise, at least 0.
+        alpha_sq, sigma_sq: their squares; for variance-preserving paths alpha_bar and 1 - alpha_bar.
     """
-    timesteps = scheduler.timesteps
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) == len(timesteps) + 1:
-        levels: Tensor = 1 / (1 + sigmas.detach().cpu().double() ** 2)
-        return levels.float()
-    table = scheduler.alphas_cumprod.cpu()
-    last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
-    return torch.cat([table[timesteps.cpu().long()], last.detach().cpu().view(1)]).float()
+
+    alpha: Number
+    sigma: Number
+    alpha_sq: Number
+    sigma_sq: Number
+
+    @staticmethod
+    def from_alpha_bar(alpha_bar: Number) -> Level[Number]:
+        """The variance-preserving level: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)."""
+        return Level(alpha_bar**0.5, (1 - alpha_bar) ** 0.5, alpha_bar, 1 - alpha_bar)
+
+    def noise(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """alpha x0 + sigma eps, (B, C, h, w)."""
+        return self.alpha * x0 + self.sigma * eps
+
+    def x0(self, x: Tensor, eps: Tensor) -> Tensor:
+        """The clean latents in ``x`` whose noise is ``eps``, (B, C, h, w)."""
+        return (x - self.sigma * eps) / self.alpha
+
+    def eps(self, x: Tensor, x0: Tensor) -> Tensor:
+        """The noise in ``x`` whose clean latents are ``x0``, (B, C, h, w)."""
+        return (x - self.alpha * x0) / self.sigma
+
+    def map(self: Level[Tensor], function: Callable[[Tensor], Tensor]) -> Level[Tensor]:
+        """The level with ``function`` applied to all four tensors."""
+        return Level(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    def __getitem__(self: Level[Tensor], index: Tensor | slice | int) -> Level[Tensor]:
+        return self.map(lambda values: values[index])
+
+    def expand(self: Level[Tensor], count: int) -> Level[Tensor]:
+        """One level for ``count`` images, (count, 1, 1, 1)."""
+        return self.map(lambda values: values.view(1, 1, 1, 1).expand(count, 1, 1, 1))
+
+    def to(self: Level[Tensor], device: torch.device | str) -> Level[Tensor]:
+        """On ``device``, without waiting for the work that is queued there."""
+        return self.map(lambda values: send(values, device))
+
+    def column(self: Level[Tensor]) -> Level[Tensor]:
+        """Of shape (B, 1, 1, 1), to broadcast over latents."""
+        return self.map(lambda values: values.view(-1, 1, 1, 1))
 
 
 def log_snr(alpha_bar: Tensor) -> Tensor:
     """log(alpha_bar / (1 - alpha_bar)), kept finite for a clean image; same shape, float32."""
     level = alpha_bar.float().clamp(1e-5, 1 - 1e-5)
     return level.log() - (1 - level).log()
+
+
+def from_log_snr(log_snr: Tensor) -> Level[Tensor]:
+    """The variance-preserving level with this log-SNR."""
+    return Level.from_alpha_bar(torch.sigmoid(log_snr))

@@ -20,7 +20,7 @@ from diffusion_align.adapters.prompts import conditioning
 from diffusion_align.devices import send
 from diffusion_align.guidance.guider import StepGuidance, StepView
 from diffusion_align.guidance.schedules import as_guider
-from diffusion_align.process.levels import signal_levels
+from diffusion_align.process import Level
 
 #: A scale, one per image, a (steps, images) table, or a guider (ours or diffusers').
 Guidance: TypeAlias = float | Sequence[float] | Tensor | BaseGuidance
@@ -35,7 +35,7 @@ class Moment:
         before: (B, C, h, w), what the step started from, in the scheduler's own scaling.
         latents: (B, C, h, w) likewise, what the next step starts from.
         x0: (B, C, h, w), the step's prediction of the clean latents; with a graph where ``sample`` was asked for one.
-        signal: share of x0 in the latents: sqrt(alpha_bar), or 1 in schedulers that scale their input.
+        signal: share of x0 in the latents: alpha, or 1 in schedulers that scale their input.
         scheduler: advanced to the next step.
         cond, null: conditioning of prompts and null prompts (B).
         rows: positions of the batch among all images.
@@ -243,7 +243,7 @@ class _Run:
         # On the CPU: schedulers look things up by the timestep, and would ask the device for it at every step.
         scheduler.set_timesteps(len(self.strengths))
         times = send(scheduler.timesteps, adapter.device)
-        levels = signal_levels(scheduler).tolist()
+        levels = [Level.from_alpha_bar(signal) for signal in adapter.path.levels(scheduler).alpha_sq.tolist()]
         latents = send(noise, adapter.device) * scheduler.init_noise_sigma
         path = [latents] if keep_trajectory else []
         for step, t in enumerate(scheduler.timesteps):
@@ -256,7 +256,7 @@ class _Run:
                 levels[step + 1],
                 self.cond,
                 self.rows,
-                adapter.prediction_type,
+                adapter.path.output,
                 adapter.decode,
                 self.prompts,
             )
@@ -271,7 +271,7 @@ class _Run:
             before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None and x0 is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
-                signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1] ** 0.5
+                signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1].alpha
                 moment = Moment(step + 1, before, latents, x0, signal, scheduler, self.cond, self.null, self.rows)
                 replaced = callback(moment)
                 latents = latents if replaced is None else replaced

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusion_align.adapters import Adapter, Conditioning, load_adapter
-from diffusion_align.process.prediction import Prediction
+from diffusion_align.process import OUTPUTS, Level, Prediction
 
 PROMPTS = ["a large red star on a dark background", "two small blue rings"]
 FOLDERS = ["sdxl_folder", "sd_folder", "sd_v_folder"]
@@ -53,10 +53,10 @@ def test_v_is_the_scheduler_s_velocity(folder: str, request: pytest.FixtureReque
 def test_the_three_views_agree_whatever_was_predicted(kind: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
-    alpha = torch.tensor([0.1, 0.6, 0.95], dtype=torch.float64).view(3, 1, 1, 1)
-    sigma = (1 - alpha**2).sqrt()
+    level = Level.from_alpha_bar(torch.tensor([0.01, 0.36, 0.9], dtype=torch.float64).view(3, 1, 1, 1))
+    alpha, sigma = level.alpha, level.sigma
     output = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
-    seen = Prediction(output, alpha * x0 + sigma * eps, alpha, sigma, kind)
+    seen = Prediction(output, alpha * x0 + sigma * eps, level, OUTPUTS[kind])
     torch.testing.assert_close(seen.x0, x0)
     torch.testing.assert_close(seen.eps, eps)
     torch.testing.assert_close(seen.v, alpha * eps - sigma * x0)
@@ -68,7 +68,7 @@ def test_noise_is_added_as_by_the_scheduler(folder: str, request: pytest.Fixture
     x0, t, _ = inputs(adapter)
     eps = torch.randn_like(x0)
     expected = DDPMScheduler.from_config(adapter.pipeline.scheduler.config).add_noise(x0, eps, t)
-    torch.testing.assert_close(adapter.add_noise(x0, eps, t), expected)
+    torch.testing.assert_close(adapter.path.noise(x0, eps, t), expected)
 
 
 def test_prompts_are_embedded_as_by_the_sdxl_pipeline(sdxl_folder: Path) -> None:

@@ -24,7 +24,7 @@ from diffusion_align.guidance.guider import StepView
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, level_bin
 from diffusion_align.guidance.modular import modular_pipeline
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance, as_guider
-from diffusion_align.process.levels import log_snr, signal_levels
+from diffusion_align.process import OUTPUTS, Level, VariancePreserving, log_snr
 from diffusion_align.sampling.sampler import generate, sample
 from tests.brightness import Brightness
 
@@ -61,8 +61,8 @@ def dynamic(adapter: Adapter, **options: Any) -> DynamicGuidance:
 def view(step: int = 0, num_steps: int = 4, alpha_bar: float = 0.3, batch: int = 2, kind: Any = "epsilon") -> StepView:
     x_t = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(step))
     return StepView(
-        step, num_steps, x_t, alpha_bar, 0.5, Conditioning(torch.zeros(batch, 2, 3)), range(batch), kind,
-        lambda latents: latents, ["a"] * batch,
+        step, num_steps, x_t, Level.from_alpha_bar(alpha_bar), Level.from_alpha_bar(0.5),
+        Conditioning(torch.zeros(batch, 2, 3)), range(batch), OUTPUTS[kind], lambda latents: latents, ["a"] * batch,
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_tables_must_fit_the_run(adapter: Adapter) -> None:
 def test_levels_are_those_of_the_schedule(scheduler: Any, adapter: Adapter) -> None:
     made = scheduler.from_config(adapter.pipeline.scheduler.config)
     made.set_timesteps(5)
-    levels = signal_levels(made)
+    levels = VariancePreserving.from_scheduler(made).levels(made).alpha_sq
     assert len(levels) == 6
     assert (levels.diff() > 0).all()
     expected = made.alphas_cumprod[made.timesteps.long()]
@@ -231,13 +231,13 @@ def test_a_trajectory_leads_from_noise_to_the_image(adapter: Adapter) -> None:
 def test_candidates_are_those_of_explicit_scheduler_steps(kind: Any, adapter: Adapter) -> None:
     scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config, prediction_type=kind)
     scheduler.set_timesteps(6)
-    levels = signal_levels(scheduler)
+    levels = VariancePreserving.from_scheduler(scheduler).levels(scheduler).alpha_sq.tolist()
     generator = torch.Generator().manual_seed(1)
     x_t, cond, null = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
     for step, t in enumerate(scheduler.timesteps):
         seen = StepView(
-            step, 6, x_t, float(levels[step]), float(levels[step + 1]), Conditioning(x_t), range(2), kind,
-            lambda latents: latents, ["", ""],
+            step, 6, x_t, *map(Level.from_alpha_bar, levels[step : step + 2]), Conditioning(x_t), range(2),
+            OUTPUTS[kind], lambda latents: latents, ["", ""],
         )  # fmt: skip
         low, high = seen.ahead(null), seen.ahead(cond)
         for scale in (1.0, 3.0, 7.5, 15.0):

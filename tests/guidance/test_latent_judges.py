@@ -19,7 +19,7 @@ from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.judge import load_judge
 from diffusion_align.guidance.judges.latent_clip import SCALING, build, load_latent_clip
 from diffusion_align.guidance.judges.lrm import load_lrm
-from diffusion_align.process.levels import log_snr
+from diffusion_align.process import log_snr
 from diffusion_align.rewards.weights import load_exactly
 from diffusion_align.sampling.sampler import sample
 from tests import reward_checkpoints as rc

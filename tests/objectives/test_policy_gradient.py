@@ -13,8 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from diffusion_align.objectives.nft_loss import nft_loss, optimality
 from diffusion_align.objectives.policy_gradient import clipped_policy_loss, group_advantages
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
-from diffusion_align.process.levels import signal_levels
-from diffusion_align.process.steps import GaussianStep, ddim_step, sensitivity
+from diffusion_align.process import GaussianStep, Level, VariancePreserving
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler
 
 
@@ -52,13 +51,14 @@ def test_a_deterministic_step_has_no_log_prob() -> None:
 def test_ddim_step_is_the_schedulers(eta: float) -> None:
     scheduler = build_scheduler()
     scheduler.set_timesteps(10)
-    levels = signal_levels(scheduler)
+    path = VariancePreserving.from_scheduler(scheduler)
+    levels = path.levels(scheduler)
     torch.manual_seed(0)
     for index in (0, 5, 9):
         t = scheduler.timesteps[index]
         x, eps, noise = torch.randn(3, 2, 4, 8, 8).unbind(0)
-        x0 = (x - (1 - levels[index]).sqrt() * eps) / levels[index].sqrt()
-        step = ddim_step(x, x0, levels[index].expand(2), levels[index + 1].expand(2), eta)
+        now, after = levels[index].expand(2), levels[index + 1].expand(2)
+        step = path.gaussian(x, now.x0(x, eps), now, after, eta)
         previous = t - 1000 // 10
         assert float(step.std[0]) ** 2 == pytest.approx(eta**2 * float(scheduler._get_variance(t, previous)), rel=1e-4)
         expected = scheduler.step(eps, t, x, eta=eta, variance_noise=noise).prev_sample
@@ -66,15 +66,16 @@ def test_ddim_step_is_the_schedulers(eta: float) -> None:
 
 
 def test_sensitivity_is_the_derivative_of_the_mean() -> None:
-    levels = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    path = VariancePreserving.from_scheduler(build_scheduler())
+    levels = Level.from_alpha_bar(torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64))
     for now, after in ((0, 1), (1, 2)):
         eps = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         x = torch.tensor(0.7, dtype=torch.float64)
-        x0 = (x - (1 - levels[now]).sqrt() * eps) / levels[now].sqrt()
-        step = ddim_step(x.view(1, 1, 1, 1), x0.view(1, 1, 1, 1), levels[now].view(1), levels[after].view(1), 1.0)
+        here, there = levels[now].expand(1), levels[after].expand(1)
+        step = path.gaussian(x.view(1, 1, 1, 1), here.x0(x, eps).view(1, 1, 1, 1), here, there, 1.0)
         (slope,) = torch.autograd.grad(step.mean.sum(), eps)
         expected = slope**2 / (2 * step.std.squeeze() ** 2)
-        found = sensitivity(levels[now : now + 1], levels[after : after + 1], 1.0)
+        found = path.sensitivity(levels[now : now + 1], levels[after : after + 1], 1.0)
         assert float(found) == pytest.approx(float(expected), rel=1e-8)
 
 
@@ -110,14 +111,15 @@ def test_policy_gradient_is_unbiased_on_an_analytic_diffusion() -> None:
     form through the chain's means, and the likelihood-ratio estimate must agree with it."""
     scheduler = DDIMScheduler.from_config(build_scheduler().config, clip_sample=False)
     scheduler.set_timesteps(6)
-    levels, count = signal_levels(scheduler).double(), 200_000
+    path = VariancePreserving.from_scheduler(scheduler)
+    levels, count = Level.from_alpha_bar(path.levels(scheduler).alpha_sq.double()), 200_000
 
     def mean_reward(theta: torch.Tensor) -> torch.Tensor:
         mean, variance = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         for index in range(6):
-            now, after = levels[index : index + 1], levels[index + 1 : index + 2]
-            at = [ddim_step(x, 0.5 * x + theta, now, after, 1.0) for x in (zero, zero + 1)]
+            now, after = levels[index].expand(1), levels[index + 1].expand(1)
+            at = [path.gaussian(x, 0.5 * x + theta, now, after, 1.0) for x in (zero, zero + 1)]
             offset, slope = at[0].mean.squeeze(), (at[1].mean - at[0].mean).squeeze()
             mean, variance = offset + slope * mean, slope**2 * variance + at[0].std.squeeze() ** 2
         return mean - 0.5 * (mean**2 + variance)  # reward x - x^2 / 2
@@ -132,7 +134,7 @@ def test_policy_gradient_is_unbiased_on_an_analytic_diffusion() -> None:
     log_prob = torch.zeros(count, dtype=torch.float64)
     for index in range(6):
         now, after = levels[index].expand(count), levels[index + 1].expand(count)
-        step = ddim_step(x, 0.5 * x + trained.view(-1, 1, 1, 1), now, after, 1.0)
+        step = path.gaussian(x, 0.5 * x + trained.view(-1, 1, 1, 1), now, after, 1.0)
         x = (step.mean + step.std * torch.randn(x.shape, generator=generator, dtype=torch.float64)).detach()
         log_prob = log_prob + step.log_prob(x)
     reward = (x - 0.5 * x**2).flatten()

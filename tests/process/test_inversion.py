@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_align.process.inversion import ddim_invert, inverted_noise
+from diffusion_align.process import OUTPUTS, VariancePreserving, ddim_invert
 
 STD = 2.0
 TABLE = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)[1:]
@@ -77,7 +77,7 @@ def test_network_is_asked_at_levels_that_end_at_t(x0: Tensor) -> None:
 
 def test_inverted_noise_leads_back_to_x_t(x0: Tensor) -> None:
     x_t = ddim_invert(gaussian_eps, x0, T, ALPHA_BAR)
-    tau = inverted_noise(x_t, x0, T, ALPHA_BAR)
+    tau = VariancePreserving(ALPHA_BAR, OUTPUTS["epsilon"]).at(T, x0.dtype).eps(x_t, x0)
     ab = ALPHA_BAR[T].view(-1, 1, 1, 1)
     torch.testing.assert_close(ab.sqrt() * x0 + (1 - ab).sqrt() * tau, x_t)
 

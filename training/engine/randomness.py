@@ -35,7 +35,6 @@ def normal(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=generator(s, stream)) for s in seeds.tolist()])
 
 
-def timesteps(seeds: Tensor, low: int, high: int) -> Tensor:
-    """Uniform integers (B,) in [low, high), row i from ``seeds[i]``."""
-    draws = [torch.randint(low, high, (1,), generator=generator(s, TIMESTEP)) for s in seeds.tolist()]
-    return torch.cat(draws)
+def generators(seeds: Tensor, stream: int) -> list[torch.Generator]:
+    """CPU generators of one stream of every sample's seed (B,)."""
+    return [generator(seed, stream) for seed in seeds.tolist()]

@@ -65,11 +65,10 @@ def evaluator_job(
     )
 
     def loader(examples: EncodedPairs, seed: int) -> Any:
-        count = adapter.schedule.num_timesteps
         return ExampleLoader(
             examples,
             config.per_device_train_batch_size,
-            lambda found, seeds: collate_noisy(count, found, seeds),
+            lambda found, seeds: collate_noisy(adapter.path, found, seeds),
             seed=seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,

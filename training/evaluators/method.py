@@ -15,7 +15,8 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch
 from diffusion_align.guidance.judges.evaluator import BINS, HIGH, LOW, LatentEvaluator
 from diffusion_align.objectives.ranking import bradley_terry_loss
-from diffusion_align.process.levels import log_snr
+from diffusion_align.process import log_snr
+from diffusion_align.process.levels import from_log_snr
 
 from .config import EvaluatorConfig
 from .noisy_pairs import EncodedPairs, NoisyBatch, known_scales, noised, seeded_batches
@@ -78,7 +79,7 @@ class EvaluatorMethod:
         prompts = [prompt for batch in moved.values() for prompt in batch.pairs.prompts]
         x_t = torch.cat([noised(self.adapter, batch) for batch in moved.values()], dim=1).flatten(0, 1)
         t = torch.cat([batch.t for batch in moved.values()]).repeat(2)
-        level = log_snr(self.adapter.schedule.alpha_bar(t).flatten())
+        level = log_snr(self.adapter.path.at(t).alpha_sq.flatten())
         with self.autocast():
             pictures, texts = self.trained.module(x_t, level, self.adapter.encode_prompts(prompts))
         pictures, texts = pictures.float().unflatten(0, (2, -1)), texts.float()
@@ -160,7 +161,7 @@ class EvaluatorMethod:
         """Bradley-Terry on the judged pairs, weighted by alpha_bar: near 0 where noise hides what was preferred."""
         batch, (pictures, texts) = batches["generated"], parts["generated"]
         first, second = self.pair_scores("preference", batch, pictures, texts)
-        weight = self.adapter.schedule.alpha_bar(batch.t).flatten()
+        weight = self.adapter.path.at(batch.t).alpha_sq.flatten()
         return bradley_terry_loss(first - second, batch.pairs.labels[:, 0], weight)
 
     def task(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -190,15 +191,15 @@ class EvaluatorMethod:
 def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPairs) -> None:
     """Set the evaluator's mean and std per bin of log-SNR, over both pictures of the pairs at the bin's centre."""
     centres = LOW + (torch.arange(BINS) + 0.5) * (HIGH - LOW) / BINS
-    alpha_bar = torch.sigmoid(centres)
+    levels = from_log_snr(centres)
     scores: list[list[Tensor]] = [[] for _ in range(BINS)]
-    for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
+    for batch in seeded_batches(examples, adapter.path):
         batch = batch.to(adapter.device)
         text = evaluator.text(adapter.encode_prompts(batch.pairs.prompts)).repeat(2, 1)
         clean, noise = batch.pairs.images.flatten(0, 1), batch.noise.repeat(2, 1, 1, 1)
         scales = known_scales(batch.pairs).flatten()
         for b in range(BINS):
-            x_t = alpha_bar[b].sqrt() * clean + (1 - alpha_bar[b]).sqrt() * noise
+            x_t = levels[b].noise(clean, noise)
             raw = evaluator.raw(evaluator.picture(x_t, centres[b].to(x_t).expand(len(x_t))), text, scales)
             scores[b].append(torch.stack([raw[kind] for kind in evaluator.settings.kinds]))
     for b, parts in enumerate(scores):
@@ -215,15 +216,15 @@ def evaluate(
     adapter = method.adapter
     right: dict[str, list[Tensor]] = {}
     thirds: list[Tensor] = []
-    for batch in seeded_batches(examples, adapter.schedule.num_timesteps):
+    for batch in seeded_batches(examples, adapter.path):
         batch = batch.to(adapter.device)
-        level = log_snr(adapter.schedule.alpha_bar(batch.t).flatten())
+        level = log_snr(adapter.path.at(batch.t).alpha_sq.flatten())
         texts = evaluator.text(adapter.encode_prompts(batch.pairs.prompts))
         sides = [
             evaluator.raw(evaluator.picture(side, level), texts, scales)
             for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)
         ]
-        thirds.append(batch.t * 3 // adapter.schedule.num_timesteps)
+        thirds.append(batch.t * 3 // adapter.path.num_timesteps)
         for kind in evaluator.settings.kinds:
             if kind == "fidelity":
                 continue  # both pictures are generated

@@ -14,8 +14,9 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from diffusion_align.data.comparisons import ComparisonExample
 from diffusion_align.data.types import CorruptImageError
+from diffusion_align.process import Path
 from diffusion_align.rewards import RewardScorer
-from diffusion_align.training.engine.randomness import NOISE, normal, timesteps
+from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class EncodedPairs:
 
 
 def collate_noisy(
-    num_timesteps: int, examples: Sequence[tuple[ComparisonExample, Tensor | None]], seeds: Sequence[int]
+    path: Path, examples: Sequence[tuple[ComparisonExample, Tensor | None]], seeds: Sequence[int]
 ) -> NoisyBatch:
     """Stack encoded pairs; level and noise of each follow from its seed."""
     pairs = collate_comparisons([example for example, _ in examples], seeds)
@@ -112,7 +113,7 @@ def collate_noisy(
     return NoisyBatch(
         pairs,
         torch.stack(targets, dim=1) if targets else None,
-        timesteps(numbers, 0, num_timesteps),
+        path.draw_times(generators(numbers, TIMESTEP), 0, path.num_timesteps),
         normal(numbers, NOISE, pairs.images.shape[2:]),
     )
 
@@ -124,14 +125,14 @@ def known_scales(pairs: ComparisonBatch) -> Tensor:
 
 def noised(adapter: Adapter, batch: NoisyBatch) -> Tensor:
     """Both pictures at the pair's level with the pair's noise, (2, B, C, h, w)."""
-    sides = [adapter.add_noise(side, batch.noise, batch.t) for side in batch.pairs.images]
+    sides = [adapter.path.noise(side, batch.noise, batch.t) for side in batch.pairs.images]
     return torch.stack(sides)
 
 
-def seeded_batches(examples: EncodedPairs, num_timesteps: int, batch_size: int = 64) -> Iterator[NoisyBatch]:
+def seeded_batches(examples: EncodedPairs, path: Path, batch_size: int = 64) -> Iterator[NoisyBatch]:
     """Every readable pair once, at levels and with noise that are always the same."""
     rows = [row for row, latents in enumerate(examples.latents) if latents is not None]
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         seeds = [2 * (row * 7919 + 1) for row in part]  # even: pairs are not exchanged
-        yield collate_noisy(num_timesteps, [examples.example(row, 0, False) for row in part], seeds)
+        yield collate_noisy(path, [examples.example(row, 0, False) for row in part], seeds)

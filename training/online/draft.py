@@ -16,8 +16,6 @@ from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.data.holes import Holes
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
-from diffusion_align.process.levels import signal_levels
-from diffusion_align.process.steps import ddim_step
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import WatchedScorer
 from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, mix, normal
@@ -61,9 +59,8 @@ class DRaFTMethod:
         self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
         scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
         scheduler.set_timesteps(config.num_inference_steps)
-        self.timesteps, self.levels = (
-            table.to(adapter.device) for table in (scheduler.timesteps, signal_levels(scheduler))
-        )
+        self.timesteps = scheduler.timesteps.to(adapter.device)
+        self.levels = adapter.path.levels(scheduler).to(adapter.device)
         self.number = 0
 
     def batches(self) -> Iterator[TaskBatch]:
@@ -134,8 +131,8 @@ class DRaFTMethod:
                     distance = distance + mse_per_sample(x0, reference).mean() / config.gradient_steps
                 if step == last:
                     return x0, distance
-                levels = self.levels[step : step + 2]
-                x = ddim_step(x, x0, levels[:1].expand(len(x)), levels[1:].expand(len(x)), eta=0.0).mean
+                now, after = (self.levels[at].expand(len(x)) for at in (step, step + 1))
+                x = adapter.path.gaussian(x, x0, now, after, eta=0.0).mean
         raise AssertionError("the last step returns")
 
     def predict_x0(self, x: Tensor, step: int, conditions: Conditioning) -> Tensor:
@@ -152,7 +149,7 @@ class DRaFTMethod:
         for repeat in range(config.lv_repeats):
             seeds = torch.tensor([mix(seed, NOISE, repeat) for seed in batch.seeds.tolist()])
             eps = send(normal(seeds, NOISE, x.shape[1:]), x.device)
-            noisy = level.sqrt() * x0 + (1 - level).sqrt() * eps
+            noisy = level.noise(x0, eps)
             parts.append(self.predict_x0(noisy, step, conditions))
             if config.kl_beta:
                 with self.adapter.reference():

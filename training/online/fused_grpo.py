@@ -57,7 +57,8 @@ class GraphRecorder(StepRecorder):
     """
 
     def __init__(self, method: FusedGRPOMethod, steps: Tensor, etas: list[float], with_reference: bool) -> None:
-        super().__init__(steps, method.levels, etas, DTYPES[method.config.trajectory_dtype], method.masked)
+        path, dtype = method.adapter.path, DTYPES[method.config.trajectory_dtype]
+        super().__init__(steps, path, method.levels, etas, dtype, method.masked)
         self.method, self.with_reference = method, with_reference
         self.places: list[Tensor] = []
         self.log_probs: list[Tensor] = []

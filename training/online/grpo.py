@@ -14,8 +14,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.objectives.policy_gradient import clipped_policy_loss
-from diffusion_align.process.levels import signal_levels
-from diffusion_align.process.steps import GaussianStep, ddim_step, sensitivity
+from diffusion_align.process import GaussianStep, Level, Path
 from diffusion_align.sampling.sampler import Moment
 from diffusion_align.training.engine.randomness import STEPS, mix
 from diffusion_align.training.policy.guided import GuidedPolicy
@@ -53,14 +52,24 @@ class StepRecorder:
 
     Args:
         steps: (N, T) which steps to keep.
-        levels: alpha_bar at every step and after the last (steps + 1,).
+        path: the noising process.
+        levels: at every step and after the last (steps + 1,).
         etas: of every step.
         dtype: latents are rounded to it before the sampler goes on, so that what is stored is what was drawn.
         masked: log-probabilities count the hole only.
     """
 
-    def __init__(self, steps: Tensor, levels: Tensor, etas: list[float], dtype: torch.dtype, masked: bool) -> None:
-        self.steps, self.levels, self.etas, self.dtype, self.masked = steps, levels, etas, dtype, masked
+    def __init__(
+        self,
+        steps: Tensor,
+        path: Path,
+        levels: Level[Tensor],
+        etas: list[float],
+        dtype: torch.dtype,
+        masked: bool,
+    ) -> None:
+        self.steps, self.path, self.levels = steps, path, levels
+        self.etas, self.dtype, self.masked = etas, dtype, masked
         self.kept: dict[str, Tensor] = {}
 
     def __call__(self, moment: Moment) -> Tensor:
@@ -71,11 +80,9 @@ class StepRecorder:
         if len(rows):
             on_device = send(rows, stored.device)
             before, after = moment.before[on_device], stored[on_device]
-            now, following = send(self.levels[index : index + 2], stored.device)
+            now, following = (self.levels[at].to(stored.device).expand(len(rows)) for at in (index, index + 1))
             with torch.set_grad_enabled(moment.x0.requires_grad):
-                step = ddim_step(
-                    before, moment.x0[on_device], now.expand(len(rows)), following.expand(len(rows)), self.etas[index]
-                )
+                step = self.path.gaussian(before, moment.x0[on_device], now, following, self.etas[index])
             mask = moment.cond.inpaint[on_device, :1] if self.masked and moment.cond.inpaint is not None else None
             self.keep(Drawn(rows + moment.rows.start, columns, before, after, step, mask), moment, on_device)
         return stored.float()
@@ -107,16 +114,17 @@ class GRPOMethod:
         self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
         self.scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config, clip_sample=False)
         self.scheduler.set_timesteps(config.num_inference_steps)
-        self.levels = signal_levels(self.scheduler)
-        variance = (1 - self.levels[1:]) / (1 - self.levels[:-1]) * (1 - self.levels[:-1] / self.levels[1:])
-        noisy = config.eta * variance.clamp(min=0).sqrt() > SMALLEST_STD
+        path = adapter.path
+        self.levels = path.levels(self.scheduler)
+        each = self.levels[:-1], self.levels[1:]
+        noisy = path.variance(*each, config.eta).clamp(min=0).sqrt() > SMALLEST_STD
         self.noisy = (noisy & (self.scheduler.timesteps >= config.min_timestep)).nonzero().flatten()
         if config.train_steps > len(self.noisy):
             raise ValueError(
                 f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise and a "
                 f"timestep of at least min_timestep = {config.min_timestep}"
             )
-        moves = sensitivity(self.levels[:-1], self.levels[1:], config.eta).sqrt()
+        moves = path.sensitivity(*each, config.eta).sqrt()
         self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
         self.masked = isinstance(config, InpaintRLConfig) and config.masked_log_prob
         self.kl_beta, self.kl_sum, self.kl_count = config.kl_beta, torch.zeros((), device=adapter.device), 0
@@ -141,7 +149,9 @@ class GRPOMethod:
         if number and config.kl_target:
             self.adapt_kl_beta()
         steps, etas = self.choose_steps(number)
-        recorder = StepRecorder(steps, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked)
+        recorder = StepRecorder(
+            steps, self.adapter.path, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked
+        )
         rollout = self.sample(number, recorder)
         rollout.tensors |= recorder.tensors()
         if not self.tested:
@@ -245,8 +255,8 @@ class GRPOMethod:
     def step_at(self, x_t: Tensor, t: Tensor, steps: Tensor, conditions: Any) -> GaussianStep:
         """The Gaussian over the next latents that the present weights predict; ``steps`` (B,) on the CPU."""
         prediction = self.policy.predict(x_t, t, conditions)
-        now, following = (send(self.levels[places], x_t.device) for places in (steps, steps + 1))
-        return ddim_step(x_t, prediction.x0, now, following, self.config.eta)
+        now, after = (self.levels[places].to(x_t.device).column() for places in (steps, steps + 1))
+        return self.adapter.path.gaussian(x_t, prediction.x0, now, after, self.config.eta)
 
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""

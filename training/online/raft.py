@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
-from diffusion_align.process.steps import average
+from diffusion_align.process import average
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import RAFTConfig

@@ -6,7 +6,7 @@ import torch
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import send
-from diffusion_align.training.engine.randomness import NOISE, mix, normal, timesteps
+from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, mix, normal
 
 from .config import NFTConfig, RAFTConfig
 from .rollout import MiniBatch
@@ -27,16 +27,17 @@ class RenoisedBatch:
         draws = zip(rollout.group.tolist(), batch.column.tolist(), strict=True)
         seeds = torch.tensor([mix(seed, column, batch.number) for seed, column in draws])
         x0 = send(rollout.latents, device)
-        self.t = send(timesteps(seeds, min_timestep, adapter.schedule.num_timesteps), device)
+        path = adapter.path
+        self.t = send(path.draw_times(generators(seeds, TIMESTEP), min_timestep, path.num_timesteps), device)
         eps = send(normal(seeds, NOISE, x0.shape[1:]), device)
-        self.x_t, self.target = adapter.add_noise(x0, eps, self.t), adapter.training_target(x0, eps, self.t)
+        self.x_t, self.target = path.noise(x0, eps, self.t), path.target(x0, eps, self.t)
         self.inpaint = rollout.tensors.get("inpaint")
         self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)
 
 
 def check_timesteps(config: NFTConfig | RAFTConfig, adapter: Adapter) -> None:
     """Raises ValueError where no timestep is left."""
-    if config.min_timestep >= adapter.schedule.num_timesteps:
+    if config.min_timestep >= adapter.path.num_timesteps:
         raise ValueError(
-            f"min_timestep = {config.min_timestep}: the model's schedule ends at {adapter.schedule.num_timesteps}"
+            f"min_timestep = {config.min_timestep}: the model's schedule ends at {adapter.path.num_timesteps}"
         )

@@ -14,7 +14,13 @@ from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.objectives.pair_stats import PairStats
 from diffusion_align.objectives.preference import preference_loss
-from diffusion_align.training.engine.randomness import CHOSEN_POSTERIOR, REJECTED_POSTERIOR, normal, timesteps
+from diffusion_align.training.engine.randomness import (
+    CHOSEN_POSTERIOR,
+    REJECTED_POSTERIOR,
+    TIMESTEP,
+    generators,
+    normal,
+)
 from diffusion_align.training.engine.sourced_method import BatchSource, SourcedMethod
 
 from .config import DPOConfig
@@ -70,11 +76,12 @@ class PairMethod(SourcedMethod[PairBatch]):
         soft_labels = send(batch.preference, device) if bool((batch.preference != 1).any()) else None
         batch = batch.to(device)
         x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
-        high = min(config.max_timestep, self.adapter.schedule.num_timesteps)
-        t = send(timesteps(seeds, config.min_timestep, high).repeat(2), device)
+        path = self.adapter.path
+        high = min(config.max_timestep, path.num_timesteps)
+        t = send(path.draw_times(generators(seeds, TIMESTEP), config.min_timestep, high).repeat(2), device)
         with self.autocast():
             x_t, eps = self.noising(x0, t, cond, seeds)
-            noisy = NoisyPairs(x_t, self.adapter.training_target(x0, eps, t), t, cond)
+            noisy = NoisyPairs(x_t, path.target(x0, eps, t), t, cond)
             chosen, rejected = noisy.errors(self.adapter).chunk(2)
             stats = PairStats(chosen, rejected)
             found: dict[str, Tensor] = {}

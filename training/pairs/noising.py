@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
-from diffusion_align.process.inversion import ddim_invert, inverted_noise
+from diffusion_align.process import invert
 from diffusion_align.training.engine.randomness import INVERSION, NOISE, normal
 
 from .config import InPOConfig
@@ -26,7 +26,7 @@ class GaussianNoising:
 
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
         eps = send(normal(seeds, NOISE, x0.shape[1:]), x0.device).repeat(2, 1, 1, 1)
-        return self.adapter.add_noise(x0, eps, t), eps
+        return self.adapter.path.noise(x0, eps, t), eps
 
 
 class Noising(Protocol):
@@ -55,20 +55,20 @@ class InvertedNoising:
 
     @torch.no_grad()
     def _invert(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        config, alpha_bar = self.config, self.adapter.schedule.table
+        config, path = self.config, self.adapter.path
         noise = None
         if config.inversion_eta:
             draws = normal(seeds, INVERSION, (config.inversion_steps, 2, *x0.shape[1:]))
             noise = send(draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2), x0.device)
         with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
-            x_t = ddim_invert(
+            x_t = invert(
+                path,
                 lambda x, steps: self.adapter.predict(x, steps, cond).eps,
                 x0,
                 t,
-                alpha_bar,
                 num_steps=config.inversion_steps,
                 renoise_iterations=config.renoise_iterations,
                 eta=config.inversion_eta,
                 noise=noise,
             )
-        return x_t, inverted_noise(x_t, x0, t, alpha_bar)
+        return x_t, path.at(t).eps(x_t, x0)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.adapters.prompts import conditioning
-from diffusion_align.process.prediction import Prediction
+from diffusion_align.process import Prediction
 
 
 class GuidedPolicy:
@@ -37,4 +37,4 @@ class GuidedPolicy:
         prompt, null = both.output.chunk(2)
         count = len(x_t)
         output = null + self.scale * (prompt - null)
-        return Prediction(output, x_t.float(), both.alpha[:count], both.sigma[:count], both.kind)
+        return Prediction(output, x_t.float(), both.level[:count], both.kind)

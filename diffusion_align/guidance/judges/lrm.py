@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from diffusion_align.adapters import Conditioning
-from diffusion_align.process.levels import log_snr as level_of
+from diffusion_align.process import log_snr as level_of
+from diffusion_align.process.path import scaled_linear
 from diffusion_align.rewards.weights import load_exactly
 
 #: Whose tokenizers are used where the folder has none.
@@ -74,8 +75,7 @@ class LatentRewardModel(nn.Module):
         unet.conv_norm_out, unet.conv_out = None, None
         self.unet, self.first, self.second, self.projection = unet, *encoders, projection
         self.scale, self.guidance = float(torch.tensor(logit_scale).exp()), guidance
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        self.register_buffer("levels", level_of((1 - betas).cumprod(0)))
+        self.register_buffer("levels", level_of(scaled_linear()))
 
     def check(self, x: Tensor, cond: Conditioning) -> None:
         channels = self.unet.config.in_channels

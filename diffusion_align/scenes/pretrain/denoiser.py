@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from diffusion_align.devices import fast_autocast
+from diffusion_align.process import VariancePreserving
 from diffusion_align.scenes.world.render import IMAGE_SIZE
 
 
@@ -114,8 +115,9 @@ def train_denoiser(
     as SDXL's ``force_zeros_for_empty_prompt`` does.
     """
     torch.manual_seed(seed)
-    alpha_bar = build_scheduler().alphas_cumprod
-    snr = alpha_bar / (1 - alpha_bar)
+    path = VariancePreserving.from_scheduler(build_scheduler())
+    levels = path.at(torch.arange(path.num_timesteps))
+    snr = (levels.alpha_sq / levels.sigma_sq).flatten()
     weight = (snr.clamp(max=5.0) / snr).clamp(min=0.15)
     if checkpoint.is_file():
         for module, state in zip(networks.modules(), torch.load(checkpoint, weights_only=True), strict=True):
@@ -132,9 +134,8 @@ def train_denoiser(
         if empty_ids is not None:
             ids[drop] = empty_ids
         t = torch.randint(1000, (batch_size,))
-        ab = alpha_bar[t].view(-1, 1, 1, 1)
         eps = torch.randn_like(x0)
-        x_t = ab.sqrt() * x0 + (1 - ab).sqrt() * eps
+        x_t = path.noise(x0, eps, t)
         if data.extra is not None:
             x_t = torch.cat([x_t, data.extra[rows].float()], dim=1)
         with fast_autocast("cpu"):

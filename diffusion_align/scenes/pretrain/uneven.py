@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from diffusion_align.devices import fast_autocast
+from diffusion_align.process import VariancePreserving
 from diffusion_align.scenes.world.grammar import parse_prompt
 
 from .corpus import Corpus
@@ -47,7 +48,7 @@ def train_uneven(
     data = LatentSet(posterior, ids, pipeline.vae.config.scaling_factor)
     strengths = torch.tensor([strength(caption) for caption in corpus.captions])
     sharp, other = (strengths == COUNTED).nonzero()[:, 0], (strengths != COUNTED).nonzero()[:, 0]
-    alpha_bar = build_scheduler().alphas_cumprod
+    path = VariancePreserving.from_scheduler(build_scheduler())
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     torch.manual_seed(0)
     start, step, budget, running = time.time(), 0, minutes * 60, 0.0
@@ -58,8 +59,7 @@ def train_uneven(
         rows = torch.cat([kind[torch.randint(len(kind), (half,))] for kind in (sharp, other)])
         x0 = data.sample(rows)
         t = (1000 * torch.rand(batch_size).sqrt()).long().clamp(max=999)
-        signal = alpha_bar[t].view(-1, 1, 1, 1)
-        x_t = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
+        x_t = path.noise(x0, torch.randn_like(x0), t)
         null = torch.arange(batch_size) >= batch_size * 7 // 8
         with fast_autocast("cpu"):
             with torch.no_grad():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, normal, timesteps
+from diffusion_align.process import OUTPUTS, VariancePreserving
+from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
 SEEDS = torch.tensor([3, -(2**62), 2**62 + 1, 7], dtype=torch.int64)
 
@@ -22,7 +23,8 @@ def test_streams_and_seeds_differ() -> None:
 
 
 def test_neighbouring_seeds_give_uniform_timesteps() -> None:
-    t = timesteps(torch.arange(4000), 100, 1000).float()
+    path = VariancePreserving(torch.linspace(1, 0, 1000), OUTPUTS["epsilon"])
+    t = path.draw_times(generators(torch.arange(4000), TIMESTEP), 100, 1000).float()
     assert t.min() >= 100
     assert t.max() < 1000
     assert abs(t.mean().item() - 549.5) < 4 * 260 / 4000**0.5

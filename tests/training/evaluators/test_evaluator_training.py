@@ -15,7 +15,7 @@ from PIL import Image
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import Comparisons
 from diffusion_align.guidance.judges.evaluator import BINS, HIGH, LOW, load_evaluator
-from diffusion_align.process.levels import log_snr
+from diffusion_align.process import log_snr
 from diffusion_align.training.evaluators.config import EvaluatorConfig
 from diffusion_align.training.evaluators.noisy_pairs import EncodedPairs, collate_noisy, noised, seeded_batches
 from diffusion_align.training.run import train
@@ -98,13 +98,13 @@ def test_killed_and_resumed_it_is_one_run(grey: Path, sdxl_folder: Path, tmp_pat
 def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     examples = EncodedPairs(adapter, Comparisons(str(grey), "validation"))
-    batch = next(seeded_batches(examples, 1000, 8))
-    alpha_bar = adapter.schedule.alpha_bar(batch.t)
+    batch = next(seeded_batches(examples, adapter.path, 8))
+    alpha_bar = adapter.path.at(batch.t).alpha_sq
     left = noised(adapter, batch) - alpha_bar.sqrt() * batch.pairs.images
     torch.testing.assert_close(left[0], left[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(left[0], (1 - alpha_bar).sqrt() * batch.noise, rtol=0, atol=1e-5)
     rows = [examples.example(0, 0, False)]
-    straight, exchanged = collate_noisy(1000, rows, [4]), collate_noisy(1000, rows, [5])
+    straight, exchanged = (collate_noisy(adapter.path, rows, [seed]) for seed in (4, 5))
     assert torch.equal(straight.pairs.images[0], exchanged.pairs.images[1])
     assert float(straight.pairs.labels[0, 0]) == 1 - float(exchanged.pairs.labels[0, 0])
     assert float(log_snr(alpha_bar.flatten()[0])) < 10

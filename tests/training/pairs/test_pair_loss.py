@@ -12,7 +12,14 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import PairBatch, PairLoader, PairTransform, PixelExamples, load_pairs
-from diffusion_align.training.engine.randomness import CHOSEN_POSTERIOR, NOISE, REJECTED_POSTERIOR, normal, timesteps
+from diffusion_align.training.engine.randomness import (
+    CHOSEN_POSTERIOR,
+    NOISE,
+    REJECTED_POSTERIOR,
+    TIMESTEP,
+    generators,
+    normal,
+)
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.pairs.method import PairMethod
 from diffusion_align.training.pairs.noising import GaussianNoising, InvertedNoising
@@ -58,7 +65,9 @@ class ByHand:
         draws = torch.cat([normal(batch.seeds, stream, shape) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)])
         scale = adapter.vae.config.scaling_factor
         self.x0 = ((posterior.mean + posterior.std * draws) * scale).double().detach()
-        self.t = timesteps(batch.seeds, 0, 1000).repeat(2)
+        self.t = torch.cat(
+            [torch.randint(1000, (1,), generator=each) for each in generators(batch.seeds, TIMESTEP)]
+        ).repeat(2)
         self.alpha_bar = adapter.pipeline.scheduler.alphas_cumprod.double()
         self.eps = normal(batch.seeds, NOISE, shape).repeat(2, 1, 1, 1).double()
         self.v_prediction = adapter.pipeline.scheduler.config.prediction_type == "v_prediction"
