@@ -7,16 +7,50 @@ u = r_w - r_l. Every function returns the loss of each pair, (B,) float32; names
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .pair_stats import LossOutput, PairStats
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """A loss function and what it understands.
+
+    Attributes:
+        function: (stats, beta, **options) to the loss of each pair, (B,) float32.
+        label_smoothing, soft_labels: whether it takes the option of that name.
+        needs_reference: whether it reads the reference's errors.
+    """
+
+    function: Callable[..., Tensor]
+    label_smoothing: bool = False
+    soft_labels: bool = False
+    needs_reference: bool = True
+
+
+#: By name; filled by ``pair_loss``.
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {}
+
+
+def pair_loss(
+    *, label_smoothing: bool = False, soft_labels: bool = False, needs_reference: bool = True
+) -> Callable[[F], F]:
+    """Register a function as the ``loss_type`` of its name; the settings' choices and the tests follow."""
+
+    def register(function: F) -> F:
+        loss = PreferenceLoss(function, label_smoothing, soft_labels, needs_reference)
+        PREFERENCE_LOSSES[function.__name__] = loss
+        return function
+
+    return register
 
 
 def rewards(stats: PairStats, beta: float) -> tuple[Tensor, Tensor]:
@@ -30,6 +64,7 @@ def logit(stats: PairStats, beta: float) -> Tensor:
     return r_w - r_l
 
 
+@pair_loss(label_smoothing=True, soft_labels=True)
 def sigmoid(stats: PairStats, beta: float, label_smoothing: float = 0.0, soft_labels: Tensor | None = None) -> Tensor:
     """-p log sig(u) - (1 - p) log sig(-u). p = 1: Diffusion-DPO (2311.12908).
 
@@ -42,17 +77,20 @@ def sigmoid(stats: PairStats, beta: float, label_smoothing: float = 0.0, soft_la
     return -p * logsigmoid(u) - (1 - p) * logsigmoid(-u)
 
 
+@pair_loss(label_smoothing=True)
 def robust(stats: PairStats, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """[-(1 - eps) log sig(u) + eps log sig(-u)] / (1 - 2 eps): unbiased when a share eps is flipped (2403.00409)."""
     u = logit(stats, beta)
     return (-(1 - label_smoothing) * logsigmoid(u) + label_smoothing * logsigmoid(-u)) / (1 - 2 * label_smoothing)
 
 
+@pair_loss()
 def hinge(stats: PairStats, beta: float) -> Tensor:
     """relu(1 - u) (SLiC, 2305.10425)."""
     return torch.relu(1 - logit(stats, beta))
 
 
+@pair_loss()
 def ipo(stats: PairStats, beta: float) -> Tensor:
     """(u - 1/4)^2: IPO's (D - 1 / (2 beta))^2 (2310.12036) with D = s_w - s_l, times b^2.
 
@@ -62,6 +100,7 @@ def ipo(stats: PairStats, beta: float) -> Tensor:
     return (logit(stats, beta) - 0.25).square()
 
 
+@pair_loss()
 def kto(stats: PairStats, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """Diffusion-KTO (2404.04465): half of w_d (1 - sig(r_w - z)) + w_u (1 - sig(z - r_l)).
 
@@ -73,6 +112,7 @@ def kto(stats: PairStats, beta: float, desirable_weight: float = 1.0, undesirabl
     return 0.5 * (desirable_weight * chosen + undesirable_weight * rejected)
 
 
+@pair_loss()
 def bco_pair(stats: PairStats, beta: float, shift: Tensor | None = None) -> Tensor:
     """-log sig(r_w - d) - log sig(d - r_l) (BCO, 2404.04656); ``shift`` d is a running mean of rewards.
 
@@ -83,12 +123,14 @@ def bco_pair(stats: PairStats, beta: float, shift: Tensor | None = None) -> Tens
     return -logsigmoid(r_w - d) - logsigmoid(d - r_l)
 
 
+@pair_loss()
 def sppo_hard(stats: PairStats, beta: float) -> Tensor:
     """(r_w - 1/4)^2 + (r_l + 1/4)^2: SPPO's (s_w - 1/(2 beta))^2 + (s_l + 1/(2 beta))^2 (2405.00675), times b^2."""
     r_w, r_l = rewards(stats, beta)
     return (r_w - 0.25).square() + (r_l + 0.25).square()
 
 
+@pair_loss(label_smoothing=True)
 def exo_pair(stats: PairStats, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """KL(sig(u) || 1 - eps) (EXO, 2402.00856, eq. 16); eps is ``label_smoothing``, at least 1e-3 to stay finite."""
     u, eps = logit(stats, beta), max(label_smoothing, 1e-3)
@@ -96,24 +138,28 @@ def exo_pair(stats: PairStats, beta: float, label_smoothing: float = 0.0) -> Ten
     return u.sigmoid() * (logsigmoid(u) - target[0]) + (-u).sigmoid() * (logsigmoid(-u) - target[1])
 
 
+@pair_loss()
 def apo_zero(stats: PairStats, beta: float) -> Tensor:
     """1 - sig(r_w) + sig(r_l) (APO, 2408.06266): for chosen images better than the model's own."""
     r_w, r_l = rewards(stats, beta)
     return 1 - r_w.sigmoid() + r_l.sigmoid()
 
 
+@pair_loss()
 def apo_down(stats: PairStats, beta: float) -> Tensor:
     """sig(r_w) + 1 - sig(u) (APO, 2408.06266): for chosen images worse than the model's own."""
     r_w, r_l = rewards(stats, beta)
     return r_w.sigmoid() + 1 - (r_w - r_l).sigmoid()
 
 
+@pair_loss()
 def nca_pair(stats: PairStats, beta: float) -> Tensor:
     """-log sig(r_w) - log sig(-r_w) / 2 - log sig(-r_l) / 2 (NCA, 2402.05369): keeps chosen images likely."""
     r_w, r_l = rewards(stats, beta)
     return -logsigmoid(r_w) - 0.5 * logsigmoid(-r_w) - 0.5 * logsigmoid(-r_l)
 
 
+@pair_loss(needs_reference=False)
 def mapo(stats: PairStats, beta: float, k: float = 0.5, num_timesteps: int = 1000) -> Tensor:
     """e_w - beta log sig(T (g(e_w) - g(e_l))), g(e) = k e / (exp(k e) - 1) (MaPO, 2406.06424); published beta 0.1.
 
@@ -121,34 +167,6 @@ def mapo(stats: PairStats, beta: float, k: float = 0.5, num_timesteps: int = 100
     """
     g_w, g_l = (k * e / torch.expm1(k * e) for e in (stats.chosen, stats.rejected))
     return stats.chosen - beta * logsigmoid(num_timesteps * (g_w - g_l))
-
-
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """A loss function and what it understands."""
-
-    function: Callable[..., Tensor]
-    label_smoothing: bool = False
-    soft_labels: bool = False
-    needs_reference: bool = True
-
-
-PREFERENCE_LOSSES: Mapping[str, PreferenceLoss] = MappingProxyType(
-    {
-        "sigmoid": PreferenceLoss(sigmoid, label_smoothing=True, soft_labels=True),
-        "robust": PreferenceLoss(robust, label_smoothing=True),
-        "hinge": PreferenceLoss(hinge),
-        "ipo": PreferenceLoss(ipo),
-        "kto": PreferenceLoss(kto),
-        "bco_pair": PreferenceLoss(bco_pair),
-        "sppo_hard": PreferenceLoss(sppo_hard),
-        "exo_pair": PreferenceLoss(exo_pair, label_smoothing=True),
-        "apo_zero": PreferenceLoss(apo_zero),
-        "apo_down": PreferenceLoss(apo_down),
-        "nca_pair": PreferenceLoss(nca_pair),
-        "mapo": PreferenceLoss(mapo, needs_reference=False),
-    }
-)
 
 
 def preference_loss(

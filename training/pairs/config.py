@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from diffusion_align.objectives.registry import declared
 from diffusion_align.training.engine.config import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from diffusion_align.training.policy.config import TrainConfig
+
+if TYPE_CHECKING:
+    LossType = str
+else:
+    LossType = Literal[declared("pair_loss")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,7 @@ class DPOConfig(TrainConfig):
     its forward pass is skipped (needs noise_draws and cache_dir)."""
 
     # -- objective
-    loss_type: Literal["sigmoid", "robust", "hinge", "ipo", "kto", "bco_pair", "sppo_hard", "exo_pair", "apo_zero",
-                       "apo_down", "nca_pair", "mapo"] = "sigmoid"  # fmt: skip
+    loss_type: LossType = "sigmoid"
     """Preference loss (docs/dpo.md has the table)."""
     beta: PositiveFloat = 5000.0
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
