@@ -74,14 +74,14 @@ def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
 def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTransform, is_main: bool) -> CachedPairs:
     """The cache in ``config.cache_dir``, made first when it is not there yet."""
     assert config.cache_dir is not None
-    folder = Path(config.cache_dir)
+    folder, built = Path(config.cache_dir), None
     if is_main and not (folder / "manifest.json").is_file():
         pairs = load_training_pairs(config)
         if isinstance(pairs, StreamedPairs):
             raise ValueError("cache_dir needs a data set with random access: set streaming to false")
-        build_cache(adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print)
+        built = build_cache(adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print)
     PartialState().wait_for_everyone()
-    return CachedPairs(folder, fingerprint(adapter, transform))
+    return CachedPairs(folder, fingerprint(adapter, transform)) if built is None else built
 
 
 def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:

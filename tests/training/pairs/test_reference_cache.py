@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import CachedPairs, FixedDraws, PairLoader, PairTransform, PixelExamples, load_pairs
+from diffusion_align.training.engine.checkpoint import list_checkpoints
+from diffusion_align.training.engine.loop import TrainResult
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.pairs.error_memory import ErrorMemory
 from diffusion_align.training.pairs.loading import build_pair_source
@@ -71,6 +73,13 @@ def hits(history: list[dict[str, float]]) -> list[float]:
     return [line["reference_hits"] for line in history]
 
 
+def same_weights(first: TrainResult, second: TrainResult) -> bool:
+    ours, theirs = (
+        load_file(list_checkpoints(result.output_dir)[-1] / "policy.safetensors") for result in (first, second)
+    )
+    return all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+
+
 def files(config: DPOConfig) -> list[Path]:
     assert config.cache_dir is not None
     return sorted((Path(config.cache_dir) / "reference").glob("*.safetensors"))
@@ -95,6 +104,7 @@ def test_remembered_errors_train_bit_for_bit_like_computed_ones(
     plain = train(fresh_cache(**changes))
     remembered = train(fresh_cache(**changes, reference_cache=True))
     assert numbers(remembered.history) == numbers(plain.history)
+    assert same_weights(remembered, plain)
     assert hits(remembered.history)[0] == 0
     assert max(hits(remembered.history)) > 0
 
