@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint docs bench install clean
+.PHONY: demo test test-fast lint bench install clean
 
 # The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of files change.
 SOURCES := $(shell find diffusion_align rewards training -type f -not -name '*.pyc' 2>/dev/null)
@@ -31,6 +31,10 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	$(BIN)/pytest
+
+# Without what is marked slow: trainings that must learn something, notebooks, several processes.
+test-fast: $(STAMP) lint
+	$(BIN)/pytest -m "not slow"
 
 # mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
 lint: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from diffusion_align.shipped import shipped_path
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(1)  # tiny tensors; the tests run on every core side by side
+    # Tiny tensors, and tests on every core side by side: more threads only wait for each other. The variable is for
+    # the processes that tests start (notebooks, the command line).
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def livened(*modules: nn.Module) -> None:
