@@ -18,7 +18,7 @@ from diffusion_align.adapters import Conditioning, load_adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.judge import load_judge
 from diffusion_align.guidance.judges.latent_clip import SCALING, build, load_latent_clip
-from diffusion_align.guidance.judges.lrm import load_lrm
+from diffusion_align.guidance.judges.lrm import LatentRewardModel, load_lrm
 from diffusion_align.process import log_snr
 from diffusion_align.rewards.weights import load_exactly
 from diffusion_align.sampling.sampler import sample
@@ -179,10 +179,15 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
 
 
 def test_the_stages_of_sdxl_have_3520_channels() -> None:
+    unused = torch.nn.Identity(), torch.nn.Identity()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL)
-    assert sum(unet.config.block_out_channels) + unet.config.block_out_channels[-1] == 3520
-    assert unet.config.sample_size * 8 == 1024
+        unet, projection = UNet2DConditionModel(**SDXL), torch.nn.Linear(3520, 1280, bias=False)
+    judge = LatentRewardModel(unet, unused, projection, 1.0)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        latents, t = torch.empty(1, 4, 128, 128), torch.empty(1, dtype=torch.long)
+        stages = judge.stages(latents, t, torch.empty(1, 77, 2048), torch.empty(1, 1280))
+    assert [states.shape[1] for states in stages] == [320, 640, 1280, 1280]
+    assert sum(states.shape[1] for states in stages) == projection.in_features
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from datasets import Dataset
 from open_clip.transformer import VisionTransformer
 from PIL import Image
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.data import RatingExamples, Ratings, collate_ratings
 from diffusion_align.evaluation.rated import compared_within, evaluate_ratings, rating_features
 from diffusion_align.objectives.trust import TrustWeight
-from diffusion_align.rewards import load_scorer
-from diffusion_align.rewards.preprocess import Preprocess
+from diffusion_align.rewards import RewardOutput, load_scorer
 from diffusion_align.rewards.trained.repainting import RepaintingScorer
 from diffusion_align.scenes.make.ratings import CRITERIA, PER_HOLE, encode_png, rated, rating_rows, worth
 from diffusion_align.scenes.world.oracle import OracleScore
@@ -208,18 +208,26 @@ def test_killed_and_resumed_is_bit_for_bit_one_run(bright: Path, tmp_path: Path)
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_the_measures_are_those_of_the_formulas(bright: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Written:
+    """A scorer whose scores (N, 3) were written down before, batch after batch."""
+
+    criteria = dict.fromkeys(CRITERION_NAMES, (3.0, 2.0))
+    preprocessing = SimpleNamespace(resize=lambda pictures: pictures)
+    device = torch.device("cpu")
+
+    def __init__(self, scores: Tensor) -> None:
+        self.rest = scores
+
+    def __call__(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
+        scores, self.rest = self.rest[: len(images)], self.rest[len(images) :]
+        return RewardOutput(scores.mean(dim=1), dict(zip(CRITERION_NAMES, scores.unbind(dim=1), strict=True)))
+
+
+def test_the_measures_are_those_of_the_formulas(bright: Path) -> None:
     ratings = Ratings(bright, "validation")
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.normal(size=(len(ratings), 3))).float()
-    given = iter(scores.split(64))
-    monkeypatch.setattr("diffusion_align.evaluation.rated.rate", lambda *_: next(given))
-    fake: Any = SimpleNamespace(
-        criteria=dict.fromkeys(CRITERION_NAMES, (3.0, 2.0)),
-        preprocessing=SimpleNamespace(resize=lambda pictures: pictures),
-        device=torch.device("cpu"),
-    )
-    found = evaluate_ratings(fake, ratings)
+    found = evaluate_ratings(Written(scores), ratings)  # type: ignore[arg-type]
     truth, predicted = (ratings.points - 3) / 2, scores.numpy()
     assert found["mse"] == pytest.approx(np.square(truth - predicted).mean(), rel=1e-4)
     assert found["mse/texture"] == pytest.approx(np.square(truth - predicted)[:, 1].mean(), rel=1e-4)
@@ -259,11 +267,13 @@ def test_the_published_architecture_starts_from_a_clip(
 ) -> None:
     asked = []
 
-    def build(model: str, pretrained: str | None) -> Any:
+    def create_model(model: str, pretrained: str | None) -> Any:
         asked.append((model, pretrained))
-        return SimpleNamespace(visual=VisionTransformer(224, 32, 64, 1, 1, 4, output_dim=512)), None, Preprocess(224)
+        visual = VisionTransformer(224, 32, 64, 1, 1, 4, output_dim=512)
+        visual.preprocess_cfg = {"size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return SimpleNamespace(visual=visual)
 
-    monkeypatch.setattr("diffusion_align.rewards.trained.repainting.build_open_clip", build)
+    monkeypatch.setattr("open_clip.create_model", create_model)  # which would fetch OpenAI's weights
     scorer = build_scorer(config(bright, Path("unused"), architecture="clip-b32"), Ratings(bright)).eval()
     assert isinstance(scorer, RepaintingScorer)
     assert asked == [("ViT-B-32-quickgelu", "openai")]
