@@ -1,6 +1,6 @@
 """Run notebooks in place and keep their results: ``python notebooks/execute.py notebooks/*.ipynb``.
 
-Progress bars (stderr) are dropped; pictures, tables and printed text stay. Runs go to a temporary folder.
+Progress bars (stderr) are dropped; pictures (made small), tables and printed text stay. Runs go to a temporary folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from shrink import shrink_outputs
 
 
 def execute(path: Path) -> None:
@@ -22,6 +23,7 @@ def execute(path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    shrink_outputs(notebook)
     nbformat.write(notebook, path)
 
 
