@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.rewards import RewardScorer
 
 from .engine.accelerator import build_accelerator, prepare_folder
@@ -51,6 +52,7 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
+    keep_freed_memory(accelerator.device)
     config = replace(config, mixed_precision=accelerator.mixed_precision)  # what auto came to is saved with the run
     set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
     job = JOBS[config.method](config, accelerator, adapter, scorer)

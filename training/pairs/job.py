@@ -8,6 +8,7 @@ from accelerate import Accelerator, PartialState
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import StreamedPairs, build_cache
+from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
@@ -22,6 +23,7 @@ from .remembering import build_reference
 
 def cache_pairs(config: DPOConfig) -> str:
     """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
+    keep_freed_memory(PartialState().device)
     adapter = load_policy_model(config, PartialState().device)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs) or config.cache_dir is None:
