@@ -8,6 +8,7 @@ from importlib import import_module
 #: Module of each benchmark, imported when it is run, and what it measures.
 BENCHMARKS = {
     "dpo-step": ("dpo_step", "pairs per second and memory of the DPO step against the published scripts' way"),
+    "dpo-script": ("dpo_script", "whole runs against diffusers' own script: time, memory, win rates"),
     "scenes-dpo-inpo": ("scenes_dpo_inpo", "win rates of DPO and InPO over the base, three training seeds"),
     "scenes-noise-draws": ("scenes_noise_draws", "fixed noise with remembered reference errors: win rates, speed"),
     "scenes-rewards": ("scenes_rewards", "scorers trained on the embedded world: accuracy, calibration, speed, use"),

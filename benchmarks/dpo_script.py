@@ -1,16 +1,17 @@
 """Whole training runs against diffusers' research script ``train_diffusion_dpo_sdxl.py`` itself.
 
-The script is not part of this repository: take it from diffusers, ``examples/research_projects/diffusion_dpo``, and name
-it with ``--script``. It runs unchanged in a process of its own; where wandb is not installed, an empty module stands in
-for what it imports and does not use. It trains ``scenes-sdxl`` on the very files of ``scenes-pairs``, whose columns it
-reads, all 1,000 rows: the 111 ties it takes for wins of their first picture; we drop them.
+The script is not part of this repository: take it from diffusers, ``examples/research_projects/diffusion_dpo``, and
+name it with ``--script``. It runs unchanged in a process of its own; where wandb is not installed, an empty module
+stands in for what it imports and does not use. It trains ``scenes-sdxl`` on the very files of ``scenes-pairs``, whose
+columns it reads, all 1,000 rows: the 111 ties it takes for wins of their first picture; we drop them.
 
-Part ``speed``: processes take turns, the same settings on both sides (LoRA rank 8 of the attention projections, float32,
-batches of 16 pairs of 64 pixels, no flips). Seconds of the loop are from its progress bar's birth to the last step's
-end, those of the process from its start to its end, memory is its peak. A variant with a cache runs once before, untimed.
+Part ``speed``: processes take turns, the same settings on both sides (LoRA rank 8 of the attention projections,
+float32, batches of 16 pairs of 64 pixels, no flips). Seconds of the loop are from its progress bar's birth to the last
+step's end, those of the process from its start to its end; memory is its peak. A variant with a cache runs once before,
+untimed.
 
-Part ``quality``: the script trains as long as our recipe ``scenes_dpo`` and with its settings, where it has them, and is
-compared with the base as ``scenes-dpo-inpo`` compares ours.
+Part ``quality``: the script trains as long as our recipe ``scenes_dpo`` and with its settings, where it has them, and
+is compared with the base as ``scenes-dpo-inpo`` compares ours.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ import numpy as np
 import yaml
 
 from diffusion_align.adapters import load_adapter, shipped_path
-from diffusion_align.demo import held_out_prompts
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import SamplingSettings, compare, sample_and_score
 from diffusion_align.rewards import load_scorer
+from diffusion_align.scenes.held_out import held_out_prompts
 
 from .harness import RESULTS, ratio_interval, read_parts, write_result
 from .timed_process import STAND_INS, Timing, run_timed
@@ -174,7 +175,7 @@ def script_facts(script: Path) -> dict[str, Any]:
 
 
 def measure_quality(args: argparse.Namespace) -> dict[str, Any]:
-    """Win rates of the script's LoRAs over the base; a seed that was trained before, below ``--work``, is read again."""
+    """Win rates of the script's LoRAs over the base; what was trained before, below ``--work``, is read again."""
     prompts, scorer, settings = held_out_prompts(args.prompts), load_scorer("scenes-oracle"), SamplingSettings()
     trained = [train_script(args, seed) for seed in args.seeds]
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)

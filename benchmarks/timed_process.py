@@ -32,9 +32,7 @@ class Timing:
     peak_memory: int
 
 
-def run_timed(
-    program: str, arguments: Sequence[str], steps: int, work: Path, environment: Mapping[str, str]
-) -> Timing:
+def run_timed(program: str, arguments: Sequence[str], steps: int, work: Path, environment: Mapping[str, str]) -> Timing:
     """Run ``program`` (a file, or a module's dotted name) and wait for its end; its output goes to ``work``/log.txt.
 
     Raises:
