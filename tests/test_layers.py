@@ -41,10 +41,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 #: Imports that still go up, "file -> file", and why; nothing may be added.
 STILL_UP: dict[str, str] = {
-    "data.inpainting -> scenes.world.scene_holes": "to be mended",
-    "rewards.trained.architectures -> training.scorers.config": "asks which kind of config it has",
-    "scenes.pretrain.reader -> training.scorers.config": "asks which kind of config it has",
-    "training.engine.config -> training.policy.config": "asks which kind of config it has",
     "training.policy.memory -> training.online.config": "asks which kind of config it has",
     "training.policy.memory -> training.pairs.config": "asks which kind of config it has",
     "training.policy.validation -> training.online.config": "asks which kind of config it has",
