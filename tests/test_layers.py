@@ -70,19 +70,6 @@ ALGEBRA = re.compile(
     r"|sqrt\(\s*(?:alpha_bar|signal|level)|\(1 - (?:alpha_bar|signal|level|ab)\w*\)(?:\.sqrt\(\)| ?\*\* ?0\.5)"
     r"|== \"(?:epsilon|v_prediction|sample)\""
 )
-#: Files that still write it: phase 2 empties this list.
-STILL_ALGEBRA: frozenset[str] = frozenset(
-    {
-        "adapters.adapter",
-        "guidance.guider",
-        "objectives.errors",
-        "sampling.sampler",
-        "scenes.pretrain.denoiser",
-        "scenes.pretrain.uneven",
-        "training.evaluators.method",
-        "training.online.draft",
-    }
-)
 
 
 def files() -> list[Path]:
@@ -227,4 +214,4 @@ def test_only_process_knows_the_noise_schedules_algebra(path: Path) -> None:
     found = ALGEBRA.findall(
         "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
     )
-    assert bool(found) == (module_name(path) in STILL_ALGEBRA), found
+    assert not found, found

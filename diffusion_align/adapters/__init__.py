@@ -3,13 +3,12 @@
 from diffusion_align.process import Prediction
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
-from .adapter import DEFAULT_LORA_TARGETS, Adapter
+from .adapter import Adapter
 from .conditioning import Conditioning
 from .loading import load_adapter
 from .prompts import PromptEncoder, encode_in_chunks
 
 __all__ = [
-    "DEFAULT_LORA_TARGETS",
     "SHIPPED_MODELS",
     "Adapter",
     "Conditioning",

@@ -10,22 +10,18 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.training_utils import _collate_lora_metadata, cast_training_params
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import is_xformers_available
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from diffusion_align.process import Prediction, VariancePreserving
 
 from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
-from .families.registry import find_family
-
-#: diffusers' attention projections: what its own LoRA scripts train.
-DEFAULT_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+from .families import NetworkInputs, check_understood, find_family
+from .policy_files import load_policy, save_lora, save_network
 
 
 class Adapter:
@@ -36,7 +32,7 @@ class Adapter:
 
     Attributes:
         pipeline: the diffusers pipeline; always usable on its own.
-        family: which prompts and size ids it takes (``family.name`` is "sd" or "sdxl").
+        family: what differs between models: prompts, size ids, the network's call.
         path: the noising process that the denoiser was trained on.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
         vae_batch_size: pictures that the VAE codes at once; None goes by their size (``autoencoder.chunk_size``).
@@ -44,25 +40,27 @@ class Adapter:
 
     def __init__(self, pipeline: Any) -> None:
         self.family = find_family(pipeline)
+        check_understood(pipeline, self.family.conditioning_fields)
         self.pipeline = pipeline
         self.path = VariancePreserving.from_scheduler(pipeline.scheduler)
-        self.denoiser: nn.Module = self.unet
+        self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
-        self._reference_unet: UNet2DConditionModel | None = None
+        self._reference_network: Any = None
         self._lora_targets: tuple[str, ...] | None = None
-        for module in (self.unet, self.vae, *self.text_encoders):
+        for module in (self.network, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        return self.pipeline.unet
+    def network(self) -> Any:
+        """What predicts and is trained: the pipeline's denoiser."""
+        return getattr(self.pipeline, self.family.network_name)
 
     @property
-    def network(self) -> nn.Module:
-        """What is trained: the UNet."""
-        return self.unet
+    def unet(self) -> UNet2DConditionModel:
+        """``network`` of the families that have a UNet."""
+        return self.pipeline.unet
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Put ``wrapper(denoiser)``, e.g. for distributed training, in the denoiser's place, and return it."""
@@ -75,12 +73,12 @@ class Adapter:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        found = (getattr(self.pipeline, name, None) for name in ("text_encoder", "text_encoder_2"))
+        found = (getattr(self.pipeline, name, None) for name in self.family.text_encoder_names)
         return [encoder for encoder in found if encoder is not None]
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.network.device
 
     @property
     def is_inpainting(self) -> bool:
@@ -99,11 +97,11 @@ class Adapter:
     @property
     def default_resolution(self) -> int:
         """Side in pixels of the images that the model was made for."""
-        return self.unet.config.sample_size * self.vae_scale_factor
+        return self.network.config.sample_size * self.vae_scale_factor
 
     def to(self, device: torch.device | str) -> Adapter:
         """Move every part; dtypes stay as they are."""
-        for module in (self.unet, self.vae, *self.text_encoders, self._reference_unet):
+        for module in (self.network, self.vae, *self.text_encoders, self._reference_network):
             if module is not None:
                 module.to(device)
         self.path = self.path.to(device)
@@ -199,22 +197,21 @@ class Adapter:
                 else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels only"
             )
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
-        dtype = self.unet.dtype
-        arguments = self.family.unet_arguments(cond.to(dtype=dtype))
-        network = self._active_unet or self.denoiser
-        output = network(sample.to(dtype), t, **arguments).sample.float()
+        dtype = self.network.dtype
+        inputs = NetworkInputs(sample.to(dtype), t, cond.to(dtype=dtype))
+        output = self.family.call(self._active_network or self.denoiser, inputs).float()
         return self.path.views(output, x_t.float(), t)
 
     # -- policy and reference ------------------------------------------------------------------------------------
 
-    _active_unet: UNet2DConditionModel | None = None
+    _active_network: Any = None
     _lora_found: tuple[object, tuple[str, ...], list[BaseTunerLayer]] = (None, (), [])
 
     def train_lora(
         self,
         rank: int = 8,
         alpha: float | None = None,
-        targets: Sequence[str] = DEFAULT_LORA_TARGETS,
+        targets: Sequence[str] | None = None,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> Adapter:
@@ -222,12 +219,13 @@ class Adapter:
 
         Args:
             alpha: LoRA scale is alpha / rank; None means alpha = rank.
-            targets: suffixes of the module names to adapt.
+            targets: suffixes of the module names to adapt; None takes the family's own.
 
         Raises:
             ValueError: a target matches no module; the message lists it.
         """
-        names = [name for name, _ in self.unet.named_modules()]
+        targets = self.family.lora_targets if targets is None else targets
+        names = [name for name, _ in self.network.named_modules()]
         missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
         if missing:
             raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
@@ -236,17 +234,17 @@ class Adapter:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.unet.add_adapter(config)
-        cast_training_params(self.unet, dtype=torch.float32)
+            self.network.add_adapter(config)
+        cast_training_params(self.network, dtype=torch.float32)
         self._lora_targets = tuple(targets)
         return self
 
     def train_full(self, reference_dtype: torch.dtype | None = None) -> Adapter:
         """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference."""
-        self._reference_unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
+        self._reference_network = copy.deepcopy(self.network).requires_grad_(False).eval()
         if reference_dtype is not None:
-            self._reference_unet.to(reference_dtype)
-        self.unet.to(torch.float32).requires_grad_(True)
+            self._reference_network.to(reference_dtype)
+        self.network.to(torch.float32).requires_grad_(True)
         return self
 
     @property
@@ -256,23 +254,23 @@ class Adapter:
     @property
     def has_lora(self) -> bool:
         """Whether there are LoRA matrices, to be trained or loaded from a file."""
-        return self.is_lora or bool(getattr(self.unet, "peft_config", None))
+        return self.is_lora or bool(getattr(self.network, "peft_config", None))
 
     @property
     def has_reference(self) -> bool:
         """Whether ``reference`` is another policy than the current one."""
-        return self.has_lora or self._reference_unet is not None
+        return self.has_lora or self._reference_network is not None
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, ``predict`` is the frozen reference policy and builds no graph."""
         with torch.no_grad():
-            if self._reference_unet is not None:
-                self._active_unet = self._reference_unet
+            if self._reference_network is not None:
+                self._active_network = self._reference_network
                 try:
                     yield
                 finally:
-                    self._active_unet = None
+                    self._active_network = None
             elif self.has_lora:
                 layers = self._lora_layers()
                 for layer in layers:
@@ -287,7 +285,7 @@ class Adapter:
 
     def reference_state(self) -> dict[str, Tensor]:
         """Names and weights of the reference policy, as the UNet without LoRA names them."""
-        state = (self._reference_unet or self.unet).state_dict()
+        state = (self._reference_network or self.network).state_dict()
         return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
 
     def _lora_layers(self) -> list[BaseTunerLayer]:
@@ -295,16 +293,16 @@ class Adapter:
 
         peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
         """
-        adapters: dict[str, Any] = self.unet.peft_config
+        adapters: dict[str, Any] = self.network.peft_config
         known, names, layers = self._lora_found
         if known is not adapters or names != tuple(adapters):
-            layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]
+            layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
             self._lora_found = adapters, tuple(adapters), layers
         return layers
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Names and parameters that training changes, in the UNet's order."""
-        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     # -- speed and memory ----------------------------------------------------------------------------------------
 
@@ -312,15 +310,15 @@ class Adapter:
         """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
         attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
         if gradient_checkpointing != "none":
-            checkpoint_activations(self.unet, attention_only=gradient_checkpointing == "attention")
+            self.family.recompute(self.network, attention_only=gradient_checkpointing == "attention")
         if attention == "xformers":
             if not is_xformers_available():
                 raise ImportError(
                     "attention xformers needs the xformers package: pip install 'diffusion-align[xformers]'"
                 )
-            self.unet.enable_xformers_memory_efficient_attention()
+            self.network.enable_xformers_memory_efficient_attention()
         if compile:
-            self.unet.compile_repeated_blocks()
+            self.network.compile_repeated_blocks()
         return self
 
     def code_in_chunks(self, batch_size: int | None = None, tiling: bool = False) -> Adapter:
@@ -351,17 +349,8 @@ class Adapter:
         Returns:
             The file or folder written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_lora:
-            self.unet.save_pretrained(folder / "unet")
-            return folder / "unet"
-        self.pipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=get_peft_model_state_dict(self.unet),
-            **_collate_lora_metadata({"unet": self.unet}),
-        )
-        return folder / "pytorch_lora_weights.safetensors"
+        save = save_lora if self.is_lora else save_network
+        return save(self.pipeline, self.family.network_name, Path(folder))
 
     def load_weights(self, folder: str | Path) -> Adapter:
         """Load what ``save`` wrote (or any diffusers LoRA / UNet folder) into the UNet, for sampling.
@@ -370,30 +359,5 @@ class Adapter:
             FileNotFoundError: neither a LoRA file nor a ``unet`` folder is there.
             ValueError: a UNet of another architecture.
         """
-        path = Path(folder)
-        if path.is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
-            self.pipeline.load_lora_weights(
-                str(path.parent if path.is_file() else path),
-                weight_name=path.name if path.is_file() else "pytorch_lora_weights.safetensors",
-            )
-            return self
-        source = path / "unet" if (path / "unet").is_dir() else path
-        if not (source / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{path} holds no weights: expected pytorch_lora_weights.safetensors or a 'unet' folder"
-            )
-        weights = UNet2DConditionModel.from_pretrained(source).state_dict()
-        try:
-            self.unet.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"{source} does not fit this UNet: {str(error).splitlines()[1].strip()}") from None
+        load_policy(self.pipeline, self.family.network_name, Path(folder))
         return self
-
-
-def checkpoint_activations(unet: UNet2DConditionModel, attention_only: bool) -> None:
-    """Recompute activations in the backward pass, of all blocks or of the transformer layers alone."""
-    unet.enable_gradient_checkpointing()
-    if attention_only:
-        for module in unet.modules():
-            if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
-                module.gradient_checkpointing = False

@@ -6,27 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLInpaintPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .adapter import Adapter
 from .autoencoder import check_vae_batch_size, stored_dtype
-
-_PIPELINES = {
-    "sd": StableDiffusionPipeline,
-    "sdxl": StableDiffusionXLPipeline,
-    "sd-inpaint": StableDiffusionInpaintPipeline,
-    "sdxl-inpaint": StableDiffusionXLInpaintPipeline,
-}
+from .families import pipeline_classes
 
 
 def load_adapter(
@@ -97,8 +84,10 @@ def load_adapter(
 
 
 def _load_single_file(path: Path, config: str | None, family: str, parts: dict[str, Any]) -> Any:
-    if family not in _PIPELINES:
-        raise ValueError(f"unknown family {family!r} for the single file {path}: expected one of {sorted(_PIPELINES)}")
+    classes = pipeline_classes()
+    if family not in classes:
+        raise ValueError(f"unknown family {family!r} for the single file {path}: expected one of {sorted(classes)}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: only .safetensors checkpoints are read (pickled .ckpt files can run code)")
-    return _PIPELINES[family].from_single_file(str(path), config=config, local_files_only=config is not None, **parts)
+    read: Any = classes[family]
+    return read.from_single_file(str(path), config=config, local_files_only=config is not None, **parts)

@@ -98,9 +98,7 @@ def conditioning(
         encode: instead of ``adapter.encode_prompts``, e.g. one that remembers.
     """
     cond = (encode or adapter.encode_prompts)(prompts)
-    time_ids = None
-    if adapter.family.name == "sdxl":
-        size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        time_ids = send(size, adapter.device).expand(len(prompts), 6)
+    sizes = adapter.family.size_ids(torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32))
+    time_ids = None if sizes is None else send(sizes, adapter.device).expand(len(prompts), -1)
     hole = None if inpaint is None else send(inpaint, adapter.device)
     return Conditioning(cond.embeds, cond.pooled, time_ids, hole)

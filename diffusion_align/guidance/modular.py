@@ -77,7 +77,7 @@ def modular_pipeline(adapter: Adapter, guider: Any) -> Any:
     Raises:
         ValueError: not an SDXL model: diffusers' modular Stable Diffusion pipelines are SDXL's.
     """
-    if adapter.family.name != "sdxl" or adapter.is_inpainting:
+    if not adapter.family.modular or adapter.is_inpainting:
         raise ValueError("modular_pipeline: expected an SDXL text-to-image model")
     denoise = StableDiffusionXLDenoiseStep()
     denoise.sub_blocks["denoiser"] = BoundDenoiser()

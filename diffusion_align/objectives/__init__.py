@@ -1,6 +1,6 @@
 """What is minimised: pure functions on tensors. No model, no file, no global state.
 
-Names are imported when first used, so that settings can ask :mod:`.registry` without importing torch.
+Names are imported when first used, so that settings can ask :mod:`.declared` without importing torch.
 """
 
 from __future__ import annotations

@@ -302,9 +302,9 @@ class _Run:
         else:  # guiders that perturb the network do so for one branch at a time
             parts = []
             for branch in branches:
-                guider.prepare_models(self.adapter.unet)
+                guider.prepare_models(self.adapter.network)
                 parts.append(self.predict(view.x_t, t, branch.cond, strength))
-                guider.cleanup_models(self.adapter.unet)
+                guider.cleanup_models(self.adapter.network)
             outputs = tuple(parts)
         for branch, output in zip(branches, outputs, strict=True):
             branch.noise_pred = output

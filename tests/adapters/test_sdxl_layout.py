@@ -11,8 +11,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from benchmarks.sdxl import UNET as SDXL
 from diffusion_align.adapters import Adapter, Conditioning
-from diffusion_align.adapters.adapter import DEFAULT_LORA_TARGETS
-from diffusion_align.adapters.families.registry import find_family
+from diffusion_align.adapters.families import find_family
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 
@@ -43,7 +42,7 @@ def test_lora_reaches_every_attention_projection_of_sdxl(adapter: Adapter) -> No
         adapter.train_lora(rank=8)
     names = list(adapter.trainable_parameters())
     assert len(attentions) == 140
-    assert len(names) == len(attentions) * len(DEFAULT_LORA_TARGETS) * 2
+    assert len(names) == len(attentions) * len(adapter.family.lora_targets) * 2
     # rank 8 on q, k, v, out of 70 blocks: what diffusers' own script trains
     assert sum(p.numel() for p in adapter.trainable_parameters().values()) == 11_612_160
 

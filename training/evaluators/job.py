@@ -92,7 +92,7 @@ def evaluator_job(
     null = adapter.null_conditioning(1)
     settings = EvaluatorSettings(
         adapter.latent_channels,
-        adapter.unet.config.sample_size,
+        adapter.network.config.sample_size,
         null.embeds.shape[-1],
         0 if null.pooled is None else null.pooled.shape[-1],
         tuple(config.kinds),

@@ -180,8 +180,8 @@ class RolloutEngine:
             with self.accelerator.autocast():
                 inpaint = holes.encode(adapter).cpu().repeat_interleave(group, 0)
             holes = holes.repeat_each(group)
-        training = adapter.unet.training
-        adapter.unet.eval()
+        training = adapter.network.training
+        adapter.network.eval()
         with self.accelerator.autocast():
             drawn = sample(
                 adapter,
@@ -196,7 +196,7 @@ class RolloutEngine:
                 callback=callback,
                 **options,
             )
-        adapter.unet.train(training)
+        adapter.network.train(training)
         self.nfe = drawn.nfe
         images = drawn.images if holes is None else holes.composite(drawn.images)
         reward, trust = self.judge(images, prompts, holes)

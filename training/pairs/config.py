@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from diffusion_align.objectives.registry import declared
+from diffusion_align.objectives.declared import declared
 from diffusion_align.training.engine.config import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from diffusion_align.training.policy.config import TrainConfig
 

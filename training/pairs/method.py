@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,9 +66,8 @@ class PairMethod(SourcedMethod[PairBatch]):
         """Conditioning of chosen and rejected (2B rows); SDXL's size ids are those of each image."""
         cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
         cond = Conditioning(cond.embeds, cond.pooled).repeat(2)
-        if self.adapter.family.name != "sdxl":
-            return cond
-        return Conditioning(cond.embeds, cond.pooled, batch.size_ids.flatten(0, 1).to(cond.embeds.device))
+        sizes = self.adapter.family.size_ids(batch.size_ids.flatten(0, 1))
+        return replace(cond, time_ids=None if sizes is None else sizes.to(cond.embeds.device))
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusion_align.adapters.adapter import checkpoint_activations
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
+from diffusion_align.adapters.families import Family, matching_family
 from diffusion_align.devices import DTYPES
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
@@ -82,10 +82,15 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     if Path(source).is_file():
         return None
     compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
-    vae = _vae(config, source)
+    network_config = UNet2DConditionModel.load_config(source, subfolder="unet")
+    family = matching_family(DiffusionPipeline.load_config(source), network_config, source)
+    vae = _vae(config, source, family)
     with torch.device("meta"):
-        texts = sum(_text_encoder_sizes(source))
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(source, subfolder="unet"))
+        texts = sum(
+            _count(CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name)))
+            for name in family.text_encoder_names
+        )
+        unet = UNet2DConditionModel.from_config(network_config)
         base = _count(unet)
         if not config.full_finetuning:
             unet.requires_grad_(False)
@@ -98,7 +103,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     side = getattr(config, "resolution", None) or unet.config.sample_size * factor
     rows = 2 * config.per_device_train_batch_size
     with AutocastShapes(autocast):
-        activations = saved_bytes(unet, rows, side // factor, config.gradient_checkpointing)
+        activations = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)
     if isinstance(config, DRaFTConfig):
         activations *= config.gradient_steps * config.lv_repeats
     stored, cached = BYTES[config.weight_dtype], bool(getattr(config, "cache_dir", None))
@@ -187,15 +192,14 @@ def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, side: int, cached: bool,
     return max(found)
 
 
-def _vae(config: TrainConfig, source: str) -> AutoencoderKL:
+def _vae(config: TrainConfig, source: str, family: Family) -> AutoencoderKL:
     """The run's VAE without data, in the dtype that it is stored in."""
     settings = AutoencoderKL.load_config(source, subfolder="vae")
     if config.vae is not None:
         settings = AutoencoderKL.load_config(config.vae)
-    overflows = "text_encoder_2" in DiffusionPipeline.load_config(source)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(settings)
-    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], overflows, vae.config.force_upcast))
+    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], family.vae_overflows, vae.config.force_upcast))
     if config.vae_tiling:
         vae.enable_tiling()
     return vae.requires_grad_(False).eval()
@@ -209,13 +213,13 @@ def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def saved_bytes(unet: UNet2DConditionModel, rows: int, latent: int, checkpointing: str) -> int:
+def saved_bytes(unet: UNet2DConditionModel, family: Family, rows: int, latent: int, checkpointing: str) -> int:
     """Bytes autograd keeps in one forward of a ``meta`` UNet on ``rows`` latents of side ``latent``."""
-    blocks = _measure(unet, rows, latent)
+    blocks = _measure(unet, family, rows, latent)
     if checkpointing == "none":
         return blocks.total
-    checkpoint_activations(unet, attention_only=checkpointing == "attention")
-    return _measure(unet, rows, latent).total + blocks.largest_block
+    family.recompute(unet, attention_only=checkpointing == "attention")
+    return _measure(unet, family, rows, latent).total + blocks.largest_block
 
 
 @dataclass
@@ -224,7 +228,7 @@ class _Saved:
     largest_block: int = 0
 
 
-def _measure(unet: UNet2DConditionModel, rows: int, latent: int) -> _Saved:
+def _measure(unet: UNet2DConditionModel, family: Family, rows: int, latent: int) -> _Saved:
     """Count what one training-mode forward keeps, and the most that a single block adds."""
     found, seen, keep = _Saved(), {p.untyped_storage()._cdata for p in unet.parameters()}, []
     starts: dict[int, int] = {}
@@ -243,45 +247,19 @@ def _measure(unet: UNet2DConditionModel, rows: int, latent: int) -> _Saved:
     def after(module: nn.Module, _: Any, __: Any) -> None:
         found.largest_block = max(found.largest_block, found.total - starts[id(module)])
 
-    names = ("BasicTransformerBlock", "ResnetBlock2D")
     hooks = [
         handle
         for module in unet.modules()
-        if type(module).__name__ in names
+        if type(module).__name__ in family.blocks
         for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
     ]
     unet.train()
     with flash_attention_shapes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        sample, t, arguments = _inputs(unet, rows, latent)
-        unet(sample, t, **arguments)
+        family.call(unet, family.memory_inputs(unet, rows, latent))
     for hook in hooks:
         hook.remove()
     return found
 
 
-def _inputs(unet: UNet2DConditionModel, rows: int, latent: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    dtype, config = unet.dtype, unet.config
-    sample = torch.empty(rows, config.in_channels, latent, latent, dtype=dtype, device="meta")
-    arguments: dict[str, Any] = {
-        "encoder_hidden_states": torch.empty(rows, 77, config.cross_attention_dim, dtype=dtype, device="meta")
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        arguments["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(rows, pooled, dtype=dtype, device="meta"),
-            "time_ids": torch.empty(rows, 6, dtype=dtype, device="meta"),
-        }
-    return sample, torch.empty(rows, dtype=torch.long, device="meta"), arguments
-
-
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _text_encoder_sizes(source: str) -> list[int]:
-    index = DiffusionPipeline.load_config(source)
-    sizes = []
-    for name in ("text_encoder", "text_encoder_2"):
-        if index.get(name, [None])[0] is not None:
-            sizes.append(_count(CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name))))
-    return sizes

@@ -39,6 +39,6 @@ def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
             config.lora_rank, config.lora_alpha, config.lora_target_modules, config.lora_dropout, config.seed
         )
     if config.channels_last:
-        adapter.unet.to(memory_format=torch.channels_last)
+        adapter.network.to(memory_format=torch.channels_last)
     adapter.optimize(config.gradient_checkpointing, config.attention, config.torch_compile)
     adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)

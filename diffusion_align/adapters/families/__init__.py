@@ -1,6 +1,15 @@
 """One file per model family, which owns what differs between models."""
 
-from .family import Family
-from .registry import FAMILIES, find_family
+from .family import Family, NetworkInputs
+from .registry import FAMILIES, find_family, matching_family, pipeline_classes
+from .understood import check_understood
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "NetworkInputs",
+    "check_understood",
+    "find_family",
+    "matching_family",
+    "pipeline_classes",
+]

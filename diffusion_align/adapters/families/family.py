@@ -1,21 +1,66 @@
-"""What differs between model families."""
+"""What differs between model families. Nobody outside asks a family for its name: it is asked for what is needed."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
 
 from diffusion_align.adapters.conditioning import Conditioning
 
 
+@dataclass(frozen=True)
+class NetworkInputs:
+    """What one forward pass takes.
+
+    Attributes:
+        x_t: (B, C, h, w) noisy latents, with mask and masked image where the model repaints.
+        t: (B,) times.
+        cond: (B) conditioning.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    cond: Conditioning
+
+
 class Family(Protocol):
-    """What differs between pipelines that share a UNet, a VAE and a noise schedule."""
+    """Everything that differs between pipelines: prompts, guidance, the network's call, its parts and their names.
+
+    Attributes:
+        name: how people call it.
+        guidance: "cfg" combines two predictions, "embedded" gives the network the scale, "none" takes no scale.
+        pipelines: diffusers' pipeline classes, by the name that says what a single file holds.
+        network_name: the denoiser's attribute in a pipeline, and its folder.
+        text_encoder_names: attributes of the text encoders.
+        lora_targets: module names that get a LoRA unless others are asked for.
+        blocks: class names of the modules whose activations recomputation frees one at a time.
+        conditioning_fields: fields of the denoiser's config that ask for further inputs, with the values understood.
+        vae_overflows: whether its VAEs leave the range of half precision, unless their config says
+            ``force_upcast: false``.
+        modular: whether diffusers has a modular text-to-image pipeline of it that our guiders fit.
+    """
 
     name: str
-    #: Whether the family's VAEs leave the range of half precision, unless their config says ``force_upcast: false``.
+    guidance: Literal["cfg", "embedded", "none"]
+    pipelines: Mapping[str, type]
+    network_name: str
+    text_encoder_names: tuple[str, ...]
+    lora_targets: tuple[str, ...]
+    blocks: tuple[str, ...]
+    conditioning_fields: Mapping[str, Collection[Any]]
     vae_overflows: bool
+    modular: bool
 
-    def matches(self, pipeline: Any) -> bool:
-        """Whether this family drives ``pipeline``."""
+    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
+        """Whether this family drives a pipeline.
+
+        Args:
+            parts: its components by name, None where one is missing; values of a model_index.json will do.
+            network_config: of its denoiser.
+        """
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         """Embed prompts; the empty prompt is embedded like any other."""
@@ -23,5 +68,14 @@ class Family(Protocol):
     def null(self, pipeline: Any) -> Conditioning:
         """The unconditional embedding that the pipeline itself uses for guidance, batch of 1."""
 
-    def unet_arguments(self, cond: Conditioning) -> dict[str, Any]:
-        """Keyword arguments of the UNet besides sample and timestep."""
+    def size_ids(self, sizes: Tensor) -> Tensor | None:
+        """What the network is told of sizes and crops (B, 6) float32; None where it is told nothing."""
+
+    def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
+        """The network's raw output (B, C, h, w) in its own dtype."""
+
+    def recompute(self, network: Any, attention_only: bool) -> None:
+        """Recompute activations in the backward pass, of all blocks or of the transformer layers alone."""
+
+    def memory_inputs(self, network: Any, rows: int, side: int) -> NetworkInputs:
+        """Inputs on the ``meta`` device, of ``rows`` latents of ``side`` x ``side``, in the network's dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .family import Family
@@ -17,11 +18,34 @@ def find_family(pipeline: Any) -> Family:
     Raises:
         ValueError: none matches; the message names the pipeline's class and the supported families.
     """
+    network = getattr(pipeline, "unet", None)
+    return matching_family(
+        getattr(pipeline, "components", {}), {} if network is None else network.config, type(pipeline).__name__
+    )
+
+
+def matching_family(parts: Mapping[str, Any], network_config: Mapping[str, Any], what: str) -> Family:
+    """The family of a pipeline that may be known by its configs alone.
+
+    Args:
+        parts: its components by name, None where one is missing; or a model_index.json.
+        network_config: of its denoiser.
+        what: how an error names the pipeline, e.g. its class.
+
+    Raises:
+        ValueError: none matches; the message names the pipeline and the supported families.
+    """
+    given = {name: part for name, part in parts.items() if not isinstance(part, list) or part[0] is not None}
     for family in FAMILIES:
-        if family.matches(pipeline):
+        if family.matches(given, network_config):
             return family
     names = ", ".join(family.name for family in FAMILIES)
     raise ValueError(
-        f"{type(pipeline).__name__} is not supported: expected a UNet pipeline of one of these families: {names} "
+        f"{what} is not supported: expected a pipeline of one of these families: {names} "
         "(Stable Diffusion 1.x/2.x, SDXL and their inpainting variants)"
     )
+
+
+def pipeline_classes() -> dict[str, type]:
+    """Pipeline classes of all families, by what a single file holds ("sdxl", "sd-inpaint", ...)."""
+    return {name: cls for family in FAMILIES for name, cls in family.pipelines.items()}

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from torch import Tensor
 
 from diffusion_align.adapters.conditioning import Conditioning
 
+from .unet import UNetFamily
 
-class StableDiffusion:
+
+class StableDiffusion(UNetFamily):
     """SD 1.x and 2.x: one text encoder, its last hidden states."""
 
-    name = "sd"
-    vae_overflows = False
+    name: str = "sd"
+    pipelines: Mapping[str, type] = {"sd": StableDiffusionPipeline, "sd-inpaint": StableDiffusionInpaintPipeline}
+    text_encoder_names: tuple[str, ...] = ("text_encoder",)
+    conditioning_fields: Mapping[str, Collection[Any]] = {"addition_embed_type": (None,)}
+    vae_overflows: bool = False
+    modular: bool = False
 
-    def matches(self, pipeline: Any) -> bool:
-        return getattr(pipeline, "text_encoder", None) is not None and not hasattr(pipeline, "text_encoder_2")
+    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
+        return parts.get("unet") is not None and parts.get("text_encoder") is not None and "text_encoder_2" not in parts
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(prompts, pipeline.text_encoder.device, 1, False)
@@ -23,5 +33,5 @@ class StableDiffusion:
     def null(self, pipeline: Any) -> Conditioning:
         return self.encode(pipeline, [""])
 
-    def unet_arguments(self, cond: Conditioning) -> dict[str, Any]:
-        return {"encoder_hidden_states": cond.embeds}
+    def size_ids(self, sizes: Tensor) -> Tensor | None:
+        return None

@@ -77,7 +77,7 @@ def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
     adapter = load_adapter(config.model)
     before = {name: p.clone() for name, p in adapter.unet.named_parameters()}
     result = train(replace(config, full_finetuning=True, learning_rate=1e-4), adapter)
-    reference = adapter._reference_unet
+    reference = adapter._reference_network
     assert reference is not None
     assert all(torch.equal(before[name], p) for name, p in reference.named_parameters())
     saved = UNet2DConditionModel.from_pretrained(result.weights)

@@ -51,7 +51,7 @@ def double_unets(adapter: Adapter) -> tuple[Any, Any]:
         trained.unload_lora()
         frozen.unload_lora()
     else:
-        frozen = copy.deepcopy(adapter._reference_unet)
+        frozen = copy.deepcopy(adapter._reference_network)
     return trained.double(), frozen.double()
 
 

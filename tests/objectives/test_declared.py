@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from diffusion_align.objectives import PREFERENCE_LOSSES
-from diffusion_align.objectives.registry import declared
+from diffusion_align.objectives.declared import declared
 
 
 def test_the_source_and_the_registry_name_the_same_losses() -> None:

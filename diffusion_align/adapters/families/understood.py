@@ -1,0 +1,98 @@
+"""Which fields of a pipeline's configs are understood; any other that is set is refused by name.
+
+A config field that nobody reads can change the mathematics in silence: a guidance embedding, statistics of the latents,
+another noise schedule. So what is known is listed, and the rest must have its default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+#: What :class:`~diffusion_align.process.path.VariancePreserving` reads of a scheduler.
+NOISE_SCHEDULE = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+     "prediction_type"}
+)  # fmt: skip
+NEEDED = frozenset({"beta_start", "beta_end", "beta_schedule", "prediction_type"})
+#: Switches of schedulers that must stay off: they turn the noising process into another one.
+OFF = frozenset({"use_flow_sigmas", "use_dynamic_shifting"})
+#: What a scheduler's own steps read: they are diffusers' own here, too.
+SAMPLING = frozenset(
+    {"algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector",
+     "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type",
+     "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
+     "predictor_order", "sample_max_value", "set_alpha_to_one", "shift_terminal", "sigma_max", "sigma_min",
+     "skip_prk_steps", "solver_order", "solver_p", "solver_type", "steps_offset", "tau_func", "thresholding",
+     "time_shift_type", "timestep_scaling", "timestep_spacing", "timestep_type", "use_beta_sigmas",
+     "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"}
+)  # fmt: skip
+#: The UNet's structure, which its own forward pass deals with.
+UNET = frozenset(
+    {"sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+     "down_block_types", "mid_block_type", "up_block_types", "only_cross_attention", "block_out_channels",
+     "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn", "norm_num_groups",
+     "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+     "attention_head_dim", "num_attention_heads", "dual_cross_attention", "use_linear_projection",
+     "addition_time_embed_dim", "upcast_attention", "resnet_time_scale_shift", "resnet_skip_time_act",
+     "resnet_out_scale_factor", "time_embedding_type", "time_embedding_dim", "time_embedding_act_fn",
+     "timestep_post_act", "conv_in_kernel", "conv_out_kernel", "projection_class_embeddings_input_dim",
+     "attention_type", "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads"}
+)  # fmt: skip
+#: The autoencoder's structure, and the affine map of its latents.
+VAE = frozenset(
+    {"in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+     "act_fn", "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "force_upcast",
+     "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"}
+)  # fmt: skip
+
+
+def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]]) -> None:
+    """Refuse what would change the mathematics without being heard of.
+
+    Args:
+        conditioning: fields of the denoiser's config that ask for further inputs, and the values that the family knows.
+
+    Raises:
+        ValueError: a field of the scheduler, the denoiser or the VAE that is set and not understood, or a scheduler
+            without a table of betas; the message names it.
+    """
+    scheduler, unet, vae = pipeline.scheduler, pipeline.unet, pipeline.vae
+    parameters = set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
+    missing, strange = NEEDED - parameters, parameters - NOISE_SCHEDULE - SAMPLING - OFF
+    if missing or strange:
+        what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(sorted(strange))
+        raise ValueError(
+            f"scheduler: {type(scheduler).__name__} has {what}: its noising process is not Stable Diffusion's, which "
+            "this model's family needs"
+        )
+    for part, owner, known in (
+        ("scheduler", scheduler, NOISE_SCHEDULE | SAMPLING),
+        ("unet", unet, UNET | set(conditioning)),
+        ("vae", vae, VAE),
+    ):
+        for name, value in _set_fields(owner).items():
+            if name not in known:
+                raise ValueError(f"{part}: {name} = {value!r} is not understood ({type(owner).__name__})")
+    for name, values in conditioning.items():
+        if unet.config.get(name) not in values:
+            raise ValueError(
+                f"unet: {name} = {unet.config.get(name)!r} asks for inputs that are not understood; expected "
+                f"{' or '.join(repr(value) for value in values)}"
+            )
+
+
+def _set_fields(owner: Any) -> dict[str, Any]:
+    """Fields that the class reads and whose value is not its default."""
+    parameters = inspect.signature(type(owner).__init__).parameters
+    return {
+        name: value
+        for name, value in owner.config.items()
+        if name in parameters and not _same(value, parameters[name].default)
+    }
+
+
+def _same(value: Any, default: Any) -> bool:
+    listed = isinstance(value, list | tuple) and isinstance(default, list | tuple)
+    return list(value) == list(default) if listed else bool(value == default)
