@@ -159,6 +159,7 @@ def test_checkpointing_changes_memory_not_gradients(kind: str, sdxl_folder: Path
     assert kept < 0.9 * all_kept
 
 
+@pytest.mark.slow
 def test_compiled_blocks_predict_the_same(sdxl_folder: Path) -> None:
     plain, compiled = load_adapter(sdxl_folder), load_adapter(sdxl_folder).optimize(compile=True)
     arguments = inputs(plain)

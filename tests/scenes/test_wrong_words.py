@@ -166,6 +166,7 @@ def test_broken_marks_are_named(pairs: Path, tmp_path: Path, marks: list[float] 
         Comparisons(tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_a_scorer_learns_which_words_are_wrong(pairs: Path, tmp_path: Path) -> None:
     config = RewardConfig(
         scorer="vp-score", architecture="objects", dataset=str(pairs), output_dir=str(tmp_path / "run"), max_steps=40,

@@ -85,6 +85,7 @@ def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
     assert not torch.equal(before["conv_in.weight"], adapter.unet.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: Path) -> None:
     config = replace(config, learning_rate=1e-4)
     whole = train(replace(config, per_device_train_batch_size=4))
@@ -189,6 +190,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path) -> None:
     """20 steps against 10, kill -9, 10 more; dropout, EMA and a decaying learning rate have state to lose."""
     config = replace(
@@ -209,6 +211,7 @@ def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Pat
         assert torch.equal(expected, weights(resumed)[name]), name
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp_path: Path) -> None:
     config = replace(config, max_steps=100_000, save_steps=100_000)
     process = cli_train(config, tmp_path / "recipe.yaml")
@@ -223,6 +226,7 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp
     assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grpo", "fused", "nft"])
 def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
     """Pictures, rewards, the spread of advantages and losses are those of all processes together."""
@@ -249,6 +253,7 @@ def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_p
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
     config = replace(config, learning_rate=1e-4)
     one = train(replace(config, per_device_train_batch_size=4))

@@ -60,6 +60,7 @@ def config(grey: Path, out: Path, model: Path, **options: Any) -> EvaluatorConfi
     return EvaluatorConfig(**defaults | options)
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_preferred_and_is_standardised(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     result = train(config(grey, tmp_path, sdxl_folder))
     last = [line for line in result.history if "eval/accuracy/preference/clean" in line][-1]
@@ -81,8 +82,9 @@ def test_it_learns_what_is_preferred_and_is_standardised(grey: Path, sdxl_folder
         assert 0.5 < float(values.std()) < 1.6, kind
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_one_run(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"eval_steps": 0, "save_steps": 3, "per_device_train_batch_size": 8}
+    options: dict[str, Any] = {"eval_steps": 0, "per_device_train_batch_size": 8, "max_pairs": 20}
     whole = train(config(grey, tmp_path / "whole", sdxl_folder, max_steps=6, **options))
     train(config(grey, tmp_path / "parts", sdxl_folder, max_steps=3, **options))
     parts = train(
@@ -110,6 +112,7 @@ def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Pa
     assert float(log_snr(alpha_bar.flatten()[0])) < 10
 
 
+@pytest.mark.slow
 def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path) -> None:
     made = config(
         grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), real_dataset=None, max_steps=60,
@@ -146,6 +149,7 @@ def test_pictures_that_cannot_be_read_are_skipped_up_to_a_limit(grey: Path, sdxl
         train(config(tmp_path, tmp_path / "other", sdxl_folder, max_corrupt=0, **options))
 
 
+@pytest.mark.slow
 def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for split, count in (("train", 96), ("validation", 64)):
@@ -185,7 +189,9 @@ def test_value_needs_the_scales(grey: Path, sdxl_folder: Path, tmp_path: Path) -
 
 
 def test_towers_of_another_evaluator_stay_as_they_are(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"real_dataset": None, "max_steps": 2, "eval_steps": 0, "per_device_train_batch_size": 8}
+    options: dict[str, Any] = {
+        "real_dataset": None, "max_steps": 2, "eval_steps": 0, "per_device_train_batch_size": 8, "max_pairs": 20,
+    }  # fmt: skip
     first = train(config(grey, tmp_path / "first", sdxl_folder, kinds=("alignment",), **options))
     assert first.weights is not None
     given = {"kinds": ("preference",), "towers": str(first.weights), **options}

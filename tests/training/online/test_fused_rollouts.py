@@ -67,6 +67,7 @@ def assert_same_update(config: GRPOConfig) -> None:
         assert float(fused_metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,6 +82,7 @@ def test_fused_gradients_are_those_of_a_second_forward(changes: dict[str, Any], 
     assert_same_update(GRPOConfig(**{**settings, **changes}))
 
 
+@pytest.mark.slow
 def test_fused_gradients_of_the_hole_with_trust_are_those_of_a_second_forward(
     settings: dict[str, Any], inpaint_folder: Path, tmp_path: Path
 ) -> None:
@@ -89,14 +91,15 @@ def test_fused_gradients_of_the_hole_with_trust_are_those_of_a_second_forward(
     assert_same_update(InpaintRLConfig(**{**settings, **own}))
 
 
+@pytest.mark.slow
 def test_a_fused_run_resumes_bit_for_bit_and_follows_the_unfused_one(settings: dict[str, Any], tmp_path: Path) -> None:
-    config = GRPOConfig(**settings, fused_rollouts=True, kl_beta=0.1, kl_target=0.01)
+    config = GRPOConfig(**{**settings, "max_steps": 2}, fused_rollouts=True, kl_beta=0.1, kl_target=0.01)
 
     def weights(part: GRPOConfig) -> dict[str, Tensor]:
         return load_file(train(part, scorer=Brightness()).output_dir / "pytorch_lora_weights.safetensors")
 
     whole = weights(config)
-    train(replace(config, output_dir=str(tmp_path / "parts"), max_steps=2), scorer=Brightness())
+    train(replace(config, output_dir=str(tmp_path / "parts"), max_steps=1), scorer=Brightness())
     parts = weights(replace(config, output_dir=str(tmp_path / "parts"), resume_from_checkpoint="latest"))
     unfused = weights(replace(config, output_dir=str(tmp_path / "unfused"), fused_rollouts=False))
     for name, tensor in whole.items():
@@ -104,6 +107,7 @@ def test_a_fused_run_resumes_bit_for_bit_and_follows_the_unfused_one(settings: d
         assert torch.allclose(unfused[name], tensor, atol=5e-4), name
 
 
+@pytest.mark.slow
 def test_accumulated_fused_rollouts_are_the_mean_of_their_updates(settings: dict[str, Any]) -> None:
     config = GRPOConfig(**settings, fused_rollouts=True)
     adapter = load_adapter(config.model)
@@ -140,6 +144,7 @@ def test_a_sharded_policy_cannot_be_fused(settings: dict[str, Any]) -> None:
         FusedGRPOMethod(GRPOConfig(**settings, fused_rollouts=True), nothing, nothing, sharded)
 
 
+@pytest.mark.slow
 def test_what_pictures_of_a_prompt_share_is_predicted_once(settings: dict[str, Any]) -> None:
     """From shared noise, two pictures of a prompt are the same until the first fresh noise."""
     settings |= {"train_steps": 4, "per_device_train_batch_size": 16}

@@ -177,6 +177,7 @@ def test_the_reward_is_the_mean_of_the_criteria_and_linear_in_its_features(brigh
     )
 
 
+@pytest.mark.slow
 def test_it_learns_what_raters_like_and_is_loaded_from_its_folder(bright: Path, tmp_path: Path) -> None:
     result = train(config(bright, tmp_path, max_steps=20, per_device_train_batch_size=12, eval_steps=20))
     final = result.history[-1]
@@ -316,6 +317,7 @@ def test_simulated_raters_give_whole_points_that_follow_the_oracle() -> None:
         assert (high > low).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_three_repaintings_share_a_hole_and_keep_the_rest_of_the_picture(inpaint_folder: Path) -> None:
     adapter, prompts = (
         load_adapter(inpaint_folder),

@@ -162,6 +162,7 @@ def config(dataset: Path, out: Path, **more: Any) -> RewardConfig:
     return RewardConfig(**(defaults | more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vp-score", "edit"])
 def test_a_scorer_learns_what_is_preferred(kind: str, bright: Path, tmp_path: Path) -> None:
     settings = config(bright, tmp_path, scorer=kind, max_steps=30, per_device_train_batch_size=12, eval_steps=30)
@@ -177,6 +178,7 @@ def test_a_scorer_learns_what_is_preferred(kind: str, bright: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_clip_learns_to_match(renders: Path, tmp_path: Path) -> None:
     result = train(config(renders, tmp_path, scorer="clip", max_steps=20, per_device_train_batch_size=12))
     losses = [line["loss"] for line in result.history if "loss" in line]
@@ -186,6 +188,7 @@ def test_clip_learns_to_match(renders: Path, tmp_path: Path) -> None:
     assert scorer.score(images, ["a red star on a dark background"] * 2).reward.abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_one_run(renders: Path, tmp_path: Path) -> None:
     whole = train(config(renders, tmp_path / "whole", mixed_precision="bf16"))
     train(config(renders, tmp_path / "parts", max_steps=4, save_steps=2, mixed_precision="bf16"))
@@ -202,6 +205,7 @@ def test_killed_and_resumed_is_bit_for_bit_one_run(renders: Path, tmp_path: Path
     assert whole.history[-1]["loss"] == resumed.history[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_scorer(renders: Path, tmp_path: Path) -> None:
     recipe = config(renders, tmp_path / "run", architecture="objects", per_device_train_batch_size=3)
     history = train_in_two_processes(recipe, tmp_path / "recipe.yaml")
@@ -335,6 +339,7 @@ def taste(images: torch.Tensor, user: str) -> torch.Tensor:
     return value if user == "warm" else -value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["a", "b"])
 def test_pal_tells_users_apart_and_meets_a_new_one(variant: Any) -> None:
     torch.manual_seed(0)
@@ -346,7 +351,7 @@ def test_pal_tells_users_apart_and_meets_a_new_one(variant: Any) -> None:
     for model, names in ((scorer, users), (single, ["all"] * 600)):
         model.head.train()
         optimizer = torch.optim.Adam(model.head.parameters(), lr=5e-3)
-        for step in range(400):
+        for step in range(200):
             rows = torch.arange(step * 32 % 500, step * 32 % 500 + 64)
             batch = [names[i] for i in rows]
             outputs = [model.evaluate(side[rows], ["x"] * 64, {"users": batch}).reward for side in images]
