@@ -28,7 +28,9 @@ from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.run import train
+from diffusion_align.training.scorers.config import RewardConfig
 from diffusion_align.training.settings import load_config, save_config
+from tests.brightness import Brightness
 from tests.processes import ENVIRONMENT, lines, train_in_two_processes
 
 
@@ -171,6 +173,13 @@ def test_an_earlier_run_is_never_mixed_with_a_new_one(config: DPOConfig) -> None
 def test_bad_settings_are_one_error_before_any_step(changes: dict[str, Any], message: str, config: DPOConfig) -> None:
     with pytest.raises((ValueError, FileNotFoundError, CheckpointError), match=message):
         train(replace(config, **changes))
+
+
+def test_what_a_method_has_no_use_for_is_refused(config: DPOConfig) -> None:
+    with pytest.raises(ValueError, match="scorer: method dpo learns from no scorer, but one was given"):
+        train(config, scorer=Brightness())
+    with pytest.raises(ValueError, match="adapter: method reward trains a scorer, but a diffusion model was given"):
+        train(RewardConfig(output_dir=config.output_dir), load_adapter(config.model))
 
 
 # -- dying and going on ----------------------------------------------------------------------------------------------
