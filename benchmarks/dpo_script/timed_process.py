@@ -1,7 +1,7 @@
 """A training program in a process of its own: its whole time, its loop's time and its peak memory.
 
-As ``python -m benchmarks.timed_process STEPS REPORT PROGRAM [ARGUMENTS]`` this is also the child: it runs PROGRAM, a
-script or a module, as ``python`` would, with a clock on its progress bar of STEPS steps.
+As ``python -m benchmarks.dpo_script.timed_process STEPS REPORT PROGRAM [ARGUMENTS]`` this is also the child: it runs
+PROGRAM, a script or a module, as ``python`` would, with a clock on its progress bar of STEPS steps.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import runpy
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-#: Modules that a script may import without using them here; where one is not installed an empty one stands in.
+#: Modules that the script imports and does not use here; where one is not installed an empty one stands in.
 STAND_INS = ("wandb",)
 
 
@@ -41,7 +41,7 @@ def run_timed(program: str, arguments: Sequence[str], steps: int, work: Path, en
     work.mkdir(parents=True, exist_ok=True)
     report, log = work / "clock.json", work / "log.txt"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.timed_process", str(steps), str(report), program, *arguments]
+    command = [sys.executable, "-m", __name__, str(steps), str(report), program, *arguments]
     with log.open("w") as output:
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
@@ -78,14 +78,14 @@ def main(steps: int, report: Path, program: str, arguments: list[str]) -> None:
     import tqdm.auto
 
     tqdm.auto.tqdm = clocked(tqdm.auto.tqdm, steps, report)  # type: ignore[misc]
+    sys.argv = [program, *arguments]
+    if not program.endswith(".py"):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        return
     for name in STAND_INS:
         if importlib.util.find_spec(name) is None:
-            sys.modules[name] = types.ModuleType(name)
-    sys.argv = [program, *arguments]
-    if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+            sys.modules[name] = importlib.util.module_from_spec(ModuleSpec(name, None))
+    runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from diffusion_align.evaluation.compare import SamplingSettings, compare, sample
 from diffusion_align.rewards import load_scorer
 from diffusion_align.scenes.held_out import held_out_prompts
 
-from .harness import RESULTS, ratio_interval, read_parts, write_result
+from ..harness import RESULTS, ratio_interval, read_parts, write_result
 from .timed_process import STAND_INS, Timing, run_timed
 
 #: Our ways of training, by the settings that differ; paths of caches are below ``--work``.
