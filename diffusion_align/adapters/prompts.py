@@ -70,10 +70,7 @@ class PromptEncoder:
         while self.held > self.capacity:
             _, row = self.rows.popitem(last=False)
             self.held -= byte_count(row)
-        device = self.adapter.device
-        if device.type != "cuda":
-            return found.to(device)
-        return found.map(lambda rows: rows.pin_memory().to(device, non_blocking=True))  # does not wait for the step
+        return found.map(lambda rows: send(rows, self.adapter.device))
 
 
 def byte_count(cond: Conditioning) -> int:
