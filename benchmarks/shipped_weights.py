@@ -26,17 +26,17 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import PairDataset, load_pairs
-from diffusion_align.demo import held_out_prompts
 from diffusion_align.evaluation.accuracy import pairwise_accuracy
-from diffusion_align.guidance.evaluators import LatentEvaluator, load_evaluator
+from diffusion_align.guidance.judges.evaluator import LatentEvaluator, load_evaluator
+from diffusion_align.process.levels import log_snr
 from diffusion_align.rewards import RewardScorer, load_scorer, score_in_batches
-from diffusion_align.rewards.base import to_pixels
 from diffusion_align.rewards.factory import load_trained
-from diffusion_align.rewards.pal import PALScorer
-from diffusion_align.sampling.levels import log_snr
-from diffusion_align.scenes.edits import edit_rows
+from diffusion_align.rewards.preprocess import to_pixels
+from diffusion_align.rewards.trained.pal import PALScorer
+from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.scenes.make.edits import edit_rows
 from diffusion_align.shipped import SHIPPED, SHIPPED_SCORERS, asset_folder
-from diffusion_align.training.randomness import NOISE, normal, timesteps
+from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
 from .base_quality import holes
 from .harness import write_result
@@ -84,8 +84,8 @@ def prediction_error(name: str, original: Path, count: int) -> dict[str, float]:
     scenes, masks = holes(prompts, 0)
     x0 = exact.encode_images(scenes * 2 - 1)
     inpaint = exact.encode_inpaint(scenes * 2 - 1, masks) if exact.is_inpainting else None
-    t = torch.linspace(0, exact.schedule.num_timesteps - 1, count).long()
-    x_t = exact.add_noise(x0, normal(torch.arange(count), NOISE, x0.shape[1:]), t)
+    t = torch.linspace(0, exact.path.num_timesteps - 1, count).long()
+    x_t = exact.path.noise(x0, normal(torch.arange(count), NOISE, x0.shape[1:]), t)
 
     def predict(adapter: Adapter) -> Tensor:
         cond = adapter.encode_prompts(prompts)
@@ -169,11 +169,11 @@ def compare_evaluators(name: str, original: Path, adapter: Adapter, pairs: Judge
     """Original and packed evaluator on pairs of noisy latents, or on two guidance scales if it knows only "value"."""
     count = len(pairs.prompts)
     seeds = torch.arange(count)
-    t = timesteps(seeds, 0, adapter.schedule.num_timesteps)
+    t = adapter.path.draw_times(generators(seeds, TIMESTEP), 0, adapter.path.num_timesteps)
     latents = [adapter.encode_images(to_pixels(side, "pairs") * 2 - 1) for side in pairs.sides]
     noise = normal(seeds, NOISE, latents[0].shape[1:])
-    noisy = [adapter.add_noise(x0, noise, t) for x0 in latents]
-    level, cond = log_snr(adapter.schedule.alpha_bar(t).flatten()), adapter.encode_prompts(pairs.prompts)
+    noisy = [adapter.path.noise(x0, noise, t) for x0 in latents]
+    level, cond = log_snr(adapter.path.at(t).alpha_sq.flatten()), adapter.encode_prompts(pairs.prompts)
     exact, packed = LatentEvaluator.from_pretrained(original), load_evaluator(name)
     only_value = exact.kinds == ("value",)
     first, second = (torch.full((count,), scale if only_value else 3.5) for scale in (1.0, 3.5))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_align.scenes.grammar import parse_prompt, sample_scene
-from diffusion_align.scenes.render import render
+from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
+from diffusion_align.scenes.world.render import render
 
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "shrink.py"
 
