@@ -9,15 +9,18 @@ from importlib import import_module
 BENCHMARKS = {
     "dpo-step": ("dpo_step", "pairs per second and memory of the DPO step against the published scripts' way"),
     "dpo-script": ("dpo_script", "whole runs against diffusers' own script: time, memory, win rates"),
-    "scenes-dpo-inpo": ("scenes_dpo_inpo", "win rates of DPO and InPO over the base, three training seeds"),
-    "scenes-noise-draws": ("scenes_noise_draws", "fixed noise with remembered reference errors: win rates, speed"),
-    "scenes-rewards": ("scenes_rewards", "scorers trained on the embedded world: accuracy, calibration, speed, use"),
-    "scenes-guidance": ("scenes_guidance", "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
-    "scenes-rl": ("scenes_rl", "online methods: win rates over the base by the oracle, and what they cost"),
+    "scenes-dpo-inpo": ("scenes.dpo_inpo", "win rates of DPO and InPO over the base, three training seeds"),
+    "scenes-noise-draws": ("scenes.noise_draws", "fixed noise with remembered reference errors: win rates, speed"),
+    "scenes-rewards": (
+        "scenes.reward_scorers",
+        "scorers trained on the embedded world: accuracy, calibration, speed, use",
+    ),
+    "scenes-guidance": ("scenes.guided", "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
+    "scenes-rl": ("scenes.online_methods", "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "plots": ("plots", "the plots in docs/images, from the measured files"),
     "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),
-    "base-quality": ("base_quality", "oracle scores of a shipped pipeline per guidance scale"),
+    "base-quality": ("scenes.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
     "shipped-weights": ("shipped_weights", "packed weights against their float16 originals"),
 }
 

@@ -30,7 +30,7 @@ from diffusion_align.training.pairs.remembering import build_reference
 from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.settings import load_recipe
 
-from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
+from ..harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 
 SCORE = {"W": 1.0, "T": 0.0, "L": -1.0}
 

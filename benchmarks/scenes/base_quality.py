@@ -23,7 +23,7 @@ from diffusion_align.scenes.held_out import held_out_prompts
 from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
 from diffusion_align.scenes.world.render import IMAGE_SIZE, render
 
-from .harness import write_result
+from ..harness import write_result
 
 
 def main(argv: list[str]) -> None:

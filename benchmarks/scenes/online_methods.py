@@ -34,7 +34,7 @@ from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from .harness import RESULTS, read_parts, write_result
+from ..harness import RESULTS, read_parts, write_result
 
 RECIPES = {name: f"scenes_{name}" for name in ("grpo", "nft", "raft", "draft", "dpo", "inpo")}
 TRUSTS = ("none", "prefpaint", "mahalanobis")

@@ -25,8 +25,8 @@ from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentE
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.scenes.held_out import held_out_prompts
 
-from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
-from .sdxl import UNET
+from ..harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
+from ..sdxl import UNET
 
 
 def main(argv: list[str]) -> None:

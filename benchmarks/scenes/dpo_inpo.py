@@ -19,7 +19,7 @@ from diffusion_align.rewards import load_scorer
 from diffusion_align.scenes.held_out import held_out_prompts
 from diffusion_align.training.settings import load_recipe
 
-from .harness import write_result
+from ..harness import write_result
 
 
 def main(argv: list[str]) -> None:

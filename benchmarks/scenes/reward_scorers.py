@@ -39,7 +39,7 @@ from diffusion_align.scenes.world.oracle import score_image
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from .harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
+from ..harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 
 
 def main(argv: list[str]) -> None:
