@@ -22,6 +22,7 @@ BENCHMARKS = {
     "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),
     "base-quality": ("scenes.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
     "shipped-weights": ("shipped_weights", "packed weights against their float16 originals"),
+    "gpu": ("gpu", "what one GPU says: the product, SDXL's step and memory, other scripts, guidance, compiling"),
 }
 
 

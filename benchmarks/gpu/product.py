@@ -1,0 +1,132 @@
+"""Stage 2: the product itself on the device, with the shipped miniature, whose answers are known from the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_align.adapters import load_adapter
+from diffusion_align.guidance.dynamic import DynamicGuidance
+from diffusion_align.sampling.sampler import generate, sample
+from diffusion_align.training.config import DPOConfig, InPOConfig
+from diffusion_align.training.online_config import GRPOConfig
+from diffusion_align.training.run import train
+
+from .reference import answer
+from .rows import Finding, Goal, Row, Stage
+from .workshop import Scale, Workshop
+
+PROMPTS = ("one large red star on a light background", "two small blue circles on a dark background")
+#: Largest difference of a step's loss between bf16 on the device and fp32 on the CPU, at beta 500.
+LOSS_TOLERANCE = 0.1
+#: Largest mean difference between pictures, in [0, 1].
+PICTURE_TOLERANCE = 0.02
+
+
+def settings(scale: Scale, folder: Path, precision: str) -> dict[str, Any]:
+    return {
+        "max_steps": scale.product_steps, "per_device_train_batch_size": 4, "beta": 500.0, "learning_rate": 1e-4,
+        "max_pairs": 64, "output_dir": str(folder), "overwrite_output_dir": True, "mixed_precision": precision,
+        "logging_steps": 1, "progress": False, "report_to": "none", "dataloader_num_workers": 0,
+    }  # fmt: skip
+
+
+def run_losses(method: str, scale: Scale, folder: Path, precision: str) -> list[float]:
+    """Loss of every step of a run through ``train``."""
+    common = settings(scale, folder, precision)
+    config = DPOConfig(**common) if method == "dpo" else InPOConfig(inversion_steps=4, **common)
+    return [line["loss"] for line in train(config).history if "loss" in line]
+
+
+def losses_agree(method: str, shop: Workshop) -> Finding:
+    """bf16 on the device against fp32 on the CPU, step by step."""
+    precision = "bf16" if shop.cuda else "no"
+    found = run_losses(method, shop.scale, shop.folder / method, precision)
+    expected = answer(shop, f"losses-{method}").get("losses")
+    apart = None if expected is None else max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    text = f"losses within {LOSS_TOLERANCE} of the CPU's in fp32"
+    goal = Goal.at_most(text, apart, LOSS_TOLERANCE, "the CPU had no answer yet")
+    figures = {"precision": precision, "largest_difference": apart, "first": found[0], "last": found[-1]}
+    return Finding(figures, (goal,), () if shop.cuda else ("both runs are fp32 on the CPU",))
+
+
+def self_test(shop: Workshop) -> Finding:
+    """GRPO stops with an error where sampler and update disagree about the same step's probability."""
+    common = settings(shop.scale, shop.folder / "grpo", "bf16" if shop.cuda else "no") | {"max_steps": 1}
+    for name in ("beta", "max_pairs", "dataloader_num_workers"):
+        del common[name]
+    result = train(GRPOConfig(num_generations=2, prompts_per_rollout=2, train_steps=2, num_inference_steps=4, **common))
+    passed = result.step == 1
+    return Finding({"reward": result.history[-1]["reward"]}, (Goal("on-policy self-test passes", None, passed),))
+
+
+def guidance_chooses(shop: Workshop) -> Finding:
+    """Dynamic guidance on the device."""
+    guider = DynamicGuidance()
+    adapter = load_adapter("scenes-sdxl", device=shop.device)
+    steps = shop.scale.product_steps
+    samples = sample(adapter, PROMPTS, num_inference_steps=steps, guidance=guider, seeds=(1, 2))
+    known = set(guider.candidates.tolist())
+    inside = all(scale in known for record in samples.records for scale in record["scales"])
+    figures = {"steps": steps, "scales_used": len({s for record in samples.records for s in record["scales"]})}
+    return Finding(figures, (Goal("every scale is one of the candidates", None, inside),))
+
+
+def pipeline_agrees(shop: Workshop) -> Finding:
+    """``generate`` against the diffusers pipeline with the same seeds, in fp32."""
+    adapter = load_adapter("scenes-sdxl", device=shop.device)
+    steps = shop.scale.product_steps
+    ours = generate(adapter, PROMPTS, num_inference_steps=steps, seeds=(1, 2), guidance_scale=5.0)
+    adapter.pipeline.set_progress_bar_config(disable=True)
+    theirs = adapter.pipeline(
+        list(PROMPTS), num_inference_steps=steps, guidance_scale=5.0, output_type="pt",
+        generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+    ).images.cpu()  # fmt: skip
+    return Finding({"steps": steps, **difference(ours, theirs)}, (same_pictures(ours, theirs),))
+
+
+def variant_agrees(shop: Workshop, attention: str, compiled: bool) -> Finding:
+    """The same pictures with another attention, or with compiled blocks."""
+    dtype = torch.bfloat16 if shop.cuda else torch.float32
+    steps, pictures = shop.scale.product_steps, []
+    for changed in (False, True):
+        adapter = load_adapter("scenes-sdxl", dtype=dtype, device=shop.device)
+        if changed:
+            adapter.optimize(attention=attention)
+            if compiled:
+                adapter.unet.compile_repeated_blocks(backend=backend(shop))
+        pictures.append(generate(adapter, PROMPTS, num_inference_steps=steps, seeds=(1, 2)))
+    notes = () if shop.scale.true_size or not compiled else ("traced, not compiled: backend eager",)
+    return Finding(difference(*pictures), (same_pictures(*pictures),), notes)
+
+
+def backend(shop: Workshop) -> str:
+    """A small run traces its blocks but calls no compiler, which takes longer than all the rest of it."""
+    return "inductor" if shop.scale.true_size else "eager"
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+    return {"mean_difference": float((a - b).abs().mean()), "largest_difference": float((a - b).abs().max())}
+
+
+def same_pictures(a: torch.Tensor, b: torch.Tensor) -> Goal:
+    return Goal.at_most(
+        f"pictures within {PICTURE_TOLERANCE} on average", float((a - b).abs().mean()), PICTURE_TOLERANCE
+    )
+
+
+STAGE = Stage(
+    "product",
+    "The product on the device",
+    lambda shop: [
+        Row("generate equals the pipeline", 5, pipeline_agrees),
+        Row("dpo", 12, lambda shop: losses_agree("dpo", shop)),
+        Row("inpo", 12, lambda shop: losses_agree("inpo", shop)),
+        Row("grpo self-test", 6, self_test),
+        Row("dynamic guidance", 4, guidance_chooses),
+        Row("xformers", 5, lambda shop: variant_agrees(shop, "xformers", False), needs="xformers"),
+        Row("torch.compile", 30, lambda shop: variant_agrees(shop, "sdpa", True)),
+    ],
+)
