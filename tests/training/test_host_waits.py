@@ -27,6 +27,7 @@ from diffusion_align.training.engine.guard import FiniteGuard
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig
 from diffusion_align.training.pairs import loading as source
+from diffusion_align.training.pairs import remembering
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.run import JOBS
 from tests.device_traffic import Traffic
@@ -90,6 +91,7 @@ def waits(config: RunConfig, model: Path) -> list[str]:
         patch.setattr(
             source, "open_or_build_cache", lambda c, a, transform, is_main: opened(c, real, transform, is_main)
         )
+        patch.setattr(remembering, "facts", lambda *_: {})
         reward = Brightness("meta" if isinstance(config, DRaFTConfig) else "cpu")
         job = JOBS[config.method](config, accelerator, adapter.to("meta"), reward)
     adapter.unet.to("meta")  # peft makes LoRA weights on the CPU
@@ -110,11 +112,17 @@ def settings(pairs_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", [DPOConfig, InPOConfig])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (DPOConfig, {}),
+        (DPOConfig, {"noise_draws": 1, "reference_cache": True, "max_pairs": 4}),  # the second epoch finds all known
+        (InPOConfig, {"inversion_steps": 2}),
+    ],
+)
 def test_a_cached_pair_step_waits_for_nothing(
-    kind: Any, settings: dict[str, Any], sdxl_folder: Path, tmp_path: Path, device: None
+    kind: Any, fields: dict[str, Any], settings: dict[str, Any], sdxl_folder: Path, tmp_path: Path, device: None
 ) -> None:
-    fields = {"inversion_steps": 2} if kind is InPOConfig else {}
     config = kind(cache_dir=str(tmp_path / "cache"), max_steps=4, **settings, **fields)
     found = waits(config, sdxl_folder)
     assert all("metrics.py" in wait for wait in found), found  # the run's one log line

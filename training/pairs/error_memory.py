@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusion_align.data import FixedDraws
+from diffusion_align.devices import send
 
 
 class ErrorMemory:
@@ -57,13 +58,13 @@ class ErrorMemory:
 
     def learn(self, slots: Sequence[int], errors: Tensor) -> None:
         """Note ``errors`` (2, n), chosen and rejected, of ``slots``."""
-        self.table[torch.tensor(slots, device=self.table.device)] = errors.T
+        self.table[send(torch.tensor(slots), self.table.device)] = errors.T
         for slot in slots:
             self.known[slot] = True
 
     def recall(self, slots: Sequence[int]) -> Tensor:
         """Errors (2, n) of known ``slots``."""
-        return self.table[torch.tensor(slots, device=self.table.device)].T
+        return self.table[send(torch.tensor(slots), self.table.device)].T
 
     def save(self) -> None:
         """Share what all processes learned and write it; called by all of them together."""
