@@ -185,10 +185,25 @@ def test_what_a_method_has_no_use_for_is_refused(config: DPOConfig) -> None:
 # -- dying and going on ----------------------------------------------------------------------------------------------
 
 
-def cli_train(config: DPOConfig, file: Path, *flags: str) -> subprocess.Popen[str]:
-    save_config(config, file)
-    command = [sys.executable, "-m", "diffusion_align.cli", "train", "dpo", "--config", str(file), *flags]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+CliTrain = Callable[[DPOConfig, Path], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def cli_train() -> Iterator[CliTrain]:
+    """Starts ``train dpo`` in a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(config: DPOConfig, file: Path) -> subprocess.Popen[str]:
+        save_config(config, file)
+        command = [sys.executable, "-m", "diffusion_align.cli", "train", "dpo", "--config", str(file)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -200,7 +215,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 
 
 @pytest.mark.slow
-def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path) -> None:
+def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path, cli_train: CliTrain) -> None:
     """20 steps against 10, kill -9, 10 more; dropout, EMA and a decaying learning rate have state to lose."""
     config = replace(
         config, max_steps=20, save_steps=10, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
@@ -221,8 +236,10 @@ def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config: DPOConfig, tmp_path: Path) -> None:
-    config = replace(config, max_steps=100_000, save_steps=100_000)
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(
+    config: DPOConfig, tmp_path: Path, cli_train: CliTrain
+) -> None:
+    config = replace(config, max_steps=2000, save_steps=2000)
     process = cli_train(config, tmp_path / "recipe.yaml")
     wait_for(Path(config.output_dir) / "metrics.jsonl", process)
     while not lines(config.output_dir):
