@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid, mse_loss
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairBatch
-from diffusion_align.training.config import DPOConfig
+from diffusion_align.training.pairs.config import DPOConfig
 
 from .measure import NO_CUDA, plain_cost
 from .reference import CHECKPOINTING
@@ -63,7 +63,7 @@ def noised(adapter: Adapter, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pairs = len(latents) // 2
     noise = torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1)
     t = torch.randint(0, 1000, (pairs,), device=latents.device).repeat(2)
-    return adapter.add_noise(latents, noise, t), noise, t
+    return adapter.path.noise(latents, noise, t), noise, t
 
 
 def optimizer_of(shop: Workshop, adapter: Adapter) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diffusion_align.training.environment import git_commit, versions
+from diffusion_align.environment import git_commit, versions
 
 from ..harness import RESULTS, device_name
 from . import baselines, coding, compiling, guiding, machine, methods, product, step

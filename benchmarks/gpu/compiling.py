@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from diffusion_align.training.config import DPOConfig
+from diffusion_align.training.pairs.config import DPOConfig
 
 from ..harness import synchronize
 from .measure import seconds_of

@@ -8,7 +8,7 @@ import torch
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
-from diffusion_align.guidance.evaluators import EvaluatorSettings, LatentEvaluator
+from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator
 from diffusion_align.sampling.sampler import sample
 
 from ..harness import time_interleaved

@@ -14,9 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.training.config import TrainConfig
-from diffusion_align.training.loop import Method, run_loop
-from diffusion_align.training.run import build_accelerator
+from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.engine.loop import run_loop
+from diffusion_align.training.engine.protocols import Method
+from diffusion_align.training.policy.config import TrainConfig
 
 from ..harness import synchronize
 from .workshop import Workshop

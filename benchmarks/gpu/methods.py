@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_align.rewards import RewardOutput, RewardScorer
-from diffusion_align.training.config import DPOConfig, InPOConfig
-from diffusion_align.training.online import online_method
-from diffusion_align.training.online_config import GRPOConfig
-from diffusion_align.training.run import build_accelerator
+from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.online.config import GRPOConfig
+from diffusion_align.training.online.method import online_method
+from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 
 from ..harness import synchronize
 from .measure import NO_CUDA, counted_waits, loop_cost

@@ -10,8 +10,8 @@ import torch
 from diffusion_align.adapters import load_adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.sampling.sampler import generate, sample
-from diffusion_align.training.config import DPOConfig, InPOConfig
-from diffusion_align.training.online_config import GRPOConfig
+from diffusion_align.training.online.config import GRPOConfig
+from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.run import train
 
 from .reference import answer

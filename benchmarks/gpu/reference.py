@@ -17,10 +17,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from diffusion_align.adapters.base import DEFAULT_LORA_TARGETS, checkpoint_activations
+from diffusion_align.adapters.families.sdxl import StableDiffusionXL
 from diffusion_align.shipped import shipped_path
-from diffusion_align.training.config import DPOConfig
-from diffusion_align.training.memory import estimate_memory
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.policy.memory import estimate_memory
 
 from ..sdxl import UNET
 from ..sdxl_memory import write_configs
@@ -56,20 +56,18 @@ def memory(batch: int, scale: Scale, folder: Path) -> dict[str, float]:
 
 def operations(scale: Scale) -> dict[str, int]:
     """Floating-point operations of one pair's step by checkpointing, counted on the ``meta`` device."""
-    from diffusion_align.training.memory import _inputs
-
+    family = StableDiffusionXL()
     config = UNET
     if not scale.true_size:
         config = UNet2DConditionModel.load_config(shipped_path("scenes-sdxl"), subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-        unet.requires_grad_(False).add_adapter(LoraConfig(r=8, target_modules=list(DEFAULT_LORA_TARGETS)))
+        unet.requires_grad_(False).add_adapter(LoraConfig(r=8, target_modules=list(family.lora_targets)))
     unet.to("meta").train()
-    sample, t, arguments = _inputs(unet, 2, unet.config.sample_size)
+    inputs = family.memory_inputs(unet, 2, unet.config.sample_size)
 
     def forward() -> torch.Tensor:
-        output: torch.Tensor = unet(sample, t, **arguments).sample
-        return output
+        return family.call(unet, inputs)
 
     unet.disable_adapters()
     with torch.no_grad():
@@ -79,7 +77,7 @@ def operations(scale: Scale) -> dict[str, int]:
     for kind in CHECKPOINTING:
         unet.disable_gradient_checkpointing()
         if kind != "none":
-            checkpoint_activations(unet, attention_only=kind == "attention")
+            family.recompute(unet, attention_only=kind == "attention")
         found[kind] = reference + operations_of(lambda: forward().sum().backward())
     return found
 

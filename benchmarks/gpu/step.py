@@ -11,11 +11,11 @@ import torch
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.data import PairBatch
-from diffusion_align.training.config import DPOConfig, InPOConfig, TrainConfig
-from diffusion_align.training.dpo import GaussianNoising
-from diffusion_align.training.inpo import InvertedNoising
-from diffusion_align.training.loop import Method
-from diffusion_align.training.pairs import Noising, PairMethod
+from diffusion_align.training.engine.protocols import Method
+from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+from diffusion_align.training.pairs.method import PairMethod
+from diffusion_align.training.pairs.noising import GaussianNoising, InvertedNoising, Noising
+from diffusion_align.training.policy.config import TrainConfig
 
 from ..dpo_step import make_batch
 from .measure import NO_CUDA, StepCost, loop_cost

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from diffusion_align.adapters import Adapter, load_adapter
-from diffusion_align.adapters.base import checkpoint_activations
 
 from ..sdxl import build_random_sdxl
 
@@ -105,7 +104,7 @@ class Workshop:
         unet = self.adapter.unet
         unet.disable_gradient_checkpointing()
         if kind != "none":
-            checkpoint_activations(unet, attention_only=kind == "attention")
+            self.adapter.family.recompute(unet, attention_only=kind == "attention")
         return self.adapter
 
     def with_encoders(self, checkpointing: str = "none") -> Adapter:
