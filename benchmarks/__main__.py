@@ -20,8 +20,8 @@ BENCHMARKS = {
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "plots": ("plots", "the plots in docs/images, from the measured files"),
     "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),
-    "base-quality": ("scenes.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
-    "shipped-weights": ("shipped_weights", "packed weights against their float16 originals"),
+    "base-quality": ("shipped.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
+    "shipped-weights": ("shipped.weights", "packed weights against their float16 originals"),
     "gpu": ("gpu", "what one GPU says: the product, SDXL's step and memory, other scripts, guidance, compiling"),
     "performance-page": ("gpu.page", "docs/performance.md, from what the gpu benchmark wrote"),
 }

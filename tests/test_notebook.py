@@ -1,14 +1,25 @@
-"""The committed notebooks run, and were committed with their pictures."""
+"""The committed notebooks run, and were committed with their pictures, which were made small."""
 
 from __future__ import annotations
 
+import base64
+import importlib.util
+import io
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
+
+from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
+from diffusion_align.scenes.world.render import render
 
 from .pages import NOTEBOOKS
+
+SCRIPT = Path(__file__).parent.parent / "notebooks" / "shrink.py"
 
 
 @pytest.mark.slow
@@ -32,3 +43,67 @@ def test_the_notebook_shows_pictures(path: Path) -> None:
 
 def test_there_are_notebooks() -> None:
     assert "01_quickstart" in [path.stem for path in NOTEBOOKS]
+
+
+@pytest.fixture(scope="module")
+def shrink() -> ModuleType:
+    """notebooks/shrink.py, which lies in no package."""
+    spec = importlib.util.spec_from_file_location("shrink", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    """A PNG of a scene, large and smooth: thousands of colours."""
+    scene = sample_scene(
+        parse_prompt("a large red star left of a small blue ring on a dark background"), np.random.default_rng(3)
+    )
+    large = Image.fromarray(render(scene)).resize((256, 256), Image.Resampling.BICUBIC)
+    return png(large)
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(float)
+
+
+def test_a_picture_gets_smaller_and_looks_the_same(shrink: ModuleType, picture: bytes) -> None:
+    small = shrink.small_png(picture)
+    assert len(small) < 0.75 * len(picture)
+    assert np.abs(pixels(small) - pixels(picture)).mean() < 2  # of 255
+
+
+def test_a_small_picture_stays_as_it_is(shrink: ModuleType, picture: bytes) -> None:
+    small = shrink.small_png(picture)
+    assert shrink.small_png(small) == small
+
+
+def test_transparent_parts_become_white(shrink: ModuleType) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 4), dtype=np.uint8)
+    noise[:32, :, 3] = 0
+    assert (pixels(shrink.small_png(png(Image.fromarray(noise))))[:32] > 250).all()
+
+
+def test_a_notebook_keeps_one_small_form_of_each_picture(shrink: ModuleType, picture: bytes, tmp_path: Path) -> None:
+    data = {"image/png": base64.b64encode(picture).decode(), "image/jpeg": "AAAA", "text/plain": "a star"}
+    cell = nbformat.v4.new_code_cell("show()", outputs=[nbformat.v4.new_output("display_data", data)])
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    shrink.shrink(path)
+    (output,) = nbformat.read(path, as_version=4).cells[0].outputs
+    assert output.data.keys() == {"image/png", "text/plain"}
+    assert base64.b64decode(output.data["image/png"]) == shrink.small_png(picture)
+
+
+def test_another_kind_of_file_is_refused_by_name(shrink: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"plot\.svg: expected a \.png or \.ipynb file"):
+        shrink.shrink(tmp_path / "plot.svg")

@@ -1,8 +1,7 @@
-"""What comes with the package: names, ordinary folders, the cache they are assembled in, and how large it all is."""
+"""What comes with the package: names, ordinary folders, their cache, weights in few bits, and how large it all is."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,15 +13,17 @@ import open_clip
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file, save_file
 
 import diffusion_align
 from diffusion_align import shipped
-from diffusion_align.scenes.pack import put_in
+from diffusion_align.packed import SMALL, from_bytes, pack, quantise, to_bytes, unpack
 from diffusion_align.shipped import CACHE_VARIABLE, MANIFEST, PACKED, RECORD, SHIPPED, asset_folder, shipped_path
 
 ROOT = Path(__file__).parent.parent
 MEBI = 2**20
+
+#: Of the matrices to pack.
+WIDTH = 64
 
 #: Loads a pipeline, a scorer and an evaluator that are stored in few bits, from the package found first.
 LOADS = """
@@ -40,15 +41,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of the test's own."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def assets(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An asset folder of the test's own, with nothing but a card of scenes-vp."""
-    monkeypatch.setattr(shipped, "ASSETS", tmp_path / "assets")
-    (tmp_path / "assets" / "scenes-vp").mkdir(parents=True)
-    (tmp_path / "assets" / "scenes-vp" / "README.md").write_text("a card")
-    return tmp_path / "assets"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +74,7 @@ def test_the_tracked_tree_is_small_enough_to_copy(checkout: Path) -> None:
     assert sum((checkout / name).stat().st_size for name in tracked()) < 40 * MEBI
 
 
+@pytest.mark.slow
 def test_the_wheel_is_small_and_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     assert wheel.stat().st_size < 30 * MEBI
     with zipfile.ZipFile(wheel) as archive:
@@ -185,74 +178,105 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(cache: Path) 
         shipped_path("scenes-sd")
 
 
-def finished_run(folder: Path, seed: int = 0) -> Path:
-    """What a training run leaves: float32 weights, float64 statistics, and a text file."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(seed)
-    weights = {"w": torch.randn(64, 64, generator=generator), "bias": torch.randn(64, generator=generator)}
-    save_file(weights, folder / "model.safetensors")
-    save_file(
-        {"covariance": torch.randn(64, 64, generator=generator, dtype=torch.float64)}, folder / "trust.safetensors"
-    )
-    (folder / "tokenizer.json").write_text("a word\n" * 1000)
-    return folder
+def matrix(seed: int, scale: float = 1.0) -> torch.Tensor:
+    """(64, 64) float16."""
+    return (scale * torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed))).half()
 
 
-def test_a_packed_run_comes_back_close_with_its_statistics_exact(assets: Path, tmp_path: Path) -> None:
-    source = finished_run(tmp_path / "run")
-    put_in(source, "scenes-vp")
-    before, after = load_file(source / "model.safetensors"), load_file(shipped_path("scenes-vp") / "model.safetensors")
-    assert torch.equal(after["bias"], before["bias"].half())
-    assert (after["w"].float() - before["w"]).abs().max() < before["w"].abs().max() / 63
-    trust = "trust.safetensors"
-    assert (shipped_path("scenes-vp") / trust).read_bytes() == (source / trust).read_bytes()
+@pytest.mark.parametrize("bits", [2, 5, 7, 8])
+def test_rows_are_rounded_to_the_nearest_of_their_levels(bits: int) -> None:
+    values = matrix(0)
+    restored = unpack(pack({"w": values}, row_bits=bits))["w"]
+    step = values.float().abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
+    # Half a step, the scale's own rounding (bfloat16) times the levels, and the result's (float16).
+    allowed = step * (0.5 + 2**-9 * 2 ** (bits - 1)) + values.float().abs() * 2**-10
+    assert bool(((restored.float() - values.float()).abs() <= allowed).all())
+    assert restored.dtype == torch.float16
 
 
-def test_packing_keeps_the_card_and_drops_old_files(assets: Path, tmp_path: Path) -> None:
-    (assets / "scenes-vp" / "old.json").write_text("{}")
-    put_in(finished_run(tmp_path / "run"), "scenes-vp")
-    assert (shipped_path("scenes-vp") / "README.md").read_text() == "a card"
-    assert not (shipped_path("scenes-vp") / "old.json").exists()
+def test_a_difference_is_as_fine_as_it_is_small() -> None:
+    parent = {"w": matrix(0)}
+    child = {"w": (parent["w"].float() + 0.01 * matrix(1).float()).half()}
+    error = unpack(pack(child, parent, difference_bits=8), parent)["w"].float() - child["w"].float()
+    alone = unpack(pack(child, row_bits=8))["w"].float() - child["w"].float()
+    assert error.abs().mean() < 0.1 * alone.abs().mean()
 
 
-def test_a_fine_tuned_run_is_a_difference_and_shares_equal_files(assets: Path, tmp_path: Path) -> None:
-    put_in(finished_run(tmp_path / "run"), "scenes-vp")
-    child = finished_run(tmp_path / "child", seed=1)
-    base = load_file(shipped_path("scenes-vp") / "model.safetensors")
-    save_file({**base, "w": base["w"].float() + 0.01}, child / "model.safetensors")
-    put_in(child, "scenes-vp-inpaint", parent="scenes-vp")
-    manifest = json.loads((assets / "scenes-vp-inpaint" / MANIFEST).read_text())
-    assert manifest == {
-        "shared": {"tokenizer.json": "scenes-vp/tokenizer.json"},
-        "packed": {"model.safetensors": "scenes-vp/model.safetensors"},
+def test_what_equals_the_parents_is_not_stored() -> None:
+    parent = {"w": matrix(0), "steps": torch.tensor(7)}
+    packed = pack(parent, parent)
+    assert sum(value.numel() for value in packed.values()) == 0
+    restored = unpack(packed, parent)
+    assert all(torch.equal(restored[key], parent[key]) for key in parent)
+
+
+def test_vectors_small_matrices_and_other_dtypes_stay_exact() -> None:
+    state = {
+        "bias": matrix(0)[0],
+        "statistics": matrix(1)[: SMALL // WIDTH - 1],
+        "doubles": matrix(2).double(),
+        "count": torch.arange(5),
+        "scalar": torch.tensor(2.5).half(),
     }
-    after = load_file(shipped_path("scenes-vp-inpaint") / "model.safetensors")["w"].float()
-    assert (after - base["w"].float() - 0.01).abs().max() < 2e-3
+    restored = unpack(from_bytes(to_bytes(pack(state)), "file"))
+    assert restored.keys() == state.keys()
+    assert all(torch.equal(restored[key], state[key]) and restored[key].dtype == state[key].dtype for key in state)
 
 
-def test_another_parent_gives_another_folder(assets: Path, tmp_path: Path) -> None:
-    put_in(finished_run(tmp_path / "run"), "scenes-vp")
-    put_in(finished_run(tmp_path / "child", seed=1), "scenes-vp-inpaint", parent="scenes-vp")
-    first = shipped_path("scenes-vp-inpaint")
-    put_in(finished_run(tmp_path / "other", seed=2), "scenes-vp")
-    assert shipped_path("scenes-vp-inpaint") != first
+def test_a_tensor_of_another_shape_than_the_parents_stays_exact() -> None:
+    child = {"conv_in": torch.randn(48, 9, 3, 3, generator=torch.Generator().manual_seed(0)).half()}
+    parent = {"conv_in": torch.zeros(48, 4, 3, 3).half()}
+    assert torch.equal(unpack(pack(child, parent), parent)["conv_in"], child["conv_in"])
 
 
-def test_a_shared_file_that_is_gone_is_named(assets: Path, tmp_path: Path) -> None:
-    put_in(finished_run(tmp_path / "run"), "scenes-vp")
-    put_in(finished_run(tmp_path / "child", seed=1), "scenes-vp-inpaint")
-    (assets / "scenes-vp" / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"scenes-vp: has no tokenizer\.json, which another asset shares"):
-        shipped_path("scenes-vp-inpaint")
+def test_a_row_of_zeros_stays_zero() -> None:
+    values = matrix(0)
+    values[3] = 0
+    assert unpack(pack({"w": values}))["w"][3].abs().max() == 0
 
 
-def test_torn_packed_weights_are_named(assets: Path, tmp_path: Path) -> None:
-    stored = put_in(finished_run(tmp_path / "run"), "scenes-vp") / "model.safetensors.packed"
-    stored.write_bytes(stored.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"model\.safetensors\.packed: cannot be read"):
-        shipped_path("scenes-vp")
+def test_convolutions_have_one_scale_per_output_channel() -> None:
+    kernel = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    integers, scale = quantise("w", kernel, 7)
+    assert scale.shape == (32,)
+    assert integers.shape == kernel.shape
+    assert bool((integers.flatten(1).abs().amax(dim=1) == 63).all())
 
 
-def test_an_asset_is_not_packed_from_itself(assets: Path) -> None:
-    with pytest.raises(ValueError, match="scenes-vp: an asset cannot be packed from itself"):
-        put_in(assets / "scenes-vp", "scenes-vp")
+def test_differences_below_float16s_normal_range_survive() -> None:
+    parent = {"w": torch.full((WIDTH, WIDTH), 1e-4).half()}
+    child = {"w": (parent["w"].float() + 2e-6 * matrix(0).float()).half()}
+    error = unpack(pack(child, parent, difference_bits=8), parent)["w"].float() - child["w"].float()
+    assert error.abs().max() < 1.5e-7  # float16's step there is 6e-8
+
+
+def test_packed_bytes_are_read_back_as_they_were() -> None:
+    packed = pack({"w": matrix(0), "bias": matrix(1)[0]})
+    again = from_bytes(to_bytes(packed), "file")
+    assert again.keys() == packed.keys()
+    assert all(torch.equal(again[key], packed[key]) for key in packed)
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_out_of_range_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"row_bits = {bits}: expected 2 to 8"):
+        pack({"w": matrix(0)}, row_bits=bits)
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
+    values = matrix(0)
+    values[1, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"layer\.w: a weight that is not finite"):
+        pack({"layer.w": values})
+
+
+@pytest.mark.parametrize("parent", [None, {}, {"w": torch.zeros(2, 2).half()}], ids=["none", "without it", "smaller"])
+def test_a_difference_without_its_parent_is_refused_by_name(parent: dict[str, torch.Tensor] | None) -> None:
+    packed = pack({"w": matrix(0)}, {"w": matrix(1)})
+    with pytest.raises(ValueError, match="w: "):
+        unpack(packed, parent)
+
+
+def test_torn_bytes_are_refused_by_the_files_name() -> None:
+    with pytest.raises(ValueError, match=r"model\.packed: cannot be read as packed weights"):
+        from_bytes(to_bytes(pack({"w": matrix(0)}))[:-100], "model.packed")

@@ -38,8 +38,8 @@ from diffusion_align.scenes.make.edits import edit_rows
 from diffusion_align.shipped import SHIPPED, SHIPPED_SCORERS, asset_folder
 from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
-from .harness import write_result
-from .scenes.base_quality import holes
+from ..harness import write_result
+from .base_quality import holes
 
 Scores = NDArray[np.float32]
 
