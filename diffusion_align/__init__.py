@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .guidance.schedules import ScheduleGuidance, TableGuidance
     from .objectives import LossOutput, PairStats, preference_loss
     from .process import Prediction, ddim_invert
-    from .sampling.sampler import Samples, generate, sample
+    from .sampling.batch_run import Samples
+    from .sampling.control import SamplingOptions
+    from .sampling.sampler import generate, sample
     from .sampling.steering import best_of_n, fk_steering, reward_gradient
     from .shipped import shipped_path
 
@@ -56,7 +58,8 @@ _HOMES = {
     "RewardConfig": "training.scorers.config",
     "RewardOutput": "rewards",
     "RewardScorer": "rewards",
-    "Samples": "sampling.sampler",
+    "Samples": "sampling.batch_run",
+    "SamplingOptions": "sampling.control",
     "SamplingSettings": "evaluation.compare",
     "ScheduleGuidance": "guidance.schedules",
     "TableGuidance": "guidance.schedules",
@@ -105,6 +108,7 @@ __all__ = [
     "RewardOutput",
     "RewardScorer",
     "Samples",
+    "SamplingOptions",
     "SamplingSettings",
     "ScheduleGuidance",
     "TableGuidance",

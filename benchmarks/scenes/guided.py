@@ -22,6 +22,7 @@ from diffusion_align.commands.options import EvaluateGuidanceOptions
 from diffusion_align.devices import fast_autocast
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.scenes.held_out import held_out_prompts
 
@@ -92,12 +93,12 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     adapter, prompts = load_adapter("scenes-sdxl"), held_out_prompts(32)
     guider = DynamicGuidance(kinds=("alignment", "fidelity", "preference"), candidates=(2.0, 2.5, 3.5, 5.0, 6.0))
     guider.use(load_evaluator("scenes-sdxl-evaluator"))
-    options: dict[str, Any] = {"num_inference_steps": 10, "seeds": list(range(32)), "batch_size": 32}
+    together = SamplingOptions(batch_size=32)
 
     def draw(guidance: Any) -> Callable[[], Any]:
         def run() -> None:
             with fast_autocast("cpu"):
-                sample(adapter, prompts, guidance=guidance, **options)
+                sample(adapter, prompts, num_inference_steps=10, guidance=guidance, seeds=range(32), options=together)
 
         return run
 

@@ -24,6 +24,7 @@ from diffusion_align.evaluation.figures import schedule_figure
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
@@ -96,27 +97,31 @@ def draw(
         scheduler = getattr(diffusers, SCHEDULERS[options.scheduler]).from_config(adapter.pipeline.scheduler.config)
     negative = options.negative_prompt
     copies = options.particles if options.search in ("best-of-n", "fk") else 1
+    sampling = SamplingOptions(
+        height=options.height,
+        width=options.width,
+        batch_size=options.batch_size,
+        alignment_strength=options.alignment_strength,
+    )
     common: dict[str, Any] = {
         "num_inference_steps": options.num_inference_steps,
         "guidance": guider,
-        "height": options.height,
-        "width": options.width,
-        "batch_size": options.batch_size,
         "scheduler": scheduler,
-        "alignment_strength": options.alignment_strength,
         "inpaint": None if hole is None else encode_hole(adapter, hole).repeat(len(prompts) * copies, 1, 1, 1),
         "negative_prompts": None if negative is None else [negative] * len(prompts) * copies,
     }
     if scorer is None or options.search == "gradient":
         strength = options.steering_strength
         callback = scorer and reward_gradient(adapter, prompts, scorer, 0.1 if strength is None else strength)
-        samples = sample(adapter, prompts, seeds=seeds, callback=callback, **common)
+        samples = sample(adapter, prompts, seeds=seeds, options=replace(sampling, callback=callback), **common)
         return samples.images, [{**record, "nfe": samples.nfe} for record in samples.records or [{} for _ in prompts]]
     if options.search == "fk":
         strength = 10.0 if options.steering_strength is None else options.steering_strength
-        steered = fk_steering(adapter, prompts, scorer, options.particles, seeds=seeds, strength=strength, **common)
+        steered = fk_steering(
+            adapter, prompts, scorer, options.particles, seeds=seeds, strength=strength, options=sampling, **common
+        )
     else:
-        steered = best_of_n(adapter, prompts, scorer, options.particles, seeds=seeds, **common)
+        steered = best_of_n(adapter, prompts, scorer, options.particles, seeds=seeds, options=sampling, **common)
     facts = {"nfe": steered.nfe, "reward_calls": steered.reward_calls}
     return steered.images, [
         {**facts, "reward": reward, "choice": choice}

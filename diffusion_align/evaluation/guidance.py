@@ -15,6 +15,7 @@ from diffusion_align.devices import fast_autocast
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.rewards import RewardOutput, RewardScorer, score_in_batches
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.sampling.steering import best_of_n
 
@@ -98,7 +99,7 @@ class GuidanceComparison:
         def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, float]:
             drawn = sample(
                 self.adapter, prompts, num_inference_steps=steps, guidance=guider, seeds=seeds,
-                batch_size=self.batch_size,
+                options=SamplingOptions(batch_size=self.batch_size),
             )  # fmt: skip
             return drawn.images, drawn.scales, drawn.nfe
 
@@ -110,7 +111,7 @@ class GuidanceComparison:
         def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int) -> tuple[Tensor, Tensor, float]:
             found = best_of_n(
                 self.adapter, prompts, scorer, n, seeds=seeds, num_inference_steps=steps // n, guidance=scale,
-                batch_size=self.batch_size,
+                options=SamplingOptions(batch_size=self.batch_size),
             )  # fmt: skip
             return found.images, torch.empty(steps // n, 0), found.nfe
 

@@ -6,7 +6,7 @@ Each tells what it cost, so that methods are compared at equal denoiser calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.rewards import RewardScorer, score_in_batches
 
-from .sampler import Moment, Samples, StepCallback, sample
+from .batch_run import Samples
+from .control import PLAIN, Moment, SamplingOptions, StepCallback
+from .sampler import sample
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Steered:
 
 
 def best_of_n(
-    adapter: Adapter, prompts: Sequence[str], scorer: RewardScorer, n: int, *, seeds: Sequence[int], **options: Any
+    adapter: Adapter, prompts: Sequence[str], scorer: RewardScorer, n: int, *, seeds: Sequence[int], **keywords: Any
 ) -> Steered:
     """Draw ``n`` images per prompt, from seeds ``seeds[i] + 1_000_003 k``, and keep the best.
 
     Args:
-        options: of :func:`~diffusion_align.sampling.sampler.sample`.
+        keywords: of :func:`~diffusion_align.sampling.sampler.sample`.
     """
     if n < 1:
         raise ValueError(f"best-of-n: n = {n}, expected at least 1")
     repeated = [prompt for prompt in prompts for _ in range(n)]
     all_seeds = [seed + 1_000_003 * k for seed in seeds for k in range(n)]
-    drawn = sample(adapter, repeated, seeds=all_seeds, **options)
+    drawn = sample(adapter, repeated, seeds=all_seeds, **keywords)
     return keep_best(drawn, repeated, scorer, n, 0)
 
 
@@ -72,7 +74,9 @@ def fk_steering(
     every: int = 5,
     num_inference_steps: int = 25,
     eta: float = 1.0,
-    **options: Any,
+    scheduler: Any = None,
+    options: SamplingOptions = PLAIN,
+    **keywords: Any,
 ) -> Steered:
     """Feynman-Kac steering (2501.06848): particles of a prompt are resampled by how much their reward has grown.
 
@@ -82,15 +86,20 @@ def fk_steering(
 
     Args:
         eta: DDIM's fresh noise; without it copies of a particle would stay copies.
-        options: of :func:`~diffusion_align.sampling.sampler.sample`.
+        scheduler: a diffusers scheduler; None is the pipeline's.
+        options: of :func:`~diffusion_align.sampling.sampler.sample`, without a callback.
+        keywords: likewise.
 
     Raises:
-        ValueError: fewer than 1 particle, or a multistep scheduler, whose memory would belong to other particles.
+        ValueError: fewer than 1 particle, a callback, or a multistep scheduler, whose memory would belong to other
+            particles.
     """
     if particles < 1:
         raise ValueError(f"fk steering: particles = {particles}, expected at least 1")
-    scheduler = options.get("scheduler") or adapter.pipeline.scheduler
-    if getattr(scheduler.config, "solver_order", 1) > 1 or not eta:
+    if options.callback is not None:
+        raise ValueError("fk steering resamples after every step itself: options must have no callback")
+    steps = (scheduler or adapter.pipeline.scheduler).config
+    if getattr(steps, "solver_order", 1) > 1 or not eta:
         raise ValueError("fk steering needs a one-step scheduler with fresh noise: DDIMScheduler and eta > 0")
     repeated = [prompt for prompt in prompts for _ in range(particles)]
     deviation = scorer.statistics[1] if scorer.statistics else 1.0
@@ -117,16 +126,16 @@ def fk_steering(
             chosen.append(start + picked)
         return moment.latents[torch.cat(chosen).to(moment.latents.device)]
 
-    wanted = int(options.pop("batch_size", 16))
+    together = max(1, options.batch_size // particles) * particles  # particles of a prompt stay together
     drawn = sample(
         adapter,
         repeated,
         seeds=[seed + 1_000_003 * k for seed in seeds for k in range(particles)],
         num_inference_steps=num_inference_steps,
         eta=eta,
-        callback=resample,
-        batch_size=max(1, wanted // particles) * particles,  # particles of a prompt stay together
-        **options,
+        scheduler=scheduler,
+        options=replace(options, callback=resample, batch_size=together),
+        **keywords,
     )
     return keep_best(drawn, repeated, scorer, particles, scored / max(len(prompts), 1))
 

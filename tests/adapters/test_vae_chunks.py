@@ -28,6 +28,7 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.evaluation.compare import SamplingSettings, sample_and_score
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.modular import modular_pipeline
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import generate, sample
 from diffusion_align.sampling.steering import fk_steering, reward_gradient
 from diffusion_align.training.engine.accelerator import build_accelerator
@@ -167,7 +168,8 @@ class Doors:
         fk_steering(self.adapter, PROMPTS[:2], Brightness(), 3, seeds=[1, 2], every=1, num_inference_steps=2)
 
     def reward_gradient(self) -> None:
-        sample(self.adapter, PROMPTS, callback=reward_gradient(self.adapter, PROMPTS, Brightness()), **SHORT)
+        uphill = SamplingOptions(callback=reward_gradient(self.adapter, PROMPTS, Brightness()))
+        sample(self.adapter, PROMPTS, options=uphill, **SHORT)
 
     def pixel_guidance(self) -> None:
         guider = DynamicGuidance(None, (), (1.0, 3.0, 5.0), pixel_scorers=["brightness"])

@@ -25,6 +25,7 @@ from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentE
 from diffusion_align.guidance.modular import modular_pipeline
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance, as_guider
 from diffusion_align.process import OUTPUTS, Level, VariancePreserving, log_snr
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import generate, sample
 from tests.brightness import Brightness
 
@@ -130,7 +131,8 @@ def test_levels_are_those_of_the_schedule(scheduler: Any, adapter: Adapter) -> N
 
 def test_one_scale_per_image_is_every_image_alone(adapter: Adapter) -> None:
     scales = [1.0, 3.0, 6.0]
-    together = sample(adapter, PROMPTS, num_inference_steps=4, guidance=scales, seeds=SEEDS, batch_size=2).images
+    two = SamplingOptions(batch_size=2)
+    together = sample(adapter, PROMPTS, num_inference_steps=4, guidance=scales, seeds=SEEDS, options=two).images
     for i, scale in enumerate(scales):
         alone = generate(adapter, [PROMPTS[i]], num_inference_steps=4, guidance_scale=scale, seeds=[SEEDS[i]])
         torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-4)
@@ -217,7 +219,8 @@ def test_the_modular_pipeline_is_sdxls(sd_folder: Path) -> None:
 
 
 def test_a_trajectory_leads_from_noise_to_the_image(adapter: Adapter) -> None:
-    samples = sample(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS, batch_size=2, keep_trajectory=True)
+    kept = SamplingOptions(batch_size=2, keep_trajectory=True)
+    samples = sample(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS, options=kept)
     assert samples.trajectory is not None
     assert samples.trajectory.shape == (4, 3, 4, 16, 16)
     images = (adapter.decode(samples.trajectory[-1]) / 2 + 0.5).clamp(0, 1)
@@ -277,7 +280,7 @@ def test_it_takes_the_scale_that_the_scorer_likes_best_and_tells(adapter: Adapte
 
 def test_it_is_replayed_bit_for_bit(adapter: Adapter) -> None:
     guider = dynamic(adapter, evaluator="none", candidates=(1.0, 2.0, 4.0))
-    options: dict[str, Any] = {"num_inference_steps": 4, "seeds": SEEDS, "batch_size": 2}
+    options: dict[str, Any] = {"num_inference_steps": 4, "seeds": SEEDS, "options": SamplingOptions(batch_size=2)}
     searched = sample(adapter, PROMPTS, guidance=guider, **options)
     again = sample(adapter, PROMPTS, guidance=guider, **options)
     assert torch.equal(searched.images, again.images)  # nothing of the first run is left

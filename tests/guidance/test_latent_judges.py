@@ -21,6 +21,7 @@ from diffusion_align.guidance.judges.latent_clip import SCALING, build, load_lat
 from diffusion_align.guidance.judges.lrm import LatentRewardModel, load_lrm
 from diffusion_align.process import log_snr
 from diffusion_align.rewards.weights import load_exactly
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from tests import reward_checkpoints as rc
 
@@ -250,7 +251,8 @@ def test_a_published_judge_chooses_scales(
              "preference": f"lrm:{lrm_folder}"}  # fmt: skip
     for kind, name in names.items():
         guider = DynamicGuidance(name, (kind,), candidates=(1.0, 3.0, 9.0))
-        drawn = sample(adapter, PROMPTS, num_inference_steps=3, guidance=guider, seeds=[1, 2, 3], batch_size=2)
+        two = SamplingOptions(batch_size=2)
+        drawn = sample(adapter, PROMPTS, num_inference_steps=3, guidance=guider, seeds=[1, 2, 3], options=two)
         assert drawn.nfe == 6
         for record in drawn.records:
             scores = np.array(record["scores"][kind])
@@ -274,7 +276,7 @@ def test_latent_clip_is_shown_predictions_of_clean_latents(
     guider.use(judge, [])
     sample(
         load_adapter(sdxl_folder), PROMPTS, num_inference_steps=3, guidance=guider, seeds=[1, 2, 3],
-        callback=lambda moment: predicted.append(moment.x0),
+        options=SamplingOptions(callback=lambda moment: predicted.append(moment.x0)),
     )  # fmt: skip
     for one, two in zip(shown, predicted, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import generate, sample, to_uint8
 
 PROMPTS = ["a large red star on a dark background", "two small blue rings", "a green square left of a white moon"]
@@ -62,8 +65,8 @@ def test_negative_prompts_and_sizes_are_those_of_the_pipeline(sdxl_folder: Path)
 
 def test_fresh_ddim_noise_is_that_of_the_pipeline(sd_folder: Path) -> None:
     adapter = load_adapter(sd_folder)
-    ours = generate(adapter, PROMPTS, num_inference_steps=4, guidance_scale=3.0, seeds=SEEDS, eta=0.7)
-    assert (ours - theirs(adapter.pipeline, 3.0, eta=0.7)).abs().max() < 1e-4
+    ours = sample(adapter, PROMPTS, num_inference_steps=4, guidance=3.0, seeds=SEEDS, eta=0.7)
+    assert (ours.images - theirs(adapter.pipeline, 3.0, eta=0.7)).abs().max() < 1e-4
 
 
 def test_inpainting_is_that_of_the_pipeline(inpaint_folder: Path) -> None:
@@ -139,12 +142,13 @@ def test_noise_and_eta_can_be_given(sdxl_folder: Path) -> None:
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance": 1.0}
     noise = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
     plain = sample(adapter, ["a", "b"], seeds=[5, 6], **options)
-    given = sample(adapter, ["a", "b"], seeds=[7, 8], latents=noise, **options)
+    given = sample(adapter, ["a", "b"], seeds=[7, 8], options=SamplingOptions(latents=noise), **options)
     assert torch.equal(plain.images, given.images)
     assert plain.latents.shape == (2, 4, 16, 16)
     # Fresh noise in the last step only: before it the trajectory is the deterministic one.
-    late = sample(adapter, ["a", "b"], seeds=[5, 6], eta=[0.0, 0.0, 1.0], keep_trajectory=True, **options)
-    still = sample(adapter, ["a", "b"], seeds=[5, 6], keep_trajectory=True, **options)
+    kept = SamplingOptions(keep_trajectory=True)
+    late = sample(adapter, ["a", "b"], seeds=[5, 6], eta=[0.0, 0.0, 1.0], options=kept, **options)
+    still = sample(adapter, ["a", "b"], seeds=[5, 6], options=kept, **options)
     assert late.trajectory is not None
     assert still.trajectory is not None
     assert torch.equal(late.trajectory[:3], still.trajectory[:3])
@@ -152,4 +156,9 @@ def test_noise_and_eta_can_be_given(sdxl_folder: Path) -> None:
     with pytest.raises(ValueError, match="eta: expected one number or 3"):
         sample(adapter, ["a"], seeds=[1], eta=[0.0], **options)
     with pytest.raises(ValueError, match="latents: expected one for each of the 2"):
-        sample(adapter, ["a", "b"], seeds=[1, 2], latents=noise[:1], **options)
+        sample(adapter, ["a", "b"], seeds=[1, 2], options=SamplingOptions(latents=noise[:1]), **options)
+
+
+@pytest.mark.parametrize("function", [sample, generate])
+def test_the_sampler_has_at_most_ten_parameters(function: Callable[..., Any]) -> None:
+    assert len(inspect.signature(function).parameters) <= 10

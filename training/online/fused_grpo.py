@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import DTYPES, send
-from diffusion_align.sampling.sampler import Moment
+from diffusion_align.sampling.control import Moment
 
 from .config import GRPOConfig
 from .grpo import Drawn, GRPOMethod, StepRecorder

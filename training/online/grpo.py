@@ -15,7 +15,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.objectives.policy_gradient import clipped_policy_loss
 from diffusion_align.process import GaussianStep, Level, Path
-from diffusion_align.sampling.sampler import Moment
+from diffusion_align.sampling.control import Moment, SamplingOptions
 from diffusion_align.training.engine.randomness import STEPS, mix
 from diffusion_align.training.policy.guided import GuidedPolicy
 
@@ -175,19 +175,12 @@ class GRPOMethod:
         choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
         return self.noisy[choice[:, : config.train_steps]], [config.eta] * config.num_inference_steps
 
-    def sample(self, number: int, recorder: StepRecorder, **options: Any) -> Rollout:
-        """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``options`` of the sampler."""
+    def sample(self, number: int, recorder: StepRecorder, graph: Tensor | None = None) -> Rollout:
+        """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``graph`` as in ``SamplingOptions``."""
         config, etas = self.config, recorder.etas
         latents = self.engine.initial_noise(number, config.shared_noise).to(recorder.dtype).float()
-        rollout = self.engine.draw(
-            number,
-            recorder,
-            scheduler=self.scheduler,
-            eta=etas,
-            latents=latents,
-            copies=self.copies(etas),
-            **options,
-        )
+        options = SamplingOptions(callback=recorder, latents=latents, graph=graph, copies=self.copies(etas))
+        rollout = self.engine.draw(number, self.scheduler, etas, options)
         rollout.tensors["steps"] = recorder.steps
         return rollout
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from diffusion_align.objectives.policy_gradient import group_advantages
 from diffusion_align.objectives.trust import TrustWeight
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import WatchedScorer
-from diffusion_align.sampling.sampler import StepCallback, sample
+from diffusion_align.sampling.control import PLAIN, SamplingOptions
+from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
 
 from .config import RolloutConfig
@@ -159,12 +160,17 @@ class RolloutEngine:
         self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
         self.nfe = 0.0
 
-    def draw(self, number: int, callback: StepCallback | None = None, **options: Any) -> Rollout:
+    def draw(
+        self,
+        number: int,
+        scheduler: Any = None,
+        eta: float | Sequence[float] = 0.0,
+        options: SamplingOptions = PLAIN,
+    ) -> Rollout:
         """Rollout ``number`` of this process, with the adapter's present weights.
 
         Args:
-            callback: of the sampler.
-            options: of ``sample``.
+            scheduler, eta, options: of ``sample``; size and batch size are the config's.
 
         Raises:
             ScorerError: the scorer failed.
@@ -189,12 +195,12 @@ class RolloutEngine:
                 seeds=seeds,
                 num_inference_steps=config.num_inference_steps,
                 guidance=config.guidance_scale,
-                height=self.tasks.size,
-                width=self.tasks.size,
-                batch_size=config.rollout_batch_size,
+                scheduler=scheduler,
+                eta=eta,
                 inpaint=inpaint,
-                callback=callback,
-                **options,
+                options=replace(
+                    options, height=self.tasks.size, width=self.tasks.size, batch_size=config.rollout_batch_size
+                ),
             )
         adapter.network.train(training)
         self.nfe = drawn.nfe

@@ -26,6 +26,7 @@ from diffusion_align.adapters import load_adapter
 from diffusion_align.data.holes import load_holes
 from diffusion_align.devices import fast_autocast
 from diffusion_align.guidance.schedules import TableGuidance
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import generate, sample, to_uint8
 from diffusion_align.scenes.held_out import fresh_prompts
 from diffusion_align.scenes.world.grammar import RELATIONS, parse_prompt, sample_prompt, sample_scene
@@ -160,7 +161,7 @@ def judged_rows(
                 num_inference_steps=steps,
                 guidance=TableGuidance(changing_scales(len(repeated), steps, seed).tolist()),
                 seeds=[seed * 1_000_003 + i for i in range(len(repeated))],
-                batch_size=64,
+                options=SamplingOptions(batch_size=64),
             )
         return judged_pictures(prompts, to_uint8(samples.images), per_prompt, rng, questions)
     # A repainted picture needs little guidance: most of it is given.

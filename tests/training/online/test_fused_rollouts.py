@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
-from diffusion_align.sampling.sampler import Moment, sample
+from diffusion_align.sampling.control import Moment, SamplingOptions
+from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.online.config import GRPOConfig, InpaintRLConfig
 from diffusion_align.training.online.fused_grpo import FusedGRPOMethod
@@ -163,9 +164,8 @@ def draw(adapter: Adapter) -> Callable[..., list[Moment]]:
         moments: list[Moment] = []
         noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
         prompts = ["a red circle"] * 2 + ["a green star"] * 2
-        sample(
-            adapter, prompts, num_inference_steps=2, seeds=range(4), latents=noise, callback=moments.append, **options
-        )
+        every = SamplingOptions(latents=noise, callback=moments.append, **options)
+        sample(adapter, prompts, num_inference_steps=2, seeds=range(4), options=every)
         return moments
 
     return run

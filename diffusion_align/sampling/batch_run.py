@@ -1,0 +1,175 @@
+"""One batch on its way from noise to pictures: any adapter, any guider, any diffusers scheduler."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.devices import send
+from diffusion_align.guidance.guider import StepGuidance, StepView
+from diffusion_align.process import Level
+
+from .control import Moment, StepCallback, StepPlan
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and how they were made.
+
+    Attributes:
+        images: (N, 3, H, W) float32 in [0, 1], on the CPU.
+        latents: (N, C, h, w) float32 of the finished pictures, on the CPU.
+        scales: (steps, N), the guidance scales; empty for diffusers' own guiders, which do not tell.
+        nfe: denoiser evaluations per image.
+        records: per image, what the guider tells of its choices (``DynamicGuidance``); else empty.
+        trajectory: (steps + 1, N, C, h, w) latents from noise to image on the CPU, if asked for.
+    """
+
+    images: Tensor
+    latents: Tensor
+    scales: Tensor
+    nfe: float
+    records: list[dict[str, Any]] = field(default_factory=list)
+    trajectory: Tensor | None = None
+
+
+@dataclass
+class BatchRun:
+    """A batch of B pictures.
+
+    Attributes:
+        guider: remembers this run only.
+        scheduler: a copy that belongs to this run.
+        prompts: B.
+        cond, null: conditioning of prompts and null prompts (B).
+        rows: places of the batch among all N images of ``plan``.
+        calls: predictions made so far, times pictures.
+    """
+
+    adapter: Adapter
+    guider: BaseGuidance
+    scheduler: Any
+    prompts: list[str]
+    cond: Conditioning
+    null: Conditioning
+    rows: range
+    plan: StepPlan
+    calls: int = 0
+
+    def draw(
+        self,
+        noise: Tensor,
+        generators: list[torch.Generator],
+        callback: StepCallback | None,
+        keep_trajectory: bool,
+    ) -> Samples:
+        """The pictures that ``noise`` (B, C, h, w) leads to; fresh noise comes from the pictures' ``generators``."""
+        adapter, scheduler = self.adapter, self.scheduler
+        # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
+        accepted = inspect.signature(scheduler.step).parameters
+        own_noise = "eta" in accepted and "variance_noise" in accepted
+        extras: dict[str, Any] = {"generator": generators} if "generator" in accepted and not own_noise else {}
+        # On the CPU: schedulers look things up by the timestep, and would ask the device for it at every step.
+        scheduler.set_timesteps(len(self.plan.etas))
+        times = send(scheduler.timesteps, adapter.device)
+        levels = [Level.from_alpha_bar(signal) for signal in adapter.path.levels(scheduler).alpha_sq.tolist()]
+        latents = send(noise, adapter.device) * scheduler.init_noise_sigma
+        path = [latents] if keep_trajectory else []
+        for step, t in enumerate(scheduler.timesteps):
+            x_t = scheduler.scale_model_input(latents, t)
+            view = StepView(
+                step,
+                len(scheduler.timesteps),
+                x_t.float(),
+                levels[step],
+                levels[step + 1],
+                self.cond,
+                self.rows,
+                adapter.path.output,
+                adapter.decode,
+                self.prompts,
+            )
+            with torch.set_grad_enabled(bool(self.traced(step).any())):
+                output = self.guided(view, times[step])
+                x0 = None if callback is None else view.clean(output)
+            if "eta" in accepted:
+                extras["eta"] = self.plan.etas[step]
+            if own_noise:  # drawn as DDIM would, which would wait for its copy to the device
+                fresh = randn_tensor(output.shape, generators) if self.plan.etas[step] else None
+                extras["variance_noise"] = None if fresh is None else send(fresh, output.device)
+            before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
+            if callback is not None and x0 is not None:
+                # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
+                signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1].alpha
+                moment = Moment(step + 1, before, latents, x0, signal, scheduler, self.cond, self.null, self.rows)
+                replaced = callback(moment)
+                latents = latents if replaced is None else replaced
+            if keep_trajectory:
+                path.append(latents)
+        images = (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
+        guider, records = self.guider, []
+        scales = torch.empty(len(levels) - 1, 0)
+        if isinstance(guider, StepGuidance):
+            scales, records = torch.stack(guider.scales).float().cpu(), guider.records()
+        trajectory = torch.stack(path).cpu() if keep_trajectory else None
+        return Samples(images, latents.float().cpu(), scales, self.calls / len(self.prompts), records, trajectory)
+
+    def traced(self, step: int) -> Tensor:
+        """Which of the batch's predictions keep their graph, (B,) bool."""
+        return self.plan.graph[step, self.rows.start : self.rows.stop]
+
+    def guided(self, view: StepView, t: Tensor) -> Tensor:
+        """The guider's combination of the predictions it asks for, (B, C, h, w)."""
+        guider, strength = self.guider, self.plan.strengths[view.step]
+        if isinstance(guider, StepGuidance):
+            guider.bind(view)
+        guider.set_state(step=view.step, num_inference_steps=view.num_steps, timestep=t)
+        branches = guider.prepare_inputs({"cond": (self.cond, self.null)})
+        if type(guider).prepare_models is BaseGuidance.prepare_models:
+            run = self.plan.copies[view.step]
+            conds = [branch.cond[::run] for branch in branches]
+            both = conds[0] if len(conds) == 1 else Conditioning.cat(conds)
+            with_graph = self.traced(view.step).view(-1, run).any(dim=1).repeat(len(conds))
+            found = self.predict_rows(view.x_t[::run].repeat(len(conds), 1, 1, 1), t, both, strength, with_graph)
+            outputs = found.repeat_interleave(run, dim=0).chunk(len(conds))
+        else:  # guiders that perturb the network do so for one branch at a time
+            parts = []
+            for branch in branches:
+                guider.prepare_models(self.adapter.network)
+                parts.append(self.predict(view.x_t, t, branch.cond, strength))
+                guider.cleanup_models(self.adapter.network)
+            outputs = tuple(parts)
+        for branch, output in zip(branches, outputs, strict=True):
+            branch.noise_pred = output
+        combined: Tensor = guider(branches).pred
+        return combined
+
+    def predict_rows(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float, with_graph: Tensor) -> Tensor:
+        """``predict``, keeping the activations of those rows (B,) only that need a graph."""
+        if bool(with_graph.all()) or not bool(with_graph.any()):
+            return self.predict(x_t, t, cond, strength)
+        rows = send(torch.cat([with_graph.nonzero(), (~with_graph).nonzero()]).flatten(), x_t.device)
+        kept, rest = rows.split([int(with_graph.sum()), int((~with_graph).sum())])
+        traced = self.predict(x_t[kept], t, cond[kept], strength)
+        with torch.no_grad():
+            untraced = self.predict(x_t[rest], t, cond[rest], strength)
+        return torch.cat([traced, untraced])[rows.argsort()]
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float) -> Tensor:
+        """Denoiser output of policy and reference, mixed by the alignment strength."""
+        adapter, timesteps = self.adapter, t.expand(len(x_t))
+        self.calls += len(x_t) * (1 if strength in (0, 1) else 2)
+        if strength == 1:
+            return adapter.predict(x_t, timesteps, cond).output
+        with adapter.reference():
+            reference = adapter.predict(x_t, timesteps, cond).output
+        if strength == 0:
+            return reference
+        return reference + strength * (adapter.predict(x_t, timesteps, cond).output - reference)

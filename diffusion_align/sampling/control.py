@@ -1,0 +1,115 @@
+"""What a caller may see and change between the sampler's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from diffusion_align.adapters import Conditioning
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A batch between two steps, as a callback sees it.
+
+    Attributes:
+        step: how many steps are done.
+        before: (B, C, h, w), what the step started from, in the scheduler's own scaling.
+        latents: (B, C, h, w) likewise, what the next step starts from.
+        x0: (B, C, h, w), the step's prediction of the clean latents; with a graph where ``sample`` was asked for one.
+        signal: share of x0 in the latents: alpha, or 1 in schedulers that scale their input.
+        scheduler: advanced to the next step.
+        cond, null: conditioning of prompts and null prompts (B).
+        rows: positions of the batch among all images.
+    """
+
+    step: int
+    before: Tensor
+    latents: Tensor
+    x0: Tensor
+    signal: float
+    scheduler: Any
+    cond: Conditioning
+    null: Conditioning
+    rows: range
+
+
+#: Called after every step; latents (B, C, h, w) that it returns replace the step's.
+StepCallback: TypeAlias = Callable[[Moment], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What few callers of :func:`~diffusion_align.sampling.sampler.sample` change.
+
+    Attributes:
+        height, width: pixels, divisible by the VAE factor; None is the model's own.
+        batch_size: pictures drawn at once; it changes none of them.
+        alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
+            model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
+        callback: called after every step.
+        keep_trajectory: return the latents of every step.
+        latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
+        graph: (steps, N) bool, which predictions keep their graph to the weights, for the callback's ``Moment.x0``;
+            None keeps none. No graph leads from one step to the next.
+        copies: images come in runs of so many that are the same up to and including a step (one number for all
+            steps or one per step): the step is predicted once for each run. ``batch_size`` must be a multiple.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 16
+    alignment_strength: float | Sequence[float] = 1.0
+    callback: StepCallback | None = None
+    keep_trajectory: bool = False
+    latents: Tensor | None = None
+    graph: Tensor | None = None
+    copies: int | Sequence[int] = 1
+
+
+#: Nothing changed.
+PLAIN = SamplingOptions()
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is done at each step of a run of N images.
+
+    Attributes:
+        etas: DDIM's share of fresh noise.
+        strengths: alignment strengths.
+        copies: runs of so many images are the same.
+        graph: (steps, N) bool, which predictions keep their graph.
+    """
+
+    etas: list[float]
+    strengths: list[float]
+    copies: list[int]
+    graph: Tensor
+
+    @classmethod
+    def make(cls, steps: int, images: int, eta: float | Sequence[float], options: SamplingOptions) -> StepPlan:
+        """The plan of ``options``.
+
+        Raises:
+            ValueError: as many values as neither 1 nor ``steps``, or batches that cut through runs of copies.
+        """
+        strengths = _per_step("alignment_strength", options.alignment_strength, steps)
+        etas = _per_step("eta", eta, steps)
+        runs = [int(value) for value in _per_step("copies", options.copies, steps)]
+        batch = options.batch_size
+        if any(batch % run or images % run for run in runs):
+            raise ValueError(f"copies: batches of {batch} of {images} images cut through runs of {max(runs)}")
+        graph = torch.zeros(steps, images, dtype=torch.bool) if options.graph is None else options.graph
+        return cls(etas, strengths, runs, graph)
+
+
+def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[float]:
+    values = [float(given)] * steps if isinstance(given, int | float) else [float(value) for value in given]
+    if len(values) != steps:
+        raise ValueError(f"{name}: expected one number or {steps}, one per step, found {len(values)}")
+    return values
