@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffusion_align.adapters import Adapter
@@ -18,16 +14,7 @@ from diffusion_align.rewards import RewardScorer
 from .engine.accelerator import build_accelerator, prepare_folder
 from .engine.config import RunConfig
 from .engine.loop import TrainResult, run_loop
-from .engine.protocols import Job
-from .evaluators.config import EvaluatorConfig
-from .evaluators.job import evaluator_job
-from .online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, OnlineConfig, RAFTConfig
-from .online.job import online_job
-from .online.run_report import write_online_report
-from .pairs.config import DPOConfig, InPOConfig
-from .pairs.job import pair_job
-from .scorers.config import RewardConfig
-from .scorers.job import reward_job
+from .methods import build_job
 from .settings import save_config, to_dict, validated
 
 
@@ -45,17 +32,17 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
         CheckpointError: nothing to resume from, or checkpoints of an earlier run would be mixed with this one's.
     """
     config = validated(type(config), {k: v for k, v in to_dict(config).items() if k != "method"}, type(config).__name__)
-    if scorer is not None and not isinstance(config, OnlineConfig | EvaluatorConfig):
+    if scorer is not None and not config.takes_scorer:
         raise ValueError(f"scorer: method {config.method} learns from no scorer, but one was given")
-    if adapter is not None and isinstance(config, RewardConfig):
-        raise ValueError("adapter: method reward trains a scorer, but a diffusion model was given")
+    if adapter is not None and not config.takes_model:
+        raise ValueError(f"adapter: method {config.method} trains a scorer, but a diffusion model was given")
     output_dir = Path(config.output_dir)
     prepare_folder(config, output_dir)
     accelerator = build_accelerator(config)
     keep_freed_memory(accelerator.device)
     config = replace(config, mixed_precision=accelerator.mixed_precision)  # what auto came to is saved with the run
     set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
-    job = JOBS[config.method](config, accelerator, adapter, scorer)
+    job = build_job(config, accelerator, adapter, scorer)
     if accelerator.is_main_process:
         save_config(config, output_dir / "config.yaml")
     if config.report_to != "none":
@@ -63,17 +50,6 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if accelerator.is_main_process and config.eval_steps else None
     result = run_loop(config, job.trained, job.method, accelerator, validate)
-    if isinstance(config, OnlineConfig) and accelerator.is_main_process:
-        write_online_report(config)
+    if job.finish is not None and accelerator.is_main_process:
+        job.finish()
     return result
-
-
-JOBS: Mapping[str, Callable[[Any, Accelerator, Any, Any], Job]] = MappingProxyType(
-    {
-        DPOConfig.method: pair_job,
-        InPOConfig.method: pair_job,
-        **{cls.method: online_job for cls in (InpaintRLConfig, GRPOConfig, NFTConfig, RAFTConfig, DRaFTConfig)},
-        RewardConfig.method: lambda config, accelerator, adapter, scorer: reward_job(config, accelerator),
-        EvaluatorConfig.method: evaluator_job,
-    }
-)

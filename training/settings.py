@@ -12,8 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .engine.config import RunConfig
-from .methods import CONFIGS
-from .pairs.config import DPOConfig, InPOConfig
+from .methods import config_class
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -21,12 +20,16 @@ C = TypeVar("C", bound=RunConfig)
 _RECORD_KEYS = ("versions", "git_commit")
 
 
-def validated(cls: type[C], values: dict[str, Any], source: str) -> C:
+def validated(cls: type[C], values: dict[str, Any], source: str, complete: bool = True) -> C:
     """Build ``cls`` from ``values``.
 
+    Args:
+        source: where they come from, for errors: a file name, or "command line".
+        complete: nothing is added to them, so that they must fit each other.
+
     Raises:
-        ValueError: an unknown key (with the nearest known one) or a value of the wrong type or range; ``source`` (a
-            file name, or "command line") and the key are named.
+        ValueError: an unknown key (with the nearest known one), a value of the wrong type or range, or values that do
+            not fit each other; source and key are named.
     """
     known = {field.name for field in dataclasses.fields(cls)}
     for key in values:
@@ -40,47 +43,19 @@ def validated(cls: type[C], values: dict[str, Any], source: str) -> C:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"][:1])
         raise ValueError(f"{source}: {key} = {problem['input']!r} is wrong: {problem['msg']}") from None
-    _check_combination(config, source)
+    if complete:
+        try:
+            config.check()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
     return config
 
 
-def _check_combination(config: RunConfig, source: str) -> None:
-    if getattr(config, "cache_dir", None) and getattr(config, "random_crop", False):
-        raise ValueError(f"{source}: random_crop cannot be used with cache_dir: cached latents hold one crop per image")
-    low, high = getattr(config, "min_timestep", 0), getattr(config, "max_timestep", 1000)
-    if low >= high:
-        raise ValueError(f"{source}: min_timestep = {low} must be smaller than max_timestep = {high}")
-    if isinstance(config, DPOConfig):
-        _check_draws(config, source)
-    full_fp16 = getattr(config, "full_finetuning", False) and getattr(config, "weight_dtype", None) == "fp16"
-    if full_fp16 and config.mixed_precision == "no":
-        raise ValueError(f"{source}: weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
-
-
-def _check_draws(config: DPOConfig, source: str) -> None:
-    if config.noise_draws is not None and config.streaming:
-        raise ValueError(
-            f"{source}: noise_draws needs pairs with random access, which meet again: set streaming to false"
-        )
-    if not config.reference_cache:
-        return
-    if config.noise_draws is None:
-        raise ValueError(f"{source}: reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
-    if config.cache_dir is None:
-        raise ValueError(
-            f"{source}: reference_cache needs cache_dir: the errors belong to its latents and lie beside them"
-        )
-    if config.loss_type == "mapo":
-        raise ValueError(f"{source}: reference_cache has nothing to remember: loss_type mapo has no reference")
-    if isinstance(config, InPOConfig) and config.inversion_model == "policy":
-        raise ValueError(
-            f"{source}: reference_cache cannot be used with inversion_model policy, whose noise changes as it learns: "
-            "set inversion_model to reference"
-        )
-
-
-def load_config(cls: type[C], path: str | Path) -> C:
+def load_config(cls: type[C], path: str | Path, complete: bool = True) -> C:
     """Read a YAML recipe (a file, or the name of a shipped one) or a run's config.yaml.
+
+    Args:
+        complete: nothing is added to its settings, so that they must fit each other.
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,7 +70,7 @@ def load_config(cls: type[C], path: str | Path) -> C:
     method = values.pop("method", cls.method)
     if method != cls.method:
         raise ValueError(f"{path}: is a recipe for method {method!r}, not {cls.method!r}")
-    return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path))
+    return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path), complete)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -116,8 +91,8 @@ def load_recipe(name: str, **overrides: Any) -> RunConfig:
         ValueError: an override that is no setting, or of the wrong type or range.
     """
     path = recipe_path(name)
-    cls = CONFIGS[_read_yaml(path)["method"]]
-    values = {k: v for k, v in to_dict(load_config(cls, path)).items() if k != "method"}
+    cls = config_class(_read_yaml(path)["method"])
+    values = {k: v for k, v in to_dict(load_config(cls, path, complete=False)).items() if k != "method"}
     return validated(cls, values | overrides, f"recipe {name}")
 
 

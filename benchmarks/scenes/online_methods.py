@@ -171,9 +171,7 @@ def scored_pictures(config: OnlineConfig) -> int:
 
 def rollouts(config: RolloutConfig) -> int:
     """Rollouts of a run."""
-    from diffusion_align.training.online.method import items_per_rollout
-
-    items = items_per_rollout(config) * getattr(config, "num_iterations", 1)
+    items = config.items_per_rollout() * getattr(config, "num_iterations", 1)
     return -(-config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps // items)
 
 

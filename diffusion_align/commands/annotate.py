@@ -65,8 +65,6 @@ def load_annotators(options: AnnotateOptions) -> dict[str, RewardScorer]:
         ValueError: two scorers for one aspect, a scorer that needs more than a picture and its prompt, or a number of
             pictures that gives no pair.
     """
-    if options.per_prompt < 2:
-        raise ValueError(f"--per-prompt {options.per_prompt}: expected at least 2 pictures to compare")
     scorers: dict[str, RewardScorer] = {}
     for entry in options.scorers:
         aspect, _, name = entry.rpartition("=")
@@ -225,3 +223,9 @@ def label(gap: float, margin: float) -> float:
     if abs(gap) <= margin:
         return 0.5
     return float(gap > 0)
+
+
+def run(options: AnnotateOptions) -> int:
+    """Make the pairs and print their file; returns the exit status."""
+    print(annotate_files(options))
+    return 0

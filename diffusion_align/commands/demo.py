@@ -154,3 +154,9 @@ def _scores_row(name: str, side: Sampled) -> dict[str, object]:
     assert side.reward is not None
     means = {aspect.replace("_", " "): f"{float(values.mean()):.3f}" for aspect, values in side.reward.aspects.items()}
     return {"model": name, "overall": f"{float(side.reward.reward.mean()):.3f}", **means}
+
+
+def run(options: DemoOptions) -> int:
+    """Train, compare, and print the report's file; returns the exit status."""
+    print(f"report: {run_demo(options)}")
+    return 0

@@ -30,11 +30,8 @@ def guidance_table(
         keep: called with what there is of the table after each row: it takes long.
 
     Raises:
-        ValueError, FileNotFoundError: a file, model or setting that cannot be used; or only one of the two prompt
-            files.
+        ValueError, FileNotFoundError: a file, model or setting that cannot be used.
     """
-    if (options.prompts is None) != (options.validation_prompts is None):
-        raise ValueError("give both --prompts and --validation-prompts, or neither")
     test, validation = prompt_sets(options)
     device = pick_device(options.device)
     adapter = load_adapter(
@@ -127,3 +124,9 @@ def readable(name: str, row: dict[str, Any]) -> dict[str, Any]:
             f"{row[aspect]['mean']:.3f} ({gap['mean']:+.3f} ± {gap['standard_error']:.3f})"
         )
     return cells
+
+
+def run(options: EvaluateGuidanceOptions) -> int:
+    """Compare, and print the report's file; returns the exit status."""
+    print(f"report: {evaluate_guidance(options)}")
+    return 0

@@ -223,3 +223,10 @@ def write_picture(
 def slug(text: str, limit: int = 48) -> str:
     """A file name's worth of ``text``."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:limit].rstrip("-") or "image"
+
+
+def run(options: GenerateOptions) -> int:
+    """Draw the images and print their files; returns the exit status."""
+    for path in generate_files(options):
+        print(path)
+    return 0

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
 from diffusion_align.training.policy.config import VAEOptions
 
 
+class Options:
+    """What every command's options share."""
+
+    #: Counts, which must be at least 1.
+    counts: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Whether the options fit each other, as far as they tell without models and files.
+
+        Raises:
+            ValueError: they do not; the message names the flags.
+        """
+        for name in self.counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+
+
 @dataclass(frozen=True)
-class GenerateOptions(VAEOptions):
+class GenerateOptions(VAEOptions, Options):
     """Draw images with a model, with or without trained weights."""
+
+    counts: ClassVar[tuple[str, ...]] = ("num_images", "num_inference_steps", "batch_size", "particles")
 
     prompt: str | None = None
     """The prompt (may be given bare, as the first argument); or give --prompts."""
@@ -84,10 +103,18 @@ class GenerateOptions(VAEOptions):
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
 
+    def check(self) -> None:
+        replayed = self.guidance == "replay" and self.schedule is not None
+        if (self.prompt is None) == (self.prompts is None) and not (replayed and self.prompt is None):
+            raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
+        super().check()
+
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Options):
     """DPO and InPO on the embedded world: train, compare with the base on held-out prompts, write a report."""
+
+    counts: ClassVar[tuple[str, ...]] = ("num_prompts",)
 
     out: str = "runs/demo"
     """Folder of report.html, summary.json, pictures and the two runs (replaced if present)."""
@@ -102,8 +129,10 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(Options):
     """Score pictures with any scorers: a folder, or a table of pairs (Pick-a-Pic's columns)."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     source: str
     """Folder of pictures, parquet file or folder, shipped or hub data set (may be given bare, as first argument)."""
@@ -121,10 +150,17 @@ class ScoreOptions:
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
 
+    def check(self) -> None:
+        super().check()
+        if not self.out.endswith((".parquet", ".jsonl")):
+            raise ValueError(f"--out {self.out}: expected a .parquet or .jsonl file")
+
 
 @dataclass(frozen=True)
-class AnnotateOptions(VAEOptions):
+class AnnotateOptions(VAEOptions, Options):
     """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
+
+    counts: ClassVar[tuple[str, ...]] = ("num_inference_steps", "batch_size")
 
     prompts: str
     """File of prompts (.txt, .csv, .jsonl, .parquet); may be given bare, as first argument."""
@@ -160,10 +196,17 @@ class AnnotateOptions(VAEOptions):
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
 
+    def check(self) -> None:
+        super().check()
+        if self.per_prompt < 2:
+            raise ValueError(f"--per-prompt {self.per_prompt}: expected at least 2 pictures to compare")
+
 
 @dataclass(frozen=True)
-class EvaluateGuidanceOptions(VAEOptions):
+class EvaluateGuidanceOptions(VAEOptions, Options):
     """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
+
+    counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
 
     model: str = "scenes-sdxl"
     """Shipped name, pipeline folder, or hub name."""
@@ -207,3 +250,8 @@ class EvaluateGuidanceOptions(VAEOptions):
     """Folder of table.json and report.html."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes what is there."""
+
+    def check(self) -> None:
+        super().check()
+        if (self.prompts is None) != (self.validation_prompts is None):
+            raise ValueError("give both --prompts and --validation-prompts, or neither")

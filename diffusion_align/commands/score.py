@@ -44,8 +44,6 @@ def score_files(options: ScoreOptions) -> Path:
         FileNotFoundError: no such source or checkpoint.
     """
     out = Path(options.out)
-    if out.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"--out {out}: expected a .parquet or .jsonl file")
     from diffusion_align.devices import pick_device
 
     scorers = {name: load_scorer(name, device=pick_device(options.device)) for name in options.scorers}
@@ -158,3 +156,9 @@ def opened(file: Any, where: str) -> Image.Image:
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} cannot be decoded ({error})") from None
     return picture
+
+
+def run(options: ScoreOptions) -> int:
+    """Score the pictures and print the table's file; returns the exit status."""
+    print(score_files(options))
+    return 0

@@ -34,14 +34,13 @@ from diffusion_align.sampling.steering import fk_steering, reward_gradient
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.evaluators.config import EvaluatorConfig
 from diffusion_align.training.evaluators.noisy_pairs import EncodedPairs
+from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import DRaFTConfig, RAFTConfig
-from diffusion_align.training.online.method import online_method
 from diffusion_align.training.online.rollout import RolloutEngine
 from diffusion_align.training.pairs.config import DPOConfig
-from diffusion_align.training.pairs.job import pair_job
+from diffusion_align.training.pairs.job import dpo_job
 from diffusion_align.training.pairs.method import PairMethod
 from diffusion_align.training.pairs.noising import GaussianNoising
-from diffusion_align.training.policy.model import prepare_policy
 from tests.brightness import Brightness
 
 PROMPTS = ["a red circle", "two blue squares", "a green star", "a yellow triangle", "a grey moon"]
@@ -178,12 +177,11 @@ class Doors:
 
     def rollouts(self) -> None:
         config = self.online(RAFTConfig, num_generations=5, prompts_per_rollout=1, rollout_batch_size=5)
-        RolloutEngine(config, self.adapter, build_accelerator(config)).draw(0)
+        RolloutEngine(config, self.adapter, build_accelerator(config), Brightness()).draw(0)
 
     def draft(self) -> None:
         config = self.online(DRaFTConfig, per_device_train_batch_size=5, max_steps=1)
-        prepare_policy(config, self.adapter)
-        method = online_method(config, self.adapter, build_accelerator(config))
+        method = build_job(config, build_accelerator(config), self.adapter, Brightness()).method
         method.loss(next(method.batches()))[0].backward()
 
     def online(self, cls: type[Any], **options: Any) -> Any:
@@ -196,15 +194,13 @@ DOORS = [name for name in vars(Doors) if not name.startswith("_") and name != "o
 
 
 @pytest.fixture
-def chunks(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def chunks(adapter: Adapter) -> Iterator[list[int]]:
     """How many pictures the VAE's encoder or decoder was given, call by call; at most two are wanted."""
     seen: list[int] = []
 
     def count(module: Any, inputs: tuple[Tensor, ...]) -> None:
         seen.append(len(inputs[0]))
 
-    for name in ("diffusion_align.training.online.rollout", "diffusion_align.training.online.draft"):
-        monkeypatch.setattr(f"{name}.load_reward", lambda names, how, device: Brightness())
     adapter.code_in_chunks(2)
     handles = [part.register_forward_pre_hook(count) for part in (adapter.vae.encoder, adapter.vae.decoder)]
     yield seen
@@ -246,7 +242,7 @@ def test_a_cached_run_parks_the_encoders_that_it_loaded_and_does_not_need(
     config = DPOConfig(
         model=str(sdxl_folder), dataset=str(pairs_folder), cache_dir=str(tmp_path), eval_steps=eval_steps
     )
-    pair_job(config, build_accelerator(config), load_adapter(sdxl_folder) if given else None)
+    dpo_job(config, build_accelerator(config), load_adapter(sdxl_folder) if given else None)
     assert len(parked) == expected
 
 

@@ -25,11 +25,11 @@ from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.guard import FiniteGuard
 from diffusion_align.training.engine.loop import run_loop
+from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig
 from diffusion_align.training.pairs import loading as source
 from diffusion_align.training.pairs import remembering
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
-from diffusion_align.training.run import JOBS
 from tests.device_traffic import Traffic
 
 
@@ -93,7 +93,7 @@ def waits(config: RunConfig, model: Path) -> list[str]:
         )
         patch.setattr(remembering, "facts", lambda *_: {})
         reward = Brightness("meta" if isinstance(config, DRaFTConfig) else "cpu")
-        job = JOBS[config.method](config, accelerator, adapter.to("meta"), reward)
+        job = build_job(config, accelerator, adapter.to("meta"), reward)
     adapter.unet.to("meta")  # peft makes LoRA weights on the CPU
     with Traffic() as traffic:
         run_loop(config, job.trained, job.method, accelerator)

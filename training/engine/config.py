@@ -6,7 +6,8 @@ imported by any config, so that ``diffusion-align train dpo --help`` is instant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,11 +19,28 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+@dataclass(frozen=True)
+class PlanNotes:
+    """What a dry run tells of a run, beside its settings and steps.
+
+    Attributes:
+        sections: by title, a text or rows of name and value.
+        examples: how many examples the data set has; None where that is not known.
+    """
+
+    sections: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    examples: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every run of the training loop shares, whatever it trains."""
 
+    #: The name in training/methods.py.
     method: ClassVar[str]
+    #: Whether ``train`` may be given a loaded scorer to learn from, and a loaded diffusion model.
+    takes_scorer: ClassVar[bool] = False
+    takes_model: ClassVar[bool] = True
 
     config: str | None = None
     """YAML recipe, or the config.yaml of an earlier run; flags override it."""
@@ -88,3 +106,18 @@ class RunConfig:
     """Stop after so many validations in a row without a new best; the best weights are kept in output_dir/best."""
     metric_for_best_model: str = "eval/reward"
     """Metric of validation that early stopping watches (larger is better)."""
+
+    def check(self) -> None:
+        """Whether the settings fit each other, as far as they tell without model and data.
+
+        Raises:
+            ValueError: they do not; the message names them.
+        """
+
+    def plan(self, world_size: int = 1) -> PlanNotes:
+        """What ``--dry-run`` tells of this run on ``world_size`` devices; nothing is trained.
+
+        Raises:
+            ValueError, FileNotFoundError, OSError: data or model that cannot be read.
+        """
+        return PlanNotes()

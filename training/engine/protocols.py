@@ -48,8 +48,16 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A run made ready: what is trained, how, and how it is validated."""
+    """A run made ready.
+
+    Attributes:
+        trained: what is trained.
+        method: how.
+        validate: how it is validated, by the first process; None: not at all.
+        finish: called by the first process when the run has ended, e.g. to write a report; None: nothing is left to do.
+    """
 
     trained: Trainable
     method: Method
-    validate: Validate | None
+    validate: Validate | None = None
+    finish: Callable[[], object] | None = None

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
-from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, RunConfig
+from diffusion_align.training.engine.config import NonNegativeFloat, Positive, RunConfig
 from diffusion_align.training.policy.config import VAEOptions
+from diffusion_align.training.policy.data_config import PairData
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatorConfig(VAEOptions, RunConfig):
+class EvaluatorConfig(PairData, VAEOptions, RunConfig):
     """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
 
     method: ClassVar[str] = "evaluator"
+    takes_scorer: ClassVar[bool] = True
 
     # -- evaluator
     kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")
@@ -39,8 +41,6 @@ class EvaluatorConfig(VAEOptions, RunConfig):
     """Judged pairs of generated pictures (Pick-a-Pic's columns), for preference, and against real ones for fidelity."""
     real_dataset: str | None = None
     """Pairs whose preferred picture is real and fits its caption, for alignment and fidelity; unset: dataset's."""
-    dataset_split: str = "train"
-    """Split to train on."""
     validation_split: str = "validation"
     """Split that scores are standardised and accuracy is measured on."""
     alignment_aspect: str = "prompt_following"
@@ -49,5 +49,8 @@ class EvaluatorConfig(VAEOptions, RunConfig):
     """Aspect of the pairs' verdicts that the kind value learns from; overall: the verdict on the whole."""
     max_pairs: Positive | None = None
     """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
-    max_corrupt: NonNegative = 100
-    """Unreadable images that are skipped and reported before the run stops."""
+
+    def check(self) -> None:
+        super().check()
+        if "fidelity" in self.kinds and self.real_dataset is None:
+            raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")

@@ -37,19 +37,19 @@ def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -
 
 
 def evaluator_job(
-    config: Any, accelerator: Accelerator, adapter: Adapter | None = None, scorer: RewardScorer | None = None
+    config: EvaluatorConfig,
+    accelerator: Accelerator,
+    adapter: Adapter | None = None,
+    scorer: RewardScorer | None = None,
 ) -> Job:
-    """Evaluator, losses and validation of an ``EvaluatorConfig``.
+    """Evaluator, losses and validation.
 
     Args:
         scorer: the teacher of the kind task; None loads ``config.teacher``.
 
     Raises:
-        ValueError: a kind lacks what it is trained on (fidelity: real_dataset, task: teacher, value: guidance scales).
+        ValueError: a kind lacks what it is trained on (task: a teacher, value: guidance scales).
     """
-    assert isinstance(config, EvaluatorConfig)
-    if "fidelity" in config.kinds and config.real_dataset is None:
-        raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")
     if ("task" in config.kinds) != (config.teacher is not None or scorer is not None):
         raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
     if adapter is None:
@@ -106,7 +106,7 @@ def evaluator_job(
     trained = TrainableEvaluator(evaluator, lambda module: calibrate(module, adapter, held_out))
     method = EvaluatorMethod(config, adapter, trained, loader(train_set, config.seed), real, accelerator)
     if not config.eval_steps:
-        return Job(trained, method, None)
+        return Job(trained, method)
 
     def validate(step: int) -> dict[str, float]:
         return {f"eval/{n}": v for n, v in evaluate(evaluator, method, held_out, config.alignment_aspect).items()}

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat
-from diffusion_align.training.policy.config import TrainConfig
+from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, PlanNotes, Positive, PositiveFloat
+from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData
+from diffusion_align.training.policy.data_config import TrainingData
+
+#: Timesteps that models are trained with; a model's own schedule may be shorter.
+LONGEST_SCHEDULE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineConfig(TrainConfig):
+class OnlineConfig(TrainingData, TrainConfig):
     """What every method that learns from its own pictures shares."""
+
+    takes_scorer: ClassVar[bool] = True
 
     # -- tasks
     dataset: str = "scenes-pairs"
     """Prompts: a file (.txt, .csv, .jsonl, .parquet), or a data set of pairs, whose captions are taken. Inpainting
     models: scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
-    dataset_split: str = "train"
-    """Split to train on."""
     mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ("box", "brush", "half")
     """Random masks of pictures that come without one."""
     resolution: Positive | None = None
@@ -41,6 +45,9 @@ class OnlineConfig(TrainConfig):
     guidance_scale: NonNegativeFloat = 5.0
     """Classifier-free guidance of rollouts and updates; 1 switches it off and halves the cost."""
 
+    def validation_data(self) -> ValidationData:
+        return ValidationData(self.dataset, self.mask_kinds, self.resolution, self.held_out_scorers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(OnlineConfig):
@@ -58,6 +65,45 @@ class RolloutConfig(OnlineConfig):
     """Largest absolute advantage."""
     min_timestep: NonNegative = 0
     """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
+
+    def items_per_rollout(self) -> int:
+        """Training items of one process' rollout: pictures that are kept, times what is learned from each."""
+        return self.prompts_per_rollout * self.num_generations
+
+    def check(self) -> None:
+        super().check()
+        if self.num_generations < 2 and self.advantage_scale != "none":
+            raise ValueError(
+                "num_generations = 1: pictures of a prompt are compared with each other, expected at least 2"
+            )
+        if self.min_timestep >= LONGEST_SCHEDULE:
+            raise ValueError(f"min_timestep = {self.min_timestep}: expected less than {LONGEST_SCHEDULE}")
+        self.check_updates()
+
+    def check_updates(self) -> None:
+        """Rollouts must be whole numbers of optimiser steps: an update never mixes two of them.
+
+        Raises:
+            ValueError: they are not.
+        """
+        items, used = self.items_per_rollout(), self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if items % used:
+            raise ValueError(
+                f"a rollout has {items} training items, an optimiser step takes {used} (per_device_train_batch_size x "
+                "gradient_accumulation_steps): the first must be a multiple of the second"
+            )
+
+    def memory_needs(self) -> MemoryNeeds:
+        return MemoryNeeds(self.resolution, vae_jobs=(VAEJob("decode", self.rollout_batch_size),))
+
+    def plan(self, world_size: int = 1) -> PlanNotes:
+        prompts, each = self.prompts_per_rollout, self.num_generations
+        used = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        rollouts = {
+            "pictures": f"{prompts * each} = {prompts} prompts x {each}, per device",
+            "training items": f"{self.items_per_rollout()} a rollout, {used} an optimiser step",
+        }
+        return PlanNotes({"rollouts": rollouts, **super().plan(world_size).sections})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +140,39 @@ class GRPOConfig(RolloutConfig):
     trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How latents are stored between sampling and training; the sampler goes on from what was stored."""
 
+    def items_per_rollout(self) -> int:
+        return super().items_per_rollout() * self.train_steps
+
+    def counts_hole_only(self) -> bool:
+        """Whether log-probabilities are means over the hole of an inpainting model."""
+        return False
+
+    def check(self) -> None:
+        super().check()
+        if self.trust != "none" and len(self.scorers) > 1:
+            raise ValueError(f"trust {self.trust} needs one scorer with features, scorers has {len(self.scorers)}")
+
+    def check_updates(self) -> None:
+        if not self.fused_rollouts:
+            super().check_updates()
+            return
+        items = self.items_per_rollout()
+        if self.num_iterations > 1:
+            raise ValueError(
+                f"fused_rollouts updates on the graph that drew the pictures, once: num_iterations = "
+                f"{self.num_iterations} needs fused_rollouts false"
+            )
+        if self.per_device_train_batch_size != items:
+            raise ValueError(
+                f"fused_rollouts trains on a whole rollout at once: per_device_train_batch_size must be its {items} "
+                f"training items, not {self.per_device_train_batch_size} (for larger updates accumulate several "
+                "rollouts with gradient_accumulation_steps)"
+            )
+        if self.lora_dropout:
+            raise ValueError(
+                "fused_rollouts trains on the sampler's forward pass, which has no dropout: lora_dropout > 0"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintRLConfig(GRPOConfig):
@@ -109,6 +188,9 @@ class InpaintRLConfig(GRPOConfig):
     """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
     masked_log_prob: bool = True
     """Average log-probabilities over the hole only; false: over all latents, as published."""
+
+    def counts_hole_only(self) -> bool:
+        return self.masked_log_prob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +210,9 @@ class NFTConfig(RolloutConfig):
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
 
+    def items_per_rollout(self) -> int:
+        return super().items_per_rollout() * self.updates_per_picture
+
 
 @dataclass(frozen=True, kw_only=True)
 class RAFTConfig(RolloutConfig):
@@ -141,6 +226,14 @@ class RAFTConfig(RolloutConfig):
     """Noise levels each kept picture is trained at."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
+
+    def items_per_rollout(self) -> int:
+        return self.prompts_per_rollout * self.keep * self.updates_per_picture
+
+    def check(self) -> None:
+        if self.keep > self.num_generations:
+            raise ValueError(f"keep = {self.keep}: only {self.num_generations} pictures of a prompt are drawn")
+        super().check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,3 +254,17 @@ class DRaFTConfig(OnlineConfig):
     """Of the hinge."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions in the differentiated steps."""
+
+    def check(self) -> None:
+        super().check()
+        if self.gradient_steps > self.num_inference_steps:
+            raise ValueError(
+                f"gradient_steps = {self.gradient_steps}: there are {self.num_inference_steps} sampling steps"
+            )
+        if self.lv_repeats > 1 and (self.gradient_steps > 1 or self.random_last_step):
+            raise ValueError("lv_repeats re-noises the last step: it needs gradient_steps 1 and random_last_step false")
+
+    def memory_needs(self) -> MemoryNeeds:
+        decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * self.lv_repeats)
+        passes = self.gradient_steps * self.lv_repeats
+        return MemoryNeeds(self.resolution, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)

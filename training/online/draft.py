@@ -18,11 +18,13 @@ from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import WatchedScorer
+from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, mix, normal
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import DRaFTConfig
 from .drawing_tasks import Tasks
+from .job import online_job
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,6 @@ class DRaFTMethod:
     """Draws without a graph until the last ``gradient_steps`` steps, then maximises the reward through them."""
 
     def __init__(self, config: DRaFTConfig, adapter: Adapter, accelerator: Accelerator, scorer: RewardScorer) -> None:
-        if config.gradient_steps > config.num_inference_steps:
-            raise ValueError(
-                f"gradient_steps = {config.gradient_steps}: there are {config.num_inference_steps} sampling steps"
-            )
-        if config.lv_repeats > 1 and (config.gradient_steps > 1 or config.random_last_step):
-            raise ValueError("lv_repeats re-noises the last step: it needs gradient_steps 1 and random_last_step false")
         self.config, self.adapter, self.accelerator = config, adapter, accelerator
         self.tasks = Tasks(config, adapter)
         self.policy = GuidedPolicy(adapter, self.tasks.size, config.guidance_scale)
@@ -162,3 +158,14 @@ class DRaFTMethod:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
+
+
+def draft_job(
+    config: DRaFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None
+) -> Job:
+    """A run of ``DRaFTMethod``."""
+
+    def build(policy: Adapter, reward: RewardScorer) -> DRaFTMethod:
+        return DRaFTMethod(config, policy, accelerator, reward)
+
+    return online_job(config, accelerator, adapter, scorer, build)

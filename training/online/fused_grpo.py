@@ -24,30 +24,6 @@ from .grpo import Drawn, GRPOMethod, StepRecorder
 from .rollout import MiniBatch, Rollout, RolloutEngine
 
 
-def check_fused(config: GRPOConfig, items: int) -> None:
-    """Fused rollouts are used up by one update.
-
-    Args:
-        items: pictures times trained steps of a rollout.
-
-    Raises:
-        ValueError: settings that would need the rollout again.
-    """
-    if config.num_iterations > 1:
-        raise ValueError(
-            f"fused_rollouts updates on the graph that drew the pictures, once: num_iterations = "
-            f"{config.num_iterations} needs fused_rollouts false"
-        )
-    if config.per_device_train_batch_size != items:
-        raise ValueError(
-            f"fused_rollouts trains on a whole rollout at once: per_device_train_batch_size must be its {items} "
-            f"training items, not {config.per_device_train_batch_size} (for larger updates accumulate several "
-            "rollouts with gradient_accumulation_steps)"
-        )
-    if config.lora_dropout:
-        raise ValueError("fused_rollouts trains on the sampler's forward pass, which has no dropout: lora_dropout > 0")
-
-
 class GraphRecorder(StepRecorder):
     """Keeps log-probabilities, and divergences to the reference, with their graph.
 

@@ -19,7 +19,7 @@ from diffusion_align.sampling.control import Moment, SamplingOptions
 from diffusion_align.training.engine.randomness import STEPS, mix
 from diffusion_align.training.policy.guided import GuidedPolicy
 
-from .config import GRPOConfig, InpaintRLConfig
+from .config import GRPOConfig
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 
 #: Steps with less noise than this are as good as deterministic: their log-probabilities are not trained on.
@@ -126,7 +126,7 @@ class GRPOMethod:
             )
         moves = path.sensitivity(*each, config.eta).sqrt()
         self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
-        self.masked = isinstance(config, InpaintRLConfig) and config.masked_log_prob
+        self.masked = config.counts_hole_only()
         self.kl_beta, self.kl_sum, self.kl_count = config.kl_beta, torch.zeros((), device=adapter.device), 0
         self.tested = False
         self.stream = RolloutStream(

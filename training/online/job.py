@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.rewards import RewardScorer
-from diffusion_align.training.engine.config import RunConfig
-from diffusion_align.training.engine.protocols import Job
+from diffusion_align.rewards.watched import load_reward
+from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
 
-from .config import OnlineConfig
-from .method import online_method
+from .config import OnlineConfig, RolloutConfig
+from .rollout import RolloutEngine
+from .run_report import write_online_report
 
 
 def online_job(
-    config: RunConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None
+    config: OnlineConfig,
+    accelerator: Accelerator,
+    adapter: Adapter | None,
+    scorer: RewardScorer | None,
+    build: Callable[[Adapter, RewardScorer], Method],
 ) -> Job:
-    """A method that learns from its own pictures."""
-    assert isinstance(config, OnlineConfig)
+    """A run that learns from its own pictures, with a report at its end.
+
+    Args:
+        adapter: the model, already loaded; None loads ``config.model``.
+        scorer: the reward, already loaded; None loads ``config.scorers``.
+        build: the method, from the prepared policy and the reward.
+
+    Raises:
+        ValueError: settings that do not fit the model or the scorer.
+    """
     if adapter is None:
         adapter = load_policy_model(config, accelerator.device)
     prepare_policy(config, adapter)
-    method = online_method(config, adapter, accelerator, scorer)
+    if scorer is None:
+        scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
+    method = build(adapter, scorer)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
-    return Job(adapter, method, validate)
+    return Job(adapter, method, validate, partial(write_online_report, config))
+
+
+def rollout_job(
+    config: RolloutConfig,
+    accelerator: Accelerator,
+    adapter: Adapter | None,
+    scorer: RewardScorer | None,
+    method: Callable[[Any, Adapter, RolloutEngine, Accelerator], Method],
+) -> Job:
+    """As ``online_job``, for a ``method`` that learns from rollouts: (config, adapter, engine, accelerator)."""
+
+    def build(policy: Adapter, reward: RewardScorer) -> Method:
+        return method(config, policy, RolloutEngine(config, policy, accelerator, reward), accelerator)
+
+    return online_job(config, accelerator, adapter, scorer, build)

@@ -14,9 +14,12 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.nft_loss import nft_loss, optimality
+from diffusion_align.rewards import RewardScorer
+from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import NFTConfig
+from .job import rollout_job
 from .renoising import RenoisedBatch, check_timesteps
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 
@@ -92,3 +95,8 @@ class NFTMethod:
         self.engine.load_state_dict(state)
         for name, tensor in self.old.items():
             tensor.copy_(state[f"old.{name}"])
+
+
+def nft_job(config: NFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None) -> Job:
+    """A run of ``NFTMethod``."""
+    return rollout_job(config, accelerator, adapter, scorer, NFTMethod)

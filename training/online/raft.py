@@ -13,9 +13,12 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.process import average
+from diffusion_align.rewards import RewardScorer
+from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import RAFTConfig
+from .job import rollout_job
 from .renoising import RenoisedBatch, check_timesteps
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 
@@ -25,8 +28,6 @@ class RAFTMethod:
 
     def __init__(self, config: RAFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
         check_timesteps(config, adapter)
-        if config.keep > config.num_generations:
-            raise ValueError(f"keep = {config.keep}: only {config.num_generations} pictures of a prompt are drawn")
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         # Denoising wants the model itself, not its guided combination.
         self.policy = GuidedPolicy(adapter, engine.tasks.size, scale=1.0)
@@ -72,3 +73,8 @@ class RAFTMethod:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state, self.accelerator)
         self.engine.load_state_dict(state)
+
+
+def raft_job(config: RAFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None) -> Job:
+    """A run of ``RAFTMethod``."""
+    return rollout_job(config, accelerator, adapter, scorer, RAFTMethod)

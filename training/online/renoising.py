@@ -8,7 +8,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.devices import send
 from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, mix, normal
 
-from .config import NFTConfig, RAFTConfig
+from .config import RolloutConfig
 from .rollout import MiniBatch
 
 
@@ -35,7 +35,7 @@ class RenoisedBatch:
         self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)
 
 
-def check_timesteps(config: NFTConfig | RAFTConfig, adapter: Adapter) -> None:
+def check_timesteps(config: RolloutConfig, adapter: Adapter) -> None:
     """Raises ValueError where no timestep is left."""
     if config.min_timestep >= adapter.path.num_timesteps:
         raise ValueError(

@@ -65,10 +65,8 @@ def fit_trust(config: GRPOConfig, scorer: RewardScorer) -> TrustWeight:
     """The trust weight of ``config``: from ``trust_dataset``, or from the file beside the scorer.
 
     Raises:
-        ValueError: several scorers, or neither of the two.
+        ValueError: there is neither of the two.
     """
-    if len(config.scorers) > 1:
-        raise ValueError(f"trust {config.trust} needs one scorer with features, scorers has {len(config.scorers)}")
     if config.trust_dataset is not None:
         return TrustWeight(config.trust, measure(scorer, config.trust_dataset))
     name = config.scorers[0]

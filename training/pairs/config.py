@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffusion_align.objectives.declared import declared
-from diffusion_align.training.engine.config import Fraction, NonNegative, NonNegativeFloat, Positive, PositiveFloat
-from diffusion_align.training.policy.config import TrainConfig
+from diffusion_align.training.engine.config import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    PlanNotes,
+    Positive,
+    PositiveFloat,
+)
+from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData
+from diffusion_align.training.policy.data_config import JudgedPairs
 
 if TYPE_CHECKING:
     LossType = str
 else:
     LossType = Literal[declared("pair_loss")]
 
+#: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
+REFERENCE_SETTINGS = (
+    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "mixed_precision", "weight_dtype",
+    "full_finetuning", "attention", "torch_compile", "channels_last",
+)  # fmt: skip
+INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(TrainConfig):
+class DPOConfig(JudgedPairs, TrainConfig):
     """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
 
     method: ClassVar[str] = "dpo"
@@ -26,14 +39,8 @@ class DPOConfig(TrainConfig):
     # -- data
     dataset: str = "scenes-pairs"
     """Pairs: shipped name, hub data set, parquet file or folder, or an image folder with metadata.jsonl/.csv."""
-    dataset_split: str = "train"
-    """Split to train on."""
     streaming: bool = False
     """Read the data set as a stream, for what does not fit the disk."""
-    max_pairs: Positive | None = None
-    """Use only the first so many pairs."""
-    max_corrupt: NonNegative = 100
-    """Unreadable images that are skipped and reported before the run stops."""
     cache_dir: str | None = None
     """Folder for cached VAE posteriors and prompt embeddings; made when absent, checked when present."""
     resolution: Positive | None = None
@@ -46,8 +53,6 @@ class DPOConfig(TrainConfig):
     """Keep aspect ratios: batches of equal shape with about resolution^2 pixels."""
     caption_dropout: Fraction = 0.0
     """Share of pairs trained with the null prompt."""
-    dataloader_num_workers: NonNegative = 2
-    """Threads that read ahead."""
     noise_draws: Positive | None = None
     """So many fixed draws of timestep, noise, flip and crop for each pair, one of them at each visit; unset: fresh ones
     at every visit (not with streaming)."""
@@ -60,14 +65,56 @@ class DPOConfig(TrainConfig):
     """Preference loss (docs/dpo.md has the table)."""
     beta: PositiveFloat = 5000.0
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of flipped labels."""
     sft_weight: NonNegativeFloat = 0.0
     """Weight of an added denoising loss on the chosen images."""
     min_timestep: NonNegative = 0
     """Smallest training timestep."""
     max_timestep: Positive = 1000
     """Timesteps are drawn uniformly from [min_timestep, max_timestep)."""
+
+    def check(self) -> None:
+        super().check()
+        if self.cache_dir is not None and self.random_crop:
+            raise ValueError("random_crop cannot be used with cache_dir: cached latents hold one crop per image")
+        low, high = self.min_timestep, self.max_timestep
+        if low >= high:
+            raise ValueError(f"min_timestep = {low} must be smaller than max_timestep = {high}")
+        if self.noise_draws is not None and self.streaming:
+            raise ValueError("noise_draws needs pairs with random access, which meet again: set streaming to false")
+        if self.reference_cache:
+            self.check_reference_cache()
+
+    def check_reference_cache(self) -> None:
+        """Raises ValueError where the reference's errors could not be remembered."""
+        if self.noise_draws is None:
+            raise ValueError("reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
+        if self.cache_dir is None:
+            raise ValueError("reference_cache needs cache_dir: the errors belong to its latents and lie beside them")
+        if self.loss_type == "mapo":
+            raise ValueError("reference_cache has nothing to remember: loss_type mapo has no reference")
+
+    def reference_settings(self) -> dict[str, Any]:
+        """Settings that a reference error depends on to its last bit."""
+        return {name: getattr(self, name) for name in REFERENCE_SETTINGS}
+
+    def validation_data(self) -> ValidationData:
+        return ValidationData(self.dataset)
+
+    def memory_needs(self) -> MemoryNeeds:
+        cached = self.cache_dir is not None
+        encoding = VAEJob("encode", 2 * self.per_device_train_batch_size)
+        return MemoryNeeds(self.resolution, cached, vae_jobs=() if cached else (encoding,))
+
+    def plan(self, world_size: int = 1) -> PlanNotes:
+        from diffusion_align.data import StreamedPairs
+
+        from .loading import load_training_pairs
+
+        pairs, sections = load_training_pairs(self), super().plan(world_size).sections
+        if isinstance(pairs, StreamedPairs):
+            return PlanNotes({"data": f"{self.dataset} ({self.dataset_split}) is streamed: not counted", **sections})
+        counts = pairs.counts | {"pairs used": len(pairs)}
+        return PlanNotes({"data": {name: f"{count:,}" for name, count in counts.items()}, **sections}, len(pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +131,14 @@ class InPOConfig(DPOConfig):
     """Extra fixed-point predictions averaged per inversion step (ReNoise, SmPO)."""
     inversion_eta: Fraction = 0.1
     """Weight of fresh noise in every inversion step."""
+
+    def check_reference_cache(self) -> None:
+        super().check_reference_cache()
+        if self.inversion_model == "policy":
+            raise ValueError(
+                "reference_cache cannot be used with inversion_model policy, whose noise changes as it learns: "
+                "set inversion_model to reference"
+            )
+
+    def reference_settings(self) -> dict[str, Any]:
+        return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS}

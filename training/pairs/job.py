@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -9,7 +10,6 @@ from accelerate import Accelerator, PartialState
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import StreamedPairs, build_cache
 from diffusion_align.host_memory import keep_freed_memory
-from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
@@ -34,9 +34,19 @@ def cache_pairs(config: DPOConfig) -> str:
     return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
 
 
-def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None) -> Job:
-    """DPO or InPO, which differ in their noise only."""
-    assert isinstance(config, DPOConfig)
+def dpo_job(config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
+    """DPO and the other pairwise losses: noise is drawn."""
+    return _pair_job(config, accelerator, adapter, GaussianNoising)
+
+
+def inpo_job(config: InPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
+    """InPO: noise is found by inversion."""
+    return _pair_job(config, accelerator, adapter, lambda model: InvertedNoising(model, config))
+
+
+def _pair_job(
+    config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, noising: Callable[[Adapter], Noising]
+) -> Job:
     own = adapter is None
     if adapter is None:
         adapter = load_policy_model(config, accelerator.device)
@@ -44,8 +54,7 @@ def pair_job(config: RunConfig, accelerator: Accelerator, adapter: Adapter | Non
     source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
     if own and config.cache_dir is not None and not config.eval_steps:
         adapter.park_encoders()
-    noising: Noising = InvertedNoising(adapter, config) if isinstance(config, InPOConfig) else GaussianNoising(adapter)
     reference = build_reference(config, adapter, source)
-    method = PairMethod(config, adapter, source, noising, accelerator.autocast, reference)
+    method = PairMethod(config, adapter, source, noising(adapter), accelerator.autocast, reference)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
     return Job(adapter, method, validate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
@@ -25,7 +25,8 @@ from diffusion_align.data import (
 )
 from diffusion_align.training.engine.sourced_method import BatchSource
 
-from .config import DPOConfig
+if TYPE_CHECKING:
+    from .config import DPOConfig
 
 
 def build_pair_source(

@@ -15,17 +15,10 @@ from diffusion_align.data import CachedPairs, PairBatch, PairLoader
 from diffusion_align.data.cache import hash_weights
 from diffusion_align.training.engine.sourced_method import BatchSource
 
-from .config import DPOConfig, InPOConfig
+from .config import DPOConfig
 from .error_memory import ErrorMemory
 from .loading import fixed_draws
 from .reference import PairByPair, Reference, WholeBatch
-
-#: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
-SETTINGS = (
-    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "mixed_precision", "weight_dtype",
-    "full_finetuning", "attention", "torch_compile", "channels_last",
-)  # fmt: skip
-INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
 
 def build_reference(config: DPOConfig, adapter: Adapter, source: BatchSource[PairBatch]) -> Reference:
@@ -49,7 +42,6 @@ def facts(config: DPOConfig, adapter: Adapter, pairs: CachedPairs) -> dict[str, 
     """Everything that a reference error depends on to its last bit: model, data, settings, and where it is computed."""
     digest = hashlib.sha256()
     hash_weights(digest, adapter.reference_state())
-    names = SETTINGS + (INVERSION_SETTINGS if isinstance(config, InPOConfig) else ())
     device = adapter.device
     return {
         "method": config.method,
@@ -59,7 +51,7 @@ def facts(config: DPOConfig, adapter: Adapter, pairs: CachedPairs) -> dict[str, 
             hashlib.sha256(str(adapter.path.alpha_bar.tolist()).encode()).hexdigest(),
         ],
         "pairs": pairs.contents,
-        **{name: getattr(config, name) for name in names},
+        **config.reference_settings(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {_processor()}",
         "libraries": {name: version(name) for name in ("torch", "diffusers")},
     }

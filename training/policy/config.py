@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from diffusion_align.training.engine.config import Fraction, NonNegativeFloat, Positive, PositiveFloat, RunConfig
+from diffusion_align.training.engine.config import (
+    Fraction,
+    NonNegativeFloat,
+    PlanNotes,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,50 @@ class VAEOptions:
     of 1024 pixels, 8 of 512, at most 16."""
     vae_tiling: bool = False
     """Let the VAE cut pictures larger than it was trained on into tiles: less memory, and seams may show."""
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """What policy and base are compared on.
+
+    Attributes:
+        dataset: whose validation split gives the prompts where no file does; None: a file must.
+        mask_kinds: random masks of what an inpainting model repaints; empty: it is given no holes.
+        resolution: side of those pictures in pixels; None is the model's own.
+        held_out_scorers: scorers that are only watched.
+    """
+
+    dataset: str | None = None
+    mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ()
+    resolution: int | None = None
+    held_out_scorers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VAEJob:
+    """What a training step asks of the VAE: to code so many pictures, of which the decoded ones may keep a graph."""
+
+    kind: Literal["encode", "decode", "decode_with_graph"]
+    pictures: int
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What the memory of a run depends on, beside its weights and its optimiser.
+
+    Attributes:
+        resolution: side of the pictures in pixels; None is the model's own.
+        cached: latents and prompt embeddings are read from disk.
+        passes: forward passes whose activations are kept together.
+        vae_jobs: the VAE's, in training.
+        vae_in_backward: whether the VAE works while the activations are kept.
+    """
+
+    resolution: int | None = None
+    cached: bool = False
+    passes: int = 1
+    vae_jobs: tuple[VAEJob, ...] = ()
+    vae_in_backward: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +125,25 @@ class TrainConfig(VAEOptions, RunConfig):
     """Classifier-free guidance scale."""
     validation_seed: int = 1234
     """Image i is drawn with this seed + i."""
+
+    def check(self) -> None:
+        super().check()
+        if self.full_finetuning and self.weight_dtype == "fp16" and self.mixed_precision == "no":
+            raise ValueError("weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
+        if self.eval_steps and self.validation_prompts is None and self.validation_data().dataset is None:
+            raise ValueError(f"eval_steps = {self.eval_steps} needs validation_prompts, a file with one prompt a line")
+
+    def validation_data(self) -> ValidationData:
+        """What policy and base are compared on."""
+        return ValidationData()
+
+    def memory_needs(self) -> MemoryNeeds:
+        """What the memory of the run depends on, beside its weights and its optimiser."""
+        return MemoryNeeds()
+
+    def plan(self, world_size: int = 1) -> PlanNotes:
+        from .memory import estimate_memory
+
+        estimate = estimate_memory(self, world_size)
+        unknown = "unknown: give --model-config for a single file"
+        return PlanNotes({"memory": unknown if estimate is None else estimate.rows()})

@@ -7,9 +7,9 @@ keep for the backward pass can be counted instead of guessed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -22,12 +22,13 @@ from diffusion_align.adapters.families import Family, matching_family
 from diffusion_align.devices import DTYPES
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
-from diffusion_align.training.online.config import DRaFTConfig, RolloutConfig
-from diffusion_align.training.pairs.config import DPOConfig
 
-from .config import TrainConfig
 from .live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
 
+if TYPE_CHECKING:
+    from .config import MemoryNeeds, TrainConfig
+
+GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 #: Pictures that validation draws at once.
 VALIDATION_BATCH = SamplingSettings().batch_size
@@ -69,6 +70,19 @@ class MemoryEstimate:
             return lasting + self.activations + self.vae
         return lasting + max(self.activations, self.vae)
 
+    def rows(self) -> dict[str, str]:
+        """For reading: name and GiB of each part, and of all."""
+        rows = {
+            field.name.replace("_", " "): f"{getattr(self, field.name) / GIB:9.3f} GiB"
+            for field in fields(self)
+            if field.name not in ("trained_parameters", "vae_in_backward")
+        }
+        rows["activations"] += " (kept for the backward pass)"
+        rows["vae"] += " (with the activations)" if self.vae_in_backward else " (not while activations are kept)"
+        rows["total, per device"] = f"{self.total / GIB:9.3f} GiB (allocator overhead is not in it)"
+        rows["trained parameters"] = f"{self.trained_parameters:,}"
+        return rows
+
 
 def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate | None:
     """Memory per device of a run of ``config`` on ``world_size``; None for a single file without ``model_config``.
@@ -81,6 +95,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
         source = str(shipped_path(source))
     if Path(source).is_file():
         return None
+    needs = config.memory_needs()
     compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
     network_config = UNet2DConditionModel.load_config(source, subfolder="unet")
     family = matching_family(DiffusionPipeline.load_config(source), network_config, source)
@@ -100,15 +115,14 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     autocast = None if config.mixed_precision == "no" else DTYPES[compute]
     network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    side = getattr(config, "resolution", None) or unet.config.sample_size * factor
+    side = needs.resolution or unet.config.sample_size * factor
     rows = 2 * config.per_device_train_batch_size
     with AutocastShapes(autocast):
-        activations = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)
-    if isinstance(config, DRaFTConfig):
-        activations *= config.gradient_steps * config.lv_repeats
-    stored, cached = BYTES[config.weight_dtype], bool(getattr(config, "cache_dir", None))
+        kept = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)
+    activations = needs.passes * kept
+    stored = BYTES[config.weight_dtype]
     frozen = 0 if config.full_finetuning else base * stored
-    if not cached or config.eval_steps:  # validation decodes pictures and encodes prompts
+    if not needs.cached or config.eval_steps:  # validation decodes pictures and encodes prompts
         frozen += texts * stored + _count(vae) * vae.dtype.itemsize
     if compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute):
         frozen += base * BYTES[compute]  # autocast keeps a second, cast copy of every weight
@@ -121,8 +135,8 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
         optimizer=optimizer_bytes(config.optim, shapes),
         ema=4 * trained if config.use_ema else 0,
         activations=activations,
-        vae=_vae_bytes(config, vae, side, cached, autocast),
-        vae_in_backward=isinstance(config, DRaFTConfig),
+        vae=_vae_bytes(config, needs, vae, side, autocast),
+        vae_in_backward=needs.vae_in_backward,
         trained_parameters=trained,
     )
 
@@ -171,21 +185,17 @@ def vae_bytes(
     return live.peak + (pictures - chunk) * each * (1 if job == "encode" else 2)
 
 
-def _vae_bytes(config: TrainConfig, vae: AutoencoderKL, side: int, cached: bool, autocast: torch.dtype | None) -> int:
+def _vae_bytes(
+    config: TrainConfig, needs: MemoryNeeds, vae: AutoencoderKL, side: int, autocast: torch.dtype | None
+) -> int:
     """The largest of what the run does with its VAE."""
     # Pictures are decoded under autocast, which leaves a VAE alone that is in half precision, and fp16 leaves SDXL's.
     whole = vae.dtype == torch.float32
     own, validated = (autocast if autocast != torch.float16 else None, torch.bfloat16) if whole else (None, None)
-    rows, size = config.per_device_train_batch_size, config.vae_batch_size
-    found = [0]
-    if isinstance(config, DPOConfig) and not cached:
-        found.append(vae_bytes(vae, "encode", 2 * rows, side, size))
-    if isinstance(config, RolloutConfig):
-        with AutocastShapes(own):
-            found.append(vae_bytes(vae, "decode", config.rollout_batch_size, side, size))
-    if isinstance(config, DRaFTConfig):
-        with AutocastShapes(own):
-            found.append(vae_bytes(vae, "decode_with_graph", rows * config.lv_repeats, side, size))
+    found, size = [0], config.vae_batch_size
+    for job in needs.vae_jobs:
+        with AutocastShapes(None if job.kind == "encode" else own):
+            found.append(vae_bytes(vae, job.kind, job.pictures, side, size))
     if config.eval_steps:
         with AutocastShapes(validated):
             found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))

@@ -18,8 +18,6 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.context import score_with_context
 from diffusion_align.sampling.sampler import to_uint8
 from diffusion_align.training.engine.randomness import MASKS, mix
-from diffusion_align.training.online.config import OnlineConfig
-from diffusion_align.training.pairs.config import DPOConfig
 
 from .config import TrainConfig
 
@@ -88,24 +86,26 @@ class Validator:
 
 
 def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> Validator:
-    """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split."""
+    """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: prompts, pictures or scorers that cannot be used.
+    """
     settings = SamplingSettings(
         config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed
     )
-    held_out = getattr(config, "held_out_scorers", ())
-    count, holes = config.num_validation_prompts, None
-    if adapter.is_inpainting and isinstance(config, OnlineConfig):
-        source = open_inpainting(config.dataset, "validation")
-        count, size = min(count, len(source)), config.resolution or adapter.default_resolution
+    data, count, holes = config.validation_data(), config.num_validation_prompts, None
+    if adapter.is_inpainting and data.mask_kinds and data.dataset is not None:
+        source = open_inpainting(data.dataset, "validation")
+        count, size = min(count, len(source)), data.resolution or adapter.default_resolution
         seeds = [mix(config.validation_seed, MASKS, i) for i in range(count)]
-        holes = load_holes(source, range(count), seeds, size, config.mask_kinds)
+        holes = load_holes(source, range(count), seeds, size, data.mask_kinds)
         prompts = holes.prompts
     elif config.validation_prompts is not None:
         prompts = load_prompts(config.validation_prompts)
-    elif isinstance(config, DPOConfig | OnlineConfig):
-        prompts = training_prompts(config.dataset, "validation")
     else:
-        raise ValueError(f"eval_steps = {config.eval_steps} needs validation_prompts, a file with one prompt a line")
+        assert data.dataset is not None  # TrainConfig.check
+        prompts = training_prompts(data.dataset, "validation")
     return Validator(
         adapter,
         prompts[:count],
@@ -113,5 +113,5 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
         None if config.validation_scorer is None else load_scorer(config.validation_scorer),
         settings,
         holes,
-        {name: load_scorer(name) for name in held_out},
+        {name: load_scorer(name) for name in data.held_out_scorers},
     )

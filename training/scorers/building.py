@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -24,7 +24,8 @@ from diffusion_align.rewards.trained.scorer import CONFIG, read_config
 from diffusion_align.rewards.trained.vp import VPScore
 from diffusion_align.shipped import SHIPPED_MODELS, SHIPPED_SCORERS, shipped_path
 
-from .config import RewardConfig
+if TYPE_CHECKING:
+    from .config import RewardConfig
 
 #: PrefPaint's design by ``RewardConfig.architecture``; the published one starts from OpenAI's CLIP.
 REPAINTING: Mapping[str, dict[str, Any]] = MappingProxyType(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, RunConfig
+from diffusion_align.training.engine.config import NonNegativeFloat, PlanNotes, Positive, RunConfig
+from diffusion_align.training.policy.data_config import JudgedPairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(RunConfig):
+class RewardConfig(JudgedPairs, RunConfig):
     """Train a scorer on judged pairs (vp-score, edit, pal, clip) or on rated repaintings (prefpaint)."""
 
     method: ClassVar[str] = "reward"
+    takes_model: ClassVar[bool] = False
 
     # -- scorer
     scorer: str = "vp-score"
@@ -42,16 +42,8 @@ class RewardConfig(RunConfig):
     """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit), wrong_words_0 and
     wrong_words_1 (what each image does not show, by word; a vp-score then says so, too); for prefpaint rated
     repaintings: image, source, mask, score_CRITERION."""
-    dataset_split: str = "train"
-    """Split to train on."""
     validation_split: str | None = "validation"
     """Split of the same data set that accuracy is measured on; unset: none."""
-    max_pairs: Positive | None = None
-    """Use only the first so many pairs."""
-    max_corrupt: NonNegative = 100
-    """Unreadable images that are skipped and reported before the run stops."""
-    dataloader_num_workers: NonNegative = 2
-    """Threads that read ahead."""
     rows_together: Positive = 1
     """Rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures: a
     picture in several pairs of a batch is encoded once."""
@@ -61,7 +53,11 @@ class RewardConfig(RunConfig):
     """Weight of the aspects' mean loss beside the overall one."""
     word_weight: NonNegativeFloat = 1.0
     """Weight of the words' mean loss (vp-score, on data with wrong_words_0 and wrong_words_1)."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of flipped labels."""
     contrastive_weight: NonNegativeFloat = 0.0
     """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
+
+    def plan(self, world_size: int = 1) -> PlanNotes:
+        from .building import open_judgements
+
+        judgements = open_judgements(self, self.dataset_split, self.max_pairs)
+        return PlanNotes({"data": f"{len(judgements):,} {judgements.unit}"}, len(judgements))

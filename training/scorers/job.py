@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -27,19 +25,16 @@ from .method import ContrastiveMethod, RewardMethod
 from .rating_method import RatingMethod
 from .trainable import TrainableScorer
 
-METHODS: Mapping[str, type[RewardMethod]] = MappingProxyType({"clip": ContrastiveMethod})
 
-
-def reward_job(config: Any, accelerator: Accelerator) -> Job:
-    """Scorer, loss and validation of a ``RewardConfig``.
+def reward_job(config: RewardConfig, accelerator: Accelerator, adapter: None = None, scorer: None = None) -> Job:
+    """Scorer, loss and validation.
 
     Raises:
         ValueError: as ``build_scorer``; several processes to train a clip.
     """
-    assert isinstance(config, RewardConfig)
     judgements = open_judgements(config, config.dataset_split, config.max_pairs)
-    scorer = build_scorer(config, judgements).to(accelerator.device)
-    trained = TrainableScorer(scorer)
+    learner = build_scorer(config, judgements).to(accelerator.device)
+    trained = TrainableScorer(learner)
 
     def loader(examples: Any, collate: Any) -> ExampleLoader[Any, Any]:
         return ExampleLoader(
@@ -56,20 +51,21 @@ def reward_job(config: Any, accelerator: Accelerator) -> Job:
 
     method: RewardMethod | RatingMethod
     if isinstance(judgements, Ratings):
-        assert isinstance(scorer, RepaintingScorer)
-        examples = RatingExamples(judgements, scorer.preprocessing.resize)
+        assert isinstance(learner, RepaintingScorer)
+        examples = RatingExamples(judgements, learner.preprocessing.resize)
         method = RatingMethod(trained, judgements.criteria, loader(examples, collate_ratings), accelerator)
     else:
-        pairs = loader(ComparisonExamples(judgements, scorer.preprocess), collate_comparisons)
-        kind = "clip" if isinstance(scorer, OpenClipScorer) else config.scorer
-        if kind == "clip" and accelerator.num_processes > 1:
+        pairs = loader(ComparisonExamples(judgements, learner.preprocess), collate_comparisons)
+        contrastive = isinstance(learner, OpenClipScorer)
+        if contrastive and accelerator.num_processes > 1:
             raise ValueError("scorer = clip: trained in one process, whose batch is what captions are told from")
-        method = METHODS.get(kind, RewardMethod)(config, trained, judgements.aspects, pairs, accelerator)
+        loss = ContrastiveMethod if contrastive else RewardMethod
+        method = loss(config, trained, judgements.aspects, pairs, accelerator)
     if config.validation_split is None or not config.eval_steps:
-        return Job(trained, method, None)
+        return Job(trained, method)
     held_out = open_judgements(config, config.validation_split)
 
     def validate(step: int) -> dict[str, float]:
-        return {f"eval/{name}": value for name, value in evaluate_scorer(scorer, held_out).items()}
+        return {f"eval/{name}": value for name, value in evaluate_scorer(learner, held_out).items()}
 
     return Job(trained, method, validate)

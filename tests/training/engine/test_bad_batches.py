@@ -16,9 +16,9 @@ from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.guard import leaves
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.evaluators.config import EvaluatorConfig
+from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import DRaFTConfig, InpaintRLConfig
 from diffusion_align.training.pairs.config import DPOConfig
-from diffusion_align.training.run import JOBS
 from diffusion_align.training.scorers.config import RewardConfig
 from tests.brightness import Brightness
 
@@ -82,7 +82,7 @@ def test_the_last_bad_batch_is_saved(
     own = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in own.items()}
     config = cls(**{**common, **own})
     accelerator = build_accelerator(config)
-    job = JOBS[config.method](config, accelerator, None, Brightness() if "holes" in str(own) else None)
+    job = build_job(config, accelerator, scorer=Brightness() if "holes" in str(own) else None)
     method = Diverging(job.method)
     with pytest.raises(FloatingPointError, match="not finite for 3 optimiser steps in a row; the last batch is saved"):
         run_loop(config, job.trained, method, accelerator)

@@ -18,11 +18,10 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.sampling.control import Moment, SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import GRPOConfig, InpaintRLConfig
 from diffusion_align.training.online.fused_grpo import FusedGRPOMethod
 from diffusion_align.training.online.grpo import GRPOMethod
-from diffusion_align.training.online.method import online_method
-from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.run import train
 from tests.brightness import Brightness, seen_features
 
@@ -42,12 +41,11 @@ def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
 def first_update(config: GRPOConfig) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """Gradients, metrics and denoiser calls per picture of the first update, of a LoRA that does something already."""
     adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
+    method = build_job(config, build_accelerator(config), adapter, Brightness()).method
     parameters = adapter.trainable_parameters()
     with torch.no_grad():
         for index, parameter in enumerate(parameters.values()):
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
-    method = online_method(config, adapter, build_accelerator(config), Brightness())
     assert isinstance(method, FusedGRPOMethod if config.fused_rollouts else GRPOMethod)
     loss, metrics = method.loss(next(method.batches()))
     loss.backward()
@@ -112,9 +110,8 @@ def test_a_fused_run_resumes_bit_for_bit_and_follows_the_unfused_one(settings: d
 def test_accumulated_fused_rollouts_are_the_mean_of_their_updates(settings: dict[str, Any]) -> None:
     config = GRPOConfig(**settings, fused_rollouts=True)
     adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
+    method = build_job(config, build_accelerator(config), adapter, Brightness()).method
     parameters = list(adapter.trainable_parameters().values())
-    method = online_method(config, adapter, build_accelerator(config), Brightness())
     batches, norms = method.batches(), []
     for _ in range(2):
         norms.append(torch.autograd.grad(method.loss(next(batches))[0], parameters))

@@ -21,6 +21,7 @@ from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.checkpoint import list_checkpoints
 from diffusion_align.training.engine.loop import TrainResult, run_loop
+from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import (
     DRaFTConfig,
     GRPOConfig,
@@ -31,8 +32,6 @@ from diffusion_align.training.online.config import (
 )
 from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
-from diffusion_align.training.online.method import online_method
-from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.run import train
 from tests.brightness import Brightness, seen_features
 
@@ -85,8 +84,7 @@ def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: Reward
 def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
     """A policy and its method, before any step."""
     adapter = load_adapter(config.model)
-    prepare_policy(config, adapter)
-    return adapter, online_method(config, adapter, build_accelerator(config), scorer or Brightness())
+    return adapter, build_job(config, build_accelerator(config), adapter, scorer or Brightness()).method
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:

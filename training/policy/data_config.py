@@ -1,0 +1,40 @@
+"""Settings of training data that several kinds of methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from diffusion_align.training.engine.config import NonNegative, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Where the examples come from."""
+
+    dataset: str = "scenes-pairs"
+    """Shipped name, hub data set, or file or folder."""
+    dataset_split: str = "train"
+    """Split to train on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData(TrainingData):
+    """Pairs of pictures."""
+
+    max_pairs: Positive | None = None
+    """Use only the first so many pairs."""
+    max_corrupt: NonNegative = 100
+    """Unreadable images that are skipped and reported before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPairs(PairData):
+    """Pairs that are read batch by batch, and whose verdicts are learned from."""
+
+    dataloader_num_workers: NonNegative = 2
+    """Threads that read ahead."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels."""
