@@ -91,14 +91,13 @@ class FusedGRPOMethod(GRPOMethod):
         rollout = self.sample(number, recorder, graph=trained.scatter(0, steps.T, value=True))
         log_prob = recorder.table(recorder.log_probs)
         self.kept = log_prob, recorder.table(recorder.divergences) if recorder.divergences else None
-        rollout.tensors["picture"] = torch.arange(len(rollout))
         return rollout
 
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """As ``GRPOMethod.log_prob``, from the graph of the rollout that was drawn last; once only."""
         assert self.kept is not None
         (log_prob, kl), self.kept = self.kept, None
-        places = send(batch.rollout.picture, log_prob.device), send(batch.column, log_prob.device)
+        places = send(batch.picture, log_prob.device), send(batch.column, log_prob.device)
         return log_prob[places], kl[places] if kl is not None and with_reference else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from diffusion_align.training.engine.randomness import STEPS, mix
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import GRPOConfig
-from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream, Trajectory, each_tensor
 
 #: Steps with less noise than this are as good as deterministic: their log-probabilities are not trained on.
 SMALLEST_STD = 1e-3
@@ -70,7 +70,7 @@ class StepRecorder:
     ) -> None:
         self.steps, self.path, self.levels = steps, path, levels
         self.etas, self.dtype, self.masked = etas, dtype, masked
-        self.kept: dict[str, Tensor] = {}
+        self.kept: Trajectory | None = None
 
     def __call__(self, moment: Moment) -> Tensor:
         index = moment.step - 1
@@ -89,21 +89,19 @@ class StepRecorder:
 
     def keep(self, drawn: Drawn, moment: Moment, rows: Tensor) -> None:
         """Take note of what was drawn; ``rows`` (M,) are its places in the batch of ``moment``."""
-        values = {
-            "before": drawn.before.to(self.dtype),
-            "after": drawn.after,
-            "old_log_prob": drawn.step.log_prob(drawn.after.float(), drawn.mask),
-        }
+        log_prob = drawn.step.log_prob(drawn.after.float(), drawn.mask)
+        found = Trajectory(drawn.before.to(self.dtype), drawn.after, log_prob)
         # Kept where they were computed: reading them here would stall the device at every step.
         places = send(drawn.pictures * self.steps.shape[1] + drawn.columns, drawn.after.device)
-        for name, value in values.items():
-            if name not in self.kept:
-                self.kept[name] = value.new_zeros(self.steps.numel(), *value.shape[1:])
-            self.kept[name][places] = value
+        if self.kept is None:
+            self.kept = each_tensor(found, lambda part: part.new_zeros(self.steps.numel(), *part.shape[1:]))
+        for part in fields(Trajectory):
+            getattr(self.kept, part.name)[places] = getattr(found, part.name)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What was kept, on the CPU: (N, T, ...) by name."""
-        return {name: value.cpu().unflatten(0, self.steps.shape) for name, value in self.kept.items()}
+    def trajectory(self) -> Trajectory:
+        """What was kept of all pictures."""
+        assert self.kept is not None
+        return each_tensor(self.kept, lambda part: part.cpu().unflatten(0, self.steps.shape))
 
 
 class GRPOMethod:
@@ -152,13 +150,11 @@ class GRPOMethod:
         recorder = StepRecorder(
             steps, self.adapter.path, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked
         )
-        rollout = self.sample(number, recorder)
-        rollout.tensors |= recorder.tensors()
+        rollout = replace(self.sample(number, recorder), trajectory=recorder.trajectory())
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True
-        self.recompute_log_probs(rollout, number)
-        return rollout
+        return self.with_update_log_probs(rollout, number)
 
     def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
         """Which steps (N, train_steps) of a rollout's pictures are trained on, and eta of every sampling step."""
@@ -180,9 +176,7 @@ class GRPOMethod:
         config, etas = self.config, recorder.etas
         latents = self.engine.initial_noise(number, config.shared_noise).to(recorder.dtype).float()
         options = SamplingOptions(callback=recorder, latents=latents, graph=graph, copies=self.copies(etas))
-        rollout = self.engine.draw(number, self.scheduler, etas, options)
-        rollout.tensors["steps"] = recorder.steps
-        return rollout
+        return replace(self.engine.draw(number, self.scheduler, etas, options), steps=recorder.steps)
 
     def copies(self, etas: list[float]) -> list[int]:
         """How many pictures of a prompt are still the same at each step: all of them until fresh noise came in."""
@@ -191,8 +185,8 @@ class GRPOMethod:
             return [1] * len(etas)
         return [1 if any(etas[:step]) else config.num_generations for step in range(len(etas))]
 
-    def recompute_log_probs(self, rollout: Rollout, number: int) -> None:
-        """Log-probabilities before the rollout's first update, in batches of the shape that updates have.
+    def with_update_log_probs(self, rollout: Rollout, number: int) -> Rollout:
+        """The rollout with log-probabilities before its first update, in batches of the shape that updates have.
 
         What only the first update trains on needs none: its ratios are 1.
         """
@@ -203,13 +197,15 @@ class GRPOMethod:
         found = []
         for start in range(0, len(later), config.per_device_train_batch_size):
             items = later[start : start + config.per_device_train_batch_size]
-            pictures, columns = items // config.train_steps, items % config.train_steps
-            batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+            batch = MiniBatch.take(rollout, items, config.train_steps, number, on_policy=True)
             with torch.no_grad():
                 found.append(self.log_prob(batch)[0])
-        if found:
-            places = later // config.train_steps, later % config.train_steps
-            rollout.tensors["old_log_prob"][places] = torch.cat(found).cpu()
+        if not found:
+            return rollout
+        assert rollout.trajectory is not None
+        log_prob = rollout.trajectory.old_log_prob.clone()
+        log_prob[later // config.train_steps, later % config.train_steps] = torch.cat(found).cpu()
+        return replace(rollout, trajectory=replace(rollout.trajectory, old_log_prob=log_prob))
 
     def self_test(self, rollout: Rollout, number: int) -> None:
         """On the policy that drew them, steps must have the ratio 1: exactly when computed twice in the same way, and
@@ -220,13 +216,12 @@ class GRPOMethod:
         """
         config = self.config
         count = min(config.per_device_train_batch_size, len(rollout) * config.train_steps)
-        items = torch.arange(count)
-        pictures, columns = items // config.train_steps, items % config.train_steps
-        batch = MiniBatch(rollout.rows(pictures), columns, number, True)
+        batch = MiniBatch.take(rollout, torch.arange(count), config.train_steps, number, on_policy=True)
+        assert batch.rollout.trajectory is not None
         with torch.no_grad():
             first, second = self.log_prob(batch)[0].cpu(), self.log_prob(batch)[0].cpu()
         again = float((first - second).abs().max())
-        sampled = float((first - batch.rollout.old_log_prob[torch.arange(count), columns]).abs().max())
+        sampled = float((first - batch.rollout.trajectory.old_log_prob[torch.arange(count), batch.column]).abs().max())
         precision = self.accelerator.mixed_precision
         limit = RATIO_TOLERANCE[precision]
         self.accelerator.print(
@@ -254,14 +249,15 @@ class GRPOMethod:
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""
         device, rollout = self.adapter.device, batch.rollout
+        assert rollout.steps is not None
+        assert rollout.trajectory is not None
         rows = torch.arange(len(batch.column))
         steps = rollout.steps[rows, batch.column]
-        x_t = send(rollout.before[rows, batch.column], device).float()
-        after = send(rollout.after[rows, batch.column], device).float()
+        x_t = send(rollout.trajectory.before[rows, batch.column], device).float()
+        after = send(rollout.trajectory.after[rows, batch.column], device).float()
         t = send(self.scheduler.timesteps[steps], device)
-        inpaint = rollout.tensors.get("inpaint")
-        conditions = self.policy.conditions(rollout.prompts, inpaint)
-        mask = send(inpaint[:, :1], device) if self.masked and inpaint is not None else None
+        conditions = self.policy.conditions(rollout.prompts, rollout.inpaint)
+        mask = send(rollout.inpaint[:, :1], device) if self.masked and rollout.inpaint is not None else None
         with self.accelerator.autocast():
             step = self.step_at(x_t, t, steps, conditions)
             kl = None
@@ -275,9 +271,12 @@ class GRPOMethod:
         """Clipped policy-gradient loss of the batch (scalar) and its metrics."""
         config, device, rollout = self.config, self.adapter.device, batch.rollout
         log_prob, kl = self.log_prob(batch, with_reference=bool(self.kl_beta or config.kl_target))
+        assert rollout.steps is not None
         rows = torch.arange(len(batch.column))
-        # Where nothing was learned since, the ratio is 1 whatever the kernels do.
-        old = log_prob.detach() if batch.on_policy else send(rollout.old_log_prob[rows, batch.column], device)
+        old = log_prob.detach()  # where nothing was learned since, the ratio is 1 whatever the kernels do
+        if not batch.on_policy:
+            assert rollout.trajectory is not None
+            old = send(rollout.trajectory.old_log_prob[rows, batch.column], device)
         scale = send(self.step_scale[rollout.steps[rows, batch.column]], device)
         loss, metrics = clipped_policy_loss(
             log_prob * scale,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,12 +49,13 @@ class RAFTMethod:
         by_prompt = rollout.reward.view(-1, self.config.num_generations)
         best = by_prompt.topk(self.config.keep, dim=1).indices
         rows = (best + torch.arange(len(best))[:, None] * self.config.num_generations).flatten()
-        rollout.tensors["drawn"] = by_prompt.mean(dim=1, keepdim=True).expand_as(by_prompt).flatten()
-        return rollout.rows(rows)
+        drawn = by_prompt.mean(dim=1, keepdim=True).expand_as(by_prompt).flatten()
+        return replace(rollout, drawn=drawn).rows(rows)
 
     def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Denoising loss on the kept pictures (scalar) and its metrics."""
         rollout = batch.rollout
+        assert rollout.drawn is not None
         noisy = RenoisedBatch(self.adapter, batch, self.config.min_timestep)
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         with self.accelerator.autocast():

@@ -31,7 +31,7 @@ class RenoisedBatch:
         self.t = send(path.draw_times(generators(seeds, TIMESTEP), min_timestep, path.num_timesteps), device)
         eps = send(normal(seeds, NOISE, x0.shape[1:]), device)
         self.x_t, self.target = path.noise(x0, eps, self.t), path.target(x0, eps, self.t)
-        self.inpaint = rollout.tensors.get("inpaint")
+        self.inpaint = rollout.inpaint
         self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)
 
 

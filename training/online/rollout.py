@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,40 +20,97 @@ from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import WatchedScorer
 from diffusion_align.sampling.control import PLAIN, SamplingOptions
 from diffusion_align.sampling.sampler import sample
+from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
 
 from .config import RolloutConfig
 from .drawing_tasks import Tasks
 
+Held = TypeVar("Held", "Rollout", "Trajectory")
 
-@dataclass
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Sampling steps of N pictures as they were drawn, T of each.
+
+    Attributes:
+        before, after: (N, T, C, h, w) latents that a step started from and led to, as they are stored.
+        old_log_prob: (N, T) float32, the mean log-probability of the step under the policy that drew it.
+    """
+
+    before: Tensor
+    after: Tensor
+    old_log_prob: Tensor
+
+
+@dataclass(frozen=True)
 class Rollout:
-    """Pictures that were drawn, one row each.
+    """N pictures that were drawn, one row each; tensors lie on the CPU.
 
     Attributes:
         prompts: N.
-        tensors: by name, N rows each, on the CPU: ``latents`` (N, C, h, w), ``reward``, ``advantage``, ``trust`` (N,),
-            ``group`` (N,) int64, a seed that the pictures of a prompt share; ``inpaint`` (N, 1 + C, h, w) of inpainting
-            models; and what the method adds.
+        latents: (N, C, h, w) float32 of the finished pictures.
+        reward, advantage, trust: (N,) float32.
+        group: (N,) int64, a seed that the pictures of a prompt share.
+        inpaint: (N, 1 + C, h, w), mask and masked-image latents of inpainting models.
+        drawn: (N,) mean reward of all pictures of the prompt, also of those that were not kept (RAFT).
+        steps: (N, T) int64, which sampling steps of each picture are trained on (policy gradient).
+        trajectory: what was drawn there; None if its graph was kept instead.
     """
 
     prompts: list[str]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor
+    reward: Tensor
+    advantage: Tensor
+    trust: Tensor
+    group: Tensor
+    inpaint: Tensor | None = None
+    drawn: Tensor | None = None
+    steps: Tensor | None = None
+    trajectory: Trajectory | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getattr__(self, name: str) -> Tensor:
-        try:
-            found: Tensor = self.__dict__["tensors"][name]
-        except KeyError:
-            raise AttributeError(f"rollout has no {name!r}") from None
-        return found
-
     def rows(self, rows: Tensor) -> Rollout:
         """The pictures ``rows`` (M,)."""
         prompts = [self.prompts[row] for row in rows.tolist()]
-        return Rollout(prompts, {name: tensor[rows] for name, tensor in self.tensors.items()})
+        return replace(each_tensor(self, lambda tensor: tensor[rows]), prompts=prompts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the prompts by the names of checkpoints, which are those of the fields, here and in
+        ``trajectory``."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        if self.trajectory is not None:
+            values |= {part.name: getattr(self.trajectory, part.name) for part in fields(self.trajectory)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def of_tensors(cls, prompts: list[str], tensors: dict[str, Tensor]) -> Rollout:
+        """Undo ``tensors``.
+
+        Raises:
+            CheckpointError: one is missing, or there is one more.
+        """
+        of_steps = {part.name for part in fields(Trajectory)}
+        steps = {name: tensor for name, tensor in tensors.items() if name in of_steps}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in of_steps}
+        try:
+            return cls(prompts, trajectory=Trajectory(**steps) if steps else None, **rest)
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint's rollout has {', '.join(tensors)}: {error}") from error
+
+
+def each_tensor(held: Held, change: Callable[[Tensor], Tensor]) -> Held:
+    """A dataclass with every tensor of its fields, and of the dataclasses among them, changed."""
+    changed: dict[str, Any] = {}
+    for part in fields(held):
+        value = getattr(held, part.name)
+        if isinstance(value, Tensor):
+            changed[part.name] = change(value)
+        elif isinstance(value, Trajectory):
+            changed[part.name] = each_tensor(value, change)
+    return replace(held, **changed)
 
 
 @dataclass(frozen=True)
@@ -62,23 +119,23 @@ class MiniBatch:
 
     Attributes:
         rollout: its pictures (B rows).
-        column: (B,) which of a picture's training items (sampling step, noise level) each row is.
+        picture: (B,) int64, which pictures of the whole rollout they are.
+        column: (B,) int64, which of a picture's training items (sampling step, noise level) each row is.
         number: of the rollout in the run.
         on_policy: no optimiser step was taken since the rollout was drawn.
     """
 
     rollout: Rollout
+    picture: Tensor
     column: Tensor
     number: int
     on_policy: bool
 
-    @property
-    def prompts(self) -> list[str]:
-        return self.rollout.prompts
-
-    @property
-    def reward(self) -> Tensor:
-        return self.rollout.reward
+    @classmethod
+    def take(cls, rollout: Rollout, items: Tensor, per_picture: int, number: int, on_policy: bool) -> MiniBatch:
+        """The training items ``items`` (B,) of a rollout that has ``per_picture`` of each picture."""
+        picture = items // per_picture
+        return cls(rollout.rows(picture), picture, items % per_picture, number, on_policy)
 
 
 class RolloutStream:
@@ -109,11 +166,11 @@ class RolloutStream:
             number, position = self.number, self.position
             start = position % per_pass * self.batch_size
             chosen = self.order(number, position // per_pass, count)[start : start + self.batch_size]
-            batch = self.rollout.rows(chosen // self.items)
+            batch = MiniBatch.take(self.rollout, chosen, self.items, number, position < self.steps)
             self.position += 1
             if self.position == per_pass * self.passes:
                 self.number, self.position, self.rollout = number + 1, 0, None
-            yield MiniBatch(batch, chosen % self.items, number, position < self.steps)
+            yield batch
 
     def order(self, number: int, turn: int, count: int) -> Tensor:
         """The ``count`` items of rollout ``number`` in the order of pass ``turn``."""
@@ -126,7 +183,7 @@ class RolloutStream:
         if self.rollout is not None:
             state["prompts"] = gather_object(self.rollout.prompts)
             gather = accelerator.gather if accelerator.num_processes > 1 else lambda tensor: tensor
-            for name, tensor in self.rollout.tensors.items():
+            for name, tensor in self.rollout.tensors().items():
                 state[f"rollout.{name}"] = gather(tensor.to(accelerator.device)).cpu()
         return state
 
@@ -136,7 +193,7 @@ class RolloutStream:
             share = len(state["prompts"]) // accelerator.num_processes
             mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
             tensors = {k.removeprefix("rollout."): v[mine] for k, v in state.items() if k.startswith("rollout.")}
-            self.rollout = Rollout(state["prompts"][mine], tensors)
+            self.rollout = Rollout.of_tensors(state["prompts"][mine], tensors)
 
 
 class RolloutEngine:
@@ -206,14 +263,8 @@ class RolloutEngine:
         self.nfe = drawn.nfe
         images = drawn.images if holes is None else holes.composite(drawn.images)
         reward, trust = self.judge(images, prompts, holes)
-        tensors = {
-            "latents": drawn.latents,
-            "reward": reward,
-            "advantage": self.advantages(reward),
-            "trust": trust,
-            "group": torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)]),
-        }
-        return Rollout(prompts, tensors if inpaint is None else tensors | {"inpaint": inpaint})
+        groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
+        return Rollout(prompts, drawn.latents, reward, self.advantages(reward), trust, groups, inpaint)
 
     def first_task(self, number: int) -> int:
         """Position in the stream of tasks where this process' share of a rollout starts."""

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[type[RunConfig], dict[str, Any], set[str], set[str]]] = {
     "inpaint-rl": (
         InpaintRLConfig,
         {**ONLINE, **ROLLOUT},
-        {"rollout.tensors.reward", "rollout.tensors.inpaint", "rollout.tensors.before", "column"},
+        {"rollout.reward", "rollout.inpaint", "rollout.trajectory.before", "picture", "column"},
         {"rollout.prompts", "number"},
     ),
     "draft": (DRaFTConfig, ONLINE, {"seeds", "holes.pictures", "holes.masks"}, {"prompts"}),

@@ -155,8 +155,8 @@ def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[s
         assert loss.item() == pytest.approx(expected.item(), abs=1e-7)
         log_prob, rows = method.log_prob(batch)[0].detach(), torch.arange(len(batch.column))
         if not batch.on_policy:
-            assert torch.equal(log_prob, batch.rollout.old_log_prob[rows, batch.column])
-    assert first.rollout.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+            assert torch.equal(log_prob, batch.rollout.trajectory.old_log_prob[rows, batch.column])
+    assert first.rollout.trajectory.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
 
 @pytest.mark.slow
@@ -167,17 +167,20 @@ def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
     _, method = prepared(config)
     assert isinstance(method, GRPOMethod)
     rollout = method.draw(0)
+    assert rollout.steps is not None
+    assert rollout.trajectory is not None
+    before, after, log_prob = (getattr(rollout.trajectory, name) for name in ("before", "after", "old_log_prob"))
     order = rollout.steps.argsort(dim=1)
     rows = torch.arange(len(rollout))[:, None]
-    assert torch.equal(rollout.after[rows, order][:, :-1], rollout.before[rows, order][:, 1:])
-    assert torch.equal(rollout.after[rows, order][:, -1], rollout.latents)
+    assert torch.equal(after[rows, order][:, :-1], before[rows, order][:, 1:])
+    assert torch.equal(after[rows, order][:, -1], rollout.latents)
     levels = method.levels.double()
     ratio = levels[rollout.steps] / levels[rollout.steps + 1]
     std = ((1 - levels[rollout.steps + 1]) / (1 - levels[rollout.steps]) * (1 - ratio)).sqrt()
     # E[log p] of a Gaussian is minus its entropy; 64 steps of 1,024 values leave an error below 0.01.
     expected = -Normal(0.0, std).entropy()
-    assert torch.allclose(rollout.old_log_prob.double(), expected, atol=0.12)
-    assert float((rollout.old_log_prob.double() - expected).mean().abs()) < 0.02
+    assert torch.allclose(log_prob.double(), expected, atol=0.12)
+    assert float((log_prob.double() - expected).mean().abs()) < 0.02
 
 
 def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) -> None:
