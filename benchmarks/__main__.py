@@ -23,7 +23,7 @@ BENCHMARKS = {
     "base-quality": ("shipped.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
     "shipped-weights": ("shipped.weights", "packed weights against their float16 originals"),
     "gpu": ("gpu", "what one GPU says: the product, SDXL's step and memory, other scripts, guidance, compiling"),
-    "performance-page": ("gpu.page", "docs/performance.md, from what the gpu benchmark wrote"),
+    "performance-page": ("performance_page", "docs/performance.md, from what the gpu benchmark wrote"),
 }
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.online.config import GRPOConfig
-from diffusion_align.training.online.method import online_method
+from diffusion_align.training.online.grpo import GRPOMethod
+from diffusion_align.training.online.rollout import RolloutEngine
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 
 from ..harness import synchronize
@@ -57,7 +58,9 @@ def grpo(shop: Workshop) -> Finding:
         rollout_batch_size=pictures, per_device_train_batch_size=pictures // 2, min_timestep=100,
         output_dir=str(shop.folder / "grpo"), mixed_precision=shop.precision, progress=False, report_to="none",
     )  # type: ignore[arg-type]  # fmt: skip
-    method: Any = online_method(config, adapter, build_accelerator(config), Brightness().to(shop.device))
+    accelerator = build_accelerator(config)
+    engine = RolloutEngine(config, adapter, accelerator, Brightness().to(shop.device))
+    method: Any = GRPOMethod(config, adapter, engine, accelerator)
     method.draw(0)  # compiles kernels and runs the self-test
     waits: list[str] = []
     synchronize()

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..harness import RESULTS
-from .command import STAGES, verdict
+from .gpu.command import STAGES, verdict
+from .harness import RESULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 RESULT = RESULTS / "gpu.json"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import page
+from benchmarks import performance_page as page
 from benchmarks.gpu.command import STAGES, attempt, main, run_stages
 from benchmarks.gpu.rows import Finding, Goal, Row, Stage
 from benchmarks.gpu.workshop import SMALL, TRUE, Workshop
