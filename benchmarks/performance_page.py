@@ -10,7 +10,7 @@ from typing import Any
 from .gpu.command import STAGES, verdict
 from .harness import RESULTS
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 RESULT = RESULTS / "gpu.json"
 
 HEAD = """# Performance on a GPU
