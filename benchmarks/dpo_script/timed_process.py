@@ -6,6 +6,7 @@ PROGRAM, a script or a module, as ``python`` would, with a clock on its progress
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import os
@@ -44,14 +45,12 @@ def run_timed(program: str, arguments: Sequence[str], steps: int, work: Path, en
     command = [sys.executable, "-m", __name__, str(steps), str(report), program, *arguments]
     with log.open("w") as output:
         started = time.perf_counter()
-        child = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
-        _, status, usage = os.wait4(child.pid, 0)
+        code = subprocess.run(command, stdout=output, stderr=output, env={**os.environ, **environment}).returncode
         seconds = time.perf_counter() - started
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode or not report.is_file():
-        raise RuntimeError(f"{program} failed (exit code {child.returncode}) or took no {steps} steps: see {log}")
-    kibibyte = 1 if sys.platform == "darwin" else 1024
-    return Timing(json.loads(report.read_text())["loop_seconds"], seconds, usage.ru_maxrss * kibibyte)
+    if code or not report.is_file():
+        raise RuntimeError(f"{program} failed (exit code {code}) or took no {steps} steps: see {log}")
+    found = json.loads(report.read_text())
+    return Timing(found["loop_seconds"], seconds, found["peak_memory"])
 
 
 def clocked(bar_class: Any, steps: int, report: Path) -> Any:
@@ -67,11 +66,19 @@ def clocked(bar_class: Any, steps: int, report: Path) -> Any:
         def update(self, n: float | None = 1) -> bool | None:
             self.steps_done += int(n or 0)
             if self.watched and self.steps_done == steps:
-                report.write_text(json.dumps({"loop_seconds": time.perf_counter() - self.born}))
+                seconds = time.perf_counter() - self.born
+                atexit.register(lambda: report.write_text(json.dumps(record(seconds))))
             done: bool | None = super().update(n)
             return done
 
     return Clocked
+
+
+def record(loop_seconds: float) -> dict[str, float]:
+    """What the child tells at its end. A process' resource usage counts what its parent held when it was born, too."""
+    status = Path("/proc/self/status").read_text()
+    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return {"loop_seconds": loop_seconds, "peak_memory": int(kibibytes) * 1024}
 
 
 def main(steps: int, report: Path, program: str, arguments: list[str]) -> None:
