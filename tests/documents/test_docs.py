@@ -14,7 +14,7 @@ import pytest
 
 import diffusion_align
 from diffusion_align.cli import COMMANDS, parse
-from tests.pages import NOTEBOOKS, PAGES, ROOT, blocks, command_lines
+from tests.documents.pages import NOTEBOOKS, PAGES, ROOT, blocks, command_lines
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 RUN = [page for page in WITH_PYTHON if not all(block.not_run for block in blocks(page, "python"))]
