@@ -27,7 +27,8 @@ SCENE_HOLES = {
     "scenes-holes": "diffusion_align.scenes.world.scene_holes:random_holes",
     "scenes-objects": "diffusion_align.scenes.world.scene_holes:object_holes",
 }
-
+#: Scorers of the embedded world that are computed, not learnt, and who opens them.
+SCENE_SCORERS = {"scenes-oracle": "diffusion_align.scenes.oracle_scorer:load_oracle"}
 
 SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
 SHIPPED_PAIRS = ("scenes-pairs",)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
+from diffusion_align.shipped import SCENE_SCORERS, SHIPPED_SCORERS, shipped_path
 
 from .protocol import RewardScorer
 
 #: Name to "module:function"; modules are imported when a scorer is asked for.
 SCORERS: Mapping[str, str] = MappingProxyType(
     {
-        "scenes-oracle": "diffusion_align.scenes.oracle_scorer:load_oracle",
+        **SCENE_SCORERS,
         "clip": ".published.clip:load_clip",
         "clip-l": ".published.clip:load_clip",
         "siglip": ".published.clip:load_clip",

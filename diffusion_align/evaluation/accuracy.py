@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -69,26 +68,10 @@ def spearman(scores: Floats, truth: Floats) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def k_way_accuracy(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Share of groups (scores, true ranks or ratings; higher is better) whose every untied pair is ordered rightly.
-
-    EditReward-Bench's K-way ranking (2509.26346): one wrong pair makes the group wrong.
-    """
-    right = [
-        all(
-            (scores[i] - scores[j]) * (truth[i] - truth[j]) > 0
-            for i, j in combinations(range(len(scores)), 2)
-            if truth[i] != truth[j]
-        )
-        for scores, truth in groups
-    ]
-    return float(np.mean(right))
-
-
 def ranking_accuracy(
     differences: Floats, preferred: Floats, groups: Sequence[tuple[int, Sequence[int]]]
 ) -> Mapping[int, float]:
-    """K-way ranking (as ``k_way_accuracy``) from judged pairs, by K.
+    """EditReward-Bench's K-way ranking (2509.26346) from judged pairs, by K: one wrong pair makes a ranking wrong.
 
     Args:
         differences: (N,) score of image 0 minus that of image 1.

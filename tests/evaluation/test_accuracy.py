@@ -14,7 +14,6 @@ from diffusion_align.evaluation.accuracy import (
     best_tie_threshold,
     calibration_curve,
     expected_calibration_error,
-    k_way_accuracy,
     pairwise_accuracy,
     ranking_accuracy,
     spearman,
@@ -89,6 +88,3 @@ def test_pairs_judged_together_are_a_ranking(tmp_path: Path) -> None:
 def test_ranking_measures() -> None:
     assert spearman(np.array([1.0, 5.0, 9.0]), np.array([2.0, 3.0, 100.0])) == pytest.approx(1)
     assert spearman(np.array([1.0, 5.0, 9.0]), np.array([9.0, 3.0, 1.0])) == pytest.approx(-1)
-    assert k_way_accuracy([((1, 2, 3), (1, 2, 3)), ((1, 3, 2), (1, 2, 3)), ((0, 0.1, 5), (1, 1, 2))]) == pytest.approx(
-        2 / 3
-    )
