@@ -22,7 +22,6 @@ HOW = """
 
 From a checkout, which need not be installed, on a machine with one GPU of 80 GB:
 
-<!-- not tested: needs a GPU -->
 ```bash
 PYTHONPATH=. python -m benchmarks gpu --budget 480
 python -m benchmarks performance-page

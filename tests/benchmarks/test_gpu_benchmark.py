@@ -34,6 +34,7 @@ def rows_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for stage in record["stages"].values() for row in stage["rows"]]
 
 
+@pytest.mark.slow
 def test_every_row_of_every_stage_runs(small: tuple[dict[str, Any], float]) -> None:
     record, _ = small
     assert list(record["stages"]) == [stage.key for stage in STAGES]
@@ -42,10 +43,12 @@ def test_every_row_of_every_stage_runs(small: tuple[dict[str, Any], float]) -> N
     assert skipped <= {"xformers", "all weights, adamw_8bit"}  # packages that may be missing
 
 
+@pytest.mark.slow
 def test_a_small_run_takes_well_under_three_minutes_of_one_core(small: tuple[dict[str, Any], float]) -> None:
     assert small[1] < 120
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU says")
 def test_what_only_a_gpu_can_say_is_left_open(small: tuple[dict[str, Any], float]) -> None:
     step = small[0]["stages"]["step"]["rows"][0]
@@ -57,6 +60,7 @@ def test_what_only_a_gpu_can_say_is_left_open(small: tuple[dict[str, Any], float
     assert all(goal["met"] is None and goal["reason"] for goal in judged)
 
 
+@pytest.mark.slow
 def test_the_product_gives_the_same_losses_and_pictures(small: tuple[dict[str, Any], float]) -> None:
     goals = [goal for row in small[0]["stages"]["product"]["rows"] for goal in row["goals"]]
     assert len(goals) >= 6
@@ -112,6 +116,7 @@ def test_the_page_is_what_the_command_makes() -> None:
     assert page.PAGE.read_text() == page.render(page.read_record(page.RESULT))
 
 
+@pytest.mark.slow
 def test_the_page_shows_goals_and_says_what_was_missed(small: tuple[dict[str, Any], float]) -> None:
     record = json.loads(json.dumps(small[0]))
     row = record["stages"]["step"]["rows"][0]
@@ -121,6 +126,7 @@ def test_the_page_shows_goals_and_says_what_was_missed(small: tuple[dict[str, An
     assert "needs a GPU" in text
 
 
+@pytest.mark.slow
 def test_a_small_run_is_no_result(tmp_path: Path, small: tuple[dict[str, Any], float]) -> None:
     (tmp_path / "gpu.json").write_text(json.dumps(small[0]))
     with pytest.raises(ValueError, match="--small"):
