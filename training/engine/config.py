@@ -51,7 +51,7 @@ class RunConfig:
     max_steps: Positive = 2000
     """Optimiser steps."""
     per_device_train_batch_size: Positive = 1
-    """Pairs (or prompts) per device and micro-step."""
+    """Examples (pairs, prompts, pictures) per device and micro-step."""
     gradient_accumulation_steps: Positive = 1
     """Micro-steps per optimiser step."""
     learning_rate: PositiveFloat = 1e-5

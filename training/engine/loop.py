@@ -15,14 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from diffusion_align.rewards.watched import ScorerError
-
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .guard import FiniteGuard, Patience, StopSignal
 from .metrics import MetricLog
 from .optimizer import build_optimizer
-from .protocols import Method, Trainable, Validate
+from .protocols import Method, RunInterrupted, Trainable, Validate
 from .state import collect_state, restore_state
 
 
@@ -78,7 +76,7 @@ def run_loop(
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
             batch is saved in ``output_dir`` and named.
         CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
-        ScorerError: the reward of an online method failed; a checkpoint was written before.
+        RunInterrupted: the method cannot go on; a checkpoint was written before.
     """
     output_dir = Path(config.output_dir)
     parameters = list(trained.trainable_parameters().values())
@@ -134,10 +132,10 @@ def run_loop(
                 with sync_gradients(accelerator, wrapped, last):
                     try:
                         batch = next(batches)
-                    except ScorerError:
+                        loss, metrics = method.loss(batch)
+                    except RunInterrupted:
                         checkpoint_now()
                         raise
-                    loss, metrics = method.loss(batch)
                     accelerator.backward(loss / config.gradient_accumulation_steps)
                 guard.watch(loss, batch)
                 log.add(metrics)

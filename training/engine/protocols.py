@@ -13,8 +13,16 @@ from torch import Tensor, nn
 Validate = Callable[[int], dict[str, float]]
 
 
+class RunInterrupted(RuntimeError):
+    """A method cannot go on, by no fault of the loop's: it writes a checkpoint and stops with this error.
+
+    Who raises it in ``batches`` or ``loss`` first puts its state back to where the last optimiser step left it, so that
+    the resumed run goes on as if nothing had happened.
+    """
+
+
 class Trainable(Protocol):
-    """What is trained: a diffusion model's policy, or a scorer."""
+    """What is trained."""
 
     @property
     def network(self) -> nn.Module:

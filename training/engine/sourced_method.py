@@ -18,7 +18,7 @@ class BatchSource(Protocol[B_co]):
 
 
 class SourcedMethod(Generic[B]):
-    """What :class:`~.loop.Method` asks for beside the loss."""
+    """What :class:`~.protocols.Method` asks for beside the loss."""
 
     source: BatchSource[B]
 

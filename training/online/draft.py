@@ -17,10 +17,10 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.rewards import RewardScorer
-from diffusion_align.rewards.watched import WatchedScorer
-from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.engine.protocols import Job, RunInterrupted
 from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, mix, normal
 from diffusion_align.training.policy.guided import GuidedPolicy
+from diffusion_align.training.policy.run_reward import RunReward
 
 from .config import DRaFTConfig
 from .drawing_tasks import Tasks
@@ -52,15 +52,18 @@ class DRaFTMethod:
         if not scorer.differentiable:
             raise ValueError(f"draft needs a differentiable scorer, {scorer.name} is not: use grpo, nft or raft")
         scorer.gradient_checkpointing = True
-        self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
+        self.score = RunReward(scorer, config.scorer_timeout, Path(config.output_dir))
         scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
         scheduler.set_timesteps(config.num_inference_steps)
         self.timesteps = scheduler.timesteps.to(adapter.device)
         self.levels = adapter.path.levels(scheduler).to(adapter.device)
         self.number = 0
+        self.before_step: dict[str, Any] = {}
 
     def batches(self) -> Iterator[TaskBatch]:
         while True:
+            if not self.before_step or self.number % self.config.gradient_accumulation_steps == 0:
+                self.before_step = self.state_dict()
             rank, world, size = self._layout()
             first = (self.number * world + rank) * size
             prompts, holes = self.tasks.take(range(first, first + size))
@@ -76,7 +79,7 @@ class DRaFTMethod:
         """Minus the mean reward (or its hinge) of pictures with a graph, and metrics.
 
         Raises:
-            ScorerError: the scorer failed.
+            RunInterrupted: the scorer failed.
         """
         config, adapter, device = self.config, self.adapter, self.adapter.device
         with self.accelerator.autocast():
@@ -94,7 +97,11 @@ class DRaFTMethod:
                 send(holes.masks, device).repeat(len(x0) // len(holes), 1, 1, 1),
             )
             images = holes.composite(images)
-        reward = self.score(images, prompts, holes, with_graph=True).reward.to(device)
+        try:
+            reward = self.score(images, prompts, holes, with_graph=True).reward.to(device)
+        except RunInterrupted:
+            self.load_state_dict(self.before_step)
+            raise
         losses = -reward if config.reward_loss == "linear" else (config.reward_margin - reward).clamp(min=0)
         loss = losses.mean()
         metrics = {"reward": reward.detach().mean()}
@@ -154,10 +161,11 @@ class DRaFTMethod:
         return torch.cat(parts), distance
 
     def state_dict(self) -> dict[str, Any]:
-        return {"number": self.number}
+        return {"number": self.number, **self.score.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
+        self.score.load_state_dict(state)
 
 
 def draft_job(

@@ -8,6 +8,7 @@ pictures of a rollout at once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.sampling.control import Moment
+from diffusion_align.training.engine.protocols import RunInterrupted
 
 from .config import GRPOConfig
 from .grpo import Drawn, GRPOMethod, StepRecorder
@@ -61,6 +63,23 @@ class GraphRecorder(StepRecorder):
         return torch.cat(parts)[send(order, parts[0].device)].view(self.steps.shape)
 
 
+@dataclass(frozen=True)
+class BeforeStep:
+    """What rollouts change of a method, as it was before an optimiser step's first one.
+
+    Attributes:
+        number: of that rollout.
+        kl_beta, kl_sum, kl_count: of ``GRPOMethod``.
+        statistics: of the scorer.
+    """
+
+    number: int
+    kl_beta: float
+    kl_sum: Tensor
+    kl_count: int
+    statistics: dict[str, Tensor]
+
+
 class FusedGRPOMethod(GRPOMethod):
     """``GRPOMethod`` with the same gradients, whose updates go back through the sampler's graph.
 
@@ -79,19 +98,33 @@ class FusedGRPOMethod(GRPOMethod):
             )
         super().__init__(config, adapter, engine, accelerator)
         self.kept: tuple[Tensor, Tensor | None] | None = None
+        self.before_step: BeforeStep | None = None
 
     def draw(self, number: int) -> Rollout:
         """A rollout whose trained steps keep their graph until ``loss``."""
         config = self.config
-        if number and config.kl_target and number % config.gradient_accumulation_steps == 0:
-            self.adapt_kl_beta()
+        if self.before_step is None or number % config.gradient_accumulation_steps == 0:
+            kl = self.kl_beta, self.kl_sum, self.kl_count
+            self.before_step = BeforeStep(number, *kl, self.engine.state_dict())
+            if number and config.kl_target:
+                self.adapt_kl_beta()
         steps, etas = self.choose_steps(number)
         recorder = GraphRecorder(self, steps, etas, with_reference=bool(self.kl_beta or config.kl_target))
         trained = torch.zeros(config.num_inference_steps, len(steps), dtype=torch.bool)
-        rollout = self.sample(number, recorder, graph=trained.scatter(0, steps.T, value=True))
+        try:
+            rollout = self.sample(number, recorder, graph=trained.scatter(0, steps.T, value=True))
+        except RunInterrupted:
+            self.take_back(self.before_step)
+            raise
         log_prob = recorder.table(recorder.log_probs)
         self.kept = log_prob, recorder.table(recorder.divergences) if recorder.divergences else None
         return rollout
+
+    def take_back(self, before: BeforeStep) -> None:
+        """Undo the rollouts of an optimiser step that is not taken."""
+        self.stream.number = before.number
+        self.kl_beta, self.kl_sum, self.kl_count = before.kl_beta, before.kl_sum, before.kl_count
+        self.engine.load_state_dict(before.statistics)
 
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """As ``GRPOMethod.log_prob``, from the graph of the rollout that was drawn last; once only."""

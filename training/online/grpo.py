@@ -144,13 +144,14 @@ class GRPOMethod:
     def draw(self, number: int) -> Rollout:
         """A rollout with the chosen steps of its trajectories."""
         config = self.config
-        if number and config.kl_target:
-            self.adapt_kl_beta()
         steps, etas = self.choose_steps(number)
         recorder = StepRecorder(
             steps, self.adapter.path, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked
         )
-        rollout = replace(self.sample(number, recorder), trajectory=recorder.trajectory())
+        rollout = self.sample(number, recorder)
+        if number and config.kl_target:  # after the scorer, which may fail
+            self.adapt_kl_beta()
+        rollout = replace(rollout, trajectory=recorder.trajectory())
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True

@@ -39,13 +39,15 @@ class NFTMethod:
             config.seed,
         )
         self.old = {name: p.detach().clone() for name, p in adapter.trainable_parameters().items()}
+        self.old_number = 0
 
     def batches(self) -> Iterator[MiniBatch]:
         return iter(self.stream)
 
     def draw(self, number: int) -> Rollout:
         """A rollout of the old policy, which first moves on towards the trained one."""
-        if number:
+        if number > self.old_number:  # else it has moved already, and the scorer failed then
+            self.old_number = number
             decay = min(self.config.old_decay, self.config.old_decay_growth * number)
             with torch.no_grad():
                 for name, parameter in self.adapter.trainable_parameters().items():
@@ -88,11 +90,13 @@ class NFTMethod:
 
     def state_dict(self) -> dict[str, Any]:
         old = {f"old.{name}": tensor for name, tensor in self.old.items()}
-        return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict(), **old}
+        position = {**self.stream.state_dict(self.accelerator), "old_number": self.old_number}
+        return {**position, **self.engine.state_dict(), **old}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state, self.accelerator)
         self.engine.load_state_dict(state)
+        self.old_number = state.get("old_number", 0)
         for name, tensor in self.old.items():
             tensor.copy_(state[f"old.{name}"])
 

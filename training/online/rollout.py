@@ -17,11 +17,12 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.objectives.policy_gradient import group_advantages
 from diffusion_align.objectives.trust import TrustWeight
 from diffusion_align.rewards import RewardScorer
-from diffusion_align.rewards.watched import WatchedScorer
 from diffusion_align.sampling.control import PLAIN, SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.checkpoint import CheckpointError
+from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
+from diffusion_align.training.policy.run_reward import RunReward
 
 from .config import RolloutConfig
 from .drawing_tasks import Tasks
@@ -214,7 +215,7 @@ class RolloutEngine:
         self.config, self.adapter, self.accelerator, self.trust = config, adapter, accelerator, trust
         self.tasks = Tasks(config, adapter)
         self.scorer = scorer
-        self.score = WatchedScorer(scorer, config.scorer_timeout, Path(config.output_dir))
+        self.score = RunReward(scorer, config.scorer_timeout, Path(config.output_dir))
         self.nfe = 0.0
 
     def draw(
@@ -230,7 +231,7 @@ class RolloutEngine:
             scheduler, eta, options: of ``sample``; size and batch size are the config's.
 
         Raises:
-            ScorerError: the scorer failed.
+            RunInterrupted: the scorer failed; its running statistics are as they were before the rollout.
         """
         config, adapter = self.config, self.adapter
         group, count = config.num_generations, config.prompts_per_rollout
@@ -262,7 +263,12 @@ class RolloutEngine:
         adapter.network.train(training)
         self.nfe = drawn.nfe
         images = drawn.images if holes is None else holes.composite(drawn.images)
-        reward, trust = self.judge(images, prompts, holes)
+        before = self.state_dict()
+        try:
+            reward, trust = self.judge(images, prompts, holes)
+        except RunInterrupted:
+            self.load_state_dict(before)
+            raise
         groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
         return Rollout(prompts, drawn.latents, reward, self.advantages(reward), trust, groups, inpaint)
 
@@ -311,11 +317,7 @@ class RolloutEngine:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scorer's running statistics (of an ensemble)."""
-        buffers = {} if len(self.config.scorers) == 1 else dict(self.scorer.named_buffers())
-        return {f"scorer.{name}": buffer.detach().clone() for name, buffer in buffers.items() if "standard" in name}
+        return self.score.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        buffers = dict(self.scorer.named_buffers())
-        for name, value in state.items():
-            if name.startswith("scorer."):
-                buffers[name.removeprefix("scorer.")].copy_(value)
+        self.score.load_state_dict(state)

@@ -1,94 +1,38 @@
-"""Online methods end to end on tiny models: rollouts, self-test, resume, and what happens when a scorer fails."""
+"""Online methods end to end on tiny models: rollouts, self-test and resume."""
 
 from __future__ import annotations
 
-import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributions import Normal
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.rewards import RewardOutput, RewardScorer
-from diffusion_align.rewards.watched import ScorerError
 from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.accelerator import build_accelerator
-from diffusion_align.training.engine.checkpoint import list_checkpoints
-from diffusion_align.training.engine.loop import TrainResult, run_loop
+from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import (
     DRaFTConfig,
     GRPOConfig,
     InpaintRLConfig,
-    NFTConfig,
     OnlineConfig,
-    RAFTConfig,
 )
 from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
-from diffusion_align.training.run import train
 from tests.brightness import Brightness, seen_features
-
-PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
-
-
-@pytest.fixture
-def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    return {
-        "model": str(sdxl_folder),
-        "dataset": str(prompts),
-        "output_dir": str(tmp_path / "run"),
-        "num_inference_steps": 4,
-        "guidance_scale": 2.0,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "lora_rank": 4,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": "none",
-        "progress": False,
-    }
-
-
-ROLLOUTS: dict[str, Any] = {"num_generations": 2, "prompts_per_rollout": 2, "rollout_batch_size": 3}
-METHODS: dict[str, tuple[type[OnlineConfig], dict[str, Any]]] = {
-    "grpo": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "kl_beta": 0.1, "kl_target": 0.01}),
-    "window": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "stochastic_steps": "window", "num_iterations": 2}),
-    "nft": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1}),
-    "raft": (RAFTConfig, {**ROLLOUTS, "updates_per_picture": 4, "kl_beta": 0.1}),
-    "draft": (DRaFTConfig, {"kl_beta": 0.1, "gradient_steps": 2}),
-    "draft-lv": (DRaFTConfig, {"lv_repeats": 2, "kl_beta": 0.1}),
-    "refl": (DRaFTConfig, {"random_last_step": True, "reward_loss": "hinge"}),
-}
-
-
-def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
-    cls, own = METHODS[name]
-    return cls(**{**settings, **own, **changes})
-
-
-def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
-    """A run whose reward is the brightness, or another scorer."""
-    return train(config, adapter, Brightness() if scorer is None else scorer)
+from tests.training.online.short_runs import METHODS, PROMPTS, ROLLOUTS, build, trained, weights
 
 
 def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
     """A policy and its method, before any step."""
     adapter = load_adapter(config.model)
     return adapter, build_job(config, build_accelerator(config), adapter, scorer or Brightness()).method
-
-
-def weights(folder: str | Path) -> dict[str, Tensor]:
-    return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
 
 
 @pytest.mark.slow
@@ -288,42 +232,6 @@ def test_inpaint_rl_trains_with_trust(trusting: dict[str, Any], tmp_path: Path) 
     assert trust[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-2)
     assert [line["trust"] for line in plain] == [1, 1]
     assert all(0 < line["trust"] < 2 and line["trust"] != 1 for line in trust)
-
-
-class Broken(Brightness):
-    """Goes wrong the fifth time it is asked: on the first batch of the third rollout."""
-
-    name = "broken"
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how, self.calls = how, 0
-
-    def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
-        self.calls += 1
-        output = super().evaluate(images, prompts, context)
-        if self.calls < 5:
-            return output
-        if self.how == "raises":
-            raise KeyError("no such thing")
-        if self.how == "hangs":
-            threading.Event().wait(60)
-        return RewardOutput(output.reward * float("nan"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "message"), [("raises", "KeyError"), ("nan", "gave nan for picture 0"), ("hangs", "no answer within 3 s")]
-)
-def test_a_scorer_that_fails_stops_the_run_and_loses_nothing(how: str, message: str, settings: dict[str, Any]) -> None:
-    config = build("nft", settings, updates_per_picture=1, save_steps=100, scorer_timeout=3)
-    with pytest.raises(ScorerError, match=f"scorer broken .*{message}") as raised:
-        trained(config, scorer=Broken(how))
-    saved = Path(config.output_dir) / "failed_batch.safetensors"
-    assert str(saved) in str(raised.value)
-    assert load_file(saved)["images"].shape == (3, 3, 64, 64)
-    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["checkpoint-00000002"]
-    assert trained(replace(config, resume_from_checkpoint="latest")).step == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""Runs of every online method that last seconds, on tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.rewards import RewardScorer
+from diffusion_align.training.engine.loop import TrainResult
+from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig, OnlineConfig, RAFTConfig
+from diffusion_align.training.run import train
+from tests.brightness import Brightness
+
+PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow triangle")
+ROLLOUTS: dict[str, Any] = {"num_generations": 2, "prompts_per_rollout": 2, "rollout_batch_size": 3}
+METHODS: dict[str, tuple[type[OnlineConfig], dict[str, Any]]] = {
+    "grpo": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "kl_beta": 0.1, "kl_target": 0.01}),
+    "window": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "stochastic_steps": "window", "num_iterations": 2}),
+    "nft": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1}),
+    "raft": (RAFTConfig, {**ROLLOUTS, "updates_per_picture": 4, "kl_beta": 0.1}),
+    "draft": (DRaFTConfig, {"kl_beta": 0.1, "gradient_steps": 2}),
+    "draft-lv": (DRaFTConfig, {"lv_repeats": 2, "kl_beta": 0.1}),
+    "refl": (DRaFTConfig, {"random_last_step": True, "reward_loss": "hinge"}),
+}
+
+
+def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
+    cls, own = METHODS[name]
+    return cls(**{**settings, **own, **changes})
+
+
+def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
+    """A run whose reward is the brightness, or another scorer."""
+    return train(config, adapter, Brightness() if scorer is None else scorer)
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
