@@ -36,6 +36,7 @@ def page_faults(kept: str) -> int:
     return int(result.stdout)
 
 
+@pytest.mark.slow
 def test_kept_memory_is_used_again_without_page_faults() -> None:
     assert page_faults("kept") < page_faults("default") / 10
 

@@ -33,6 +33,7 @@ def test_best_of_n_keeps_the_best_and_counts(adapter: Adapter) -> None:
     assert found.reward_calls == 4
 
 
+@pytest.mark.slow
 def test_particles_are_resampled_towards_the_reward(adapter: Adapter) -> None:
     options: dict[str, Any] = {"num_inference_steps": 8, "guidance": 2.0, "eta": 1.0}
     best = best_of_n(adapter, PROMPTS, Brightness(), 4, seeds=SEEDS, **options)

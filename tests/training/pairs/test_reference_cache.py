@@ -88,6 +88,7 @@ def files(config: DPOConfig) -> list[Path]:
 # -- exactness -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -109,6 +110,7 @@ def test_remembered_errors_train_bit_for_bit_like_computed_ones(
     assert max(hits(remembered.history)) > 0
 
 
+@pytest.mark.slow
 def test_inpo_with_the_references_inversion_is_as_exact(fresh_cache: Callable[..., DPOConfig]) -> None:
     def inpo(**changes: Any) -> InPOConfig:
         return InPOConfig(**vars(fresh_cache(**changes)), inversion_model="reference", inversion_steps=2)
@@ -118,6 +120,7 @@ def test_inpo_with_the_references_inversion_is_as_exact(fresh_cache: Callable[..
     assert max(hits(remembered.history)) > 0
 
 
+@pytest.mark.slow
 def test_another_loss_and_batch_size_find_every_error_known(fresh_cache: Callable[..., DPOConfig]) -> None:
     train(fresh_cache(reference_cache=True, max_steps=16))
     other = {"loss_type": "ipo", "per_device_train_batch_size": 3, "max_steps": 4}
@@ -126,6 +129,7 @@ def test_another_loss_and_batch_size_find_every_error_known(fresh_cache: Callabl
     assert numbers(found.history) == numbers(train(fresh_cache(**other)).history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [False, True], ids=["file kept", "file lost"])
 def test_a_resumed_run_is_bit_for_bit_one_run(lost: bool, fresh_cache: Callable[..., DPOConfig]) -> None:
     straight = train(fresh_cache())
@@ -137,6 +141,7 @@ def test_a_resumed_run_is_bit_for_bit_one_run(lost: bool, fresh_cache: Callable[
     assert numbers(resumed.history) == numbers(straight.history)[3:]
 
 
+@pytest.mark.slow
 def test_two_processes_remember_together(fresh_cache: Callable[..., DPOConfig], tmp_path: Path) -> None:
     """What one learned the other knows after a checkpoint, and a run in one process knows it, too."""
     shared: dict[str, Any] = {"max_steps": 10, "save_steps": 5}
