@@ -39,11 +39,36 @@ class Block:
         found = re.fullmatch(r"not run: (\S.*)", self.note)
         return found[1] if found else ""
 
+    @property
+    def file(self) -> str:
+        """Which file of the package the block belongs to; "" if to none."""
+        found = re.match(r"file: ([\w/.]+)", self.note)
+        return found[1] if found else ""
+
+    @property
+    def place(self) -> str:
+        """Where in ``file``: "appended", "below TEXT", or "" for the whole of a new one."""
+        return self.note.partition(", ")[2]
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether the block runs in a package that has the files above it."""
+        return self.note == "run with these files"
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the block runs in the package as it is."""
+        return not (self.not_run or self.file or self.needs_files)
+
 
 def blocks(page: Path, language: str) -> list[Block]:
     """The blocks of ``page`` in that language, from top to bottom."""
-    found = [Block(m["language"], m["code"], m["note"] or "") for m in _BLOCK.finditer(page.read_text())]
-    return [block for block in found if block.language == language]
+    return [block for block in read_blocks(page.read_text()) if block.language == language]
+
+
+def read_blocks(text: str) -> list[Block]:
+    """All fenced blocks of a page's text, from top to bottom."""
+    return [Block(found["language"], found["code"], found["note"] or "") for found in _BLOCK.finditer(text)]
 
 
 def command_lines(page: Path) -> list[list[str]]:

@@ -1,7 +1,8 @@
 """What README, docs and notebooks show works: Python blocks run, and the command line takes every line.
 
-A block that needs real weights or the network has ``<!-- not run: reason -->`` right above it. The blocks of a page
-run from top to bottom in one namespace. They run as they stand, but for ``train``, which here takes a single step.
+A block that needs real weights or the network has ``<!-- not run: reason -->`` right above it. What CONTRIBUTING.md
+adds to the package is run by ``test_extending.py``. The other blocks of a page run from top to bottom in one namespace,
+as they stand, but for ``train``, which here takes a single step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diffusion_align.cli import COMMANDS, parse
 from tests.documents.pages import NOTEBOOKS, PAGES, ROOT, blocks, command_lines
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
-RUN = [page for page in WITH_PYTHON if not all(block.not_run for block in blocks(page, "python"))]
+RUN = [page for page in WITH_PYTHON if any(block.runs_alone for block in blocks(page, "python"))]
 LINES = [(page, line) for page in [*PAGES, *NOTEBOOKS] for line in command_lines(page)]
 
 
@@ -44,7 +45,7 @@ def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}
     for block in blocks(page, "python"):
-        if not block.not_run:
+        if block.runs_alone:
             exec(compile(block.code, relative(page), "exec"), names)
 
 
@@ -53,7 +54,7 @@ def test_python_blocks_are_short_and_compile_even_if_they_are_not_run(page: Path
     for block in blocks(page, "python"):
         compile(block.code, relative(page), "exec")
         assert len(block.code.splitlines()) < 40
-        assert not block.note or block.not_run, f"{block.note!r}: expected 'not run: reason'"
+        assert not block.note or not block.runs_alone, f"{block.note!r}: expected 'not run: reason'"
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from .family import Family
-from .sd import StableDiffusion
-from .sdxl import StableDiffusionXL
 
-FAMILIES: tuple[Family, ...] = (StableDiffusionXL(), StableDiffusion())
+#: "module:class" of this folder, in the order in which they are asked whether a pipeline is theirs.
+KNOWN: tuple[str, ...] = (
+    "sdxl:StableDiffusionXL",
+    "sd:StableDiffusion",
+)
+
+
+def _family(address: str) -> Family:
+    module, _, name = address.partition(":")
+    family: Family = getattr(import_module(f".{module}", __package__), name)()
+    return family
+
+
+FAMILIES: tuple[Family, ...] = tuple(_family(address) for address in KNOWN)
 
 
 def find_family(pipeline: Any) -> Family:
