@@ -33,7 +33,7 @@ class GenerateOptions(VAEOptions, Options):
     counts: ClassVar[tuple[str, ...]] = ("num_images", "num_inference_steps", "batch_size", "particles")
 
     prompt: str | None = None
-    """The prompt (may be given bare, as the first argument); or give --prompts."""
+    """The prompt (the flag may be left out if it comes first); or give --prompts."""
     prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet)."""
     model: str = "scenes-sdxl"
@@ -56,40 +56,40 @@ class GenerateOptions(VAEOptions, Options):
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
     power: float = 1.0
-    """Of the power schedule."""
+    """Exponent of the power schedule."""
     sigma_interval: tuple[float, float] = (0.3, 5.0)
-    """Of interval guidance: it is on between these noise levels."""
+    """For interval guidance: guidance is on between these noise levels."""
     scales: tuple[float, ...] = ()
-    """Of list guidance: one scale per step."""
+    """For list guidance: one scale per step."""
     schedule: str | None = None
-    """Of replay: the .json record of a picture. Without a prompt, its prompt, seed and steps are taken too."""
+    """For replay: the .json record of a picture. Without a prompt, it also gives prompt, seed and steps."""
     evaluator: str = "scenes-sdxl-evaluator"
-    """Of dynamic guidance: shipped evaluator, the folder that train evaluator wrote, or a published judge:
+    """For dynamic guidance: a shipped evaluator, the folder that train evaluator wrote, or a published judge:
     latent-clip:PATH, lrm:FOLDER."""
     evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
-    """Of dynamic guidance: which of its judgements count."""
+    """For dynamic guidance: which of its judgements count."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
-    """Of dynamic guidance: the scales it chooses from."""
+    """For dynamic guidance: the scales it chooses from."""
     weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
-    """Of dynamic guidance: how the evaluators are weighed."""
+    """For dynamic guidance: how the evaluators are weighted."""
     pixel_scorers: tuple[str, ...] = ()
-    """Of dynamic guidance: scorers that judge decoded predictions as well (dear: a decoding per candidate)."""
+    """For dynamic guidance: scorers that also judge decoded predictions (expensive: one decoding per candidate)."""
     alignment_strength: float = 1.0
     """With --lora: 0 draws with the base model, 1 with the trained one, more goes beyond it."""
     search: Literal["none", "best-of-n", "fk", "gradient"] = "none"
     """Steer with --scorer: keep the best of --particles images, resample particles, or follow the reward's gradient."""
     scorer: str | None = None
-    """Scorer of --search."""
+    """The scorer that --search uses."""
     particles: int = 4
-    """Images drawn for one that is kept (best-of-n, fk)."""
+    """Images drawn for each one that is kept (best-of-n, fk)."""
     steering_strength: float | None = None
-    """Of fk (10) and gradient (0.1)."""
+    """Strength of fk (unset: 10) and of gradient (unset: 0.1)."""
     image: str | None = None
     """For inpainting models: the picture to repaint in part."""
     mask: str | None = None
     """For inpainting models: a picture that is white where --image is to be repainted."""
     negative_prompt: str | None = None
-    """What the unconditional branch is told instead of nothing."""
+    """Prompt of the unconditional branch; unset is the empty prompt."""
     seed: int = 0
     """Image i of a prompt has seed + i, whatever the batch."""
     height: int | None = None
@@ -101,7 +101,7 @@ class GenerateOptions(VAEOptions, Options):
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto is fp16 on a GPU and fp32 on the CPU."""
     device: str = "auto"
-    """cuda, mps, cpu; auto takes what is there."""
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
 
     def check(self) -> None:
         replayed = self.guidance == "replay" and self.schedule is not None
@@ -135,7 +135,8 @@ class ScoreOptions(Options):
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     source: str
-    """Folder of pictures, parquet file or folder, shipped or hub data set (may be given bare, as first argument)."""
+    """Folder of pictures, parquet file or folder, shipped or hub data set (the flag may be left out if it comes
+    first)."""
     scorers: tuple[str, ...]
     """Names (docs/rewards.md) or folders of trained scorers."""
     out: str = "scores.parquet"
@@ -148,7 +149,7 @@ class ScoreOptions(Options):
     batch_size: int = 32
     """Pictures scored at once."""
     device: str = "auto"
-    """cuda, mps, cpu; auto takes what is there."""
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
 
     def check(self) -> None:
         super().check()
@@ -163,7 +164,7 @@ class AnnotateOptions(VAEOptions, Options):
     counts: ClassVar[tuple[str, ...]] = ("num_inference_steps", "batch_size")
 
     prompts: str
-    """File of prompts (.txt, .csv, .jsonl, .parquet); may be given bare, as first argument."""
+    """File of prompts (.txt, .csv, .jsonl, .parquet); the flag may be left out if it comes first."""
     scorers: tuple[str, ...]
     """SCORER for the overall verdict, ASPECT=SCORER for an aspect, e.g. pickscore aesthetic=aesthetic; the scorer llm
     asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
@@ -190,11 +191,11 @@ class AnnotateOptions(VAEOptions, Options):
     llm_url: str = "http://localhost:8000/v1"
     """OpenAI-compatible endpoint of the scorer llm; its key is read from OPENAI_API_KEY."""
     llm_model: str = "default"
-    """The model's name there."""
+    """Name of the model at that endpoint."""
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto is fp16 on a GPU and fp32 on the CPU."""
     device: str = "auto"
-    """cuda, mps, cpu; auto takes what is there."""
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
 
     def check(self) -> None:
         super().check()
@@ -213,7 +214,7 @@ class EvaluateGuidanceOptions(VAEOptions, Options):
     lora: str | None = None
     """Trained weights: a run's folder, a LoRA file or a UNet folder."""
     scorer: str = "scenes-oracle"
-    """The judge; no way to guide sees it."""
+    """Scorer that judges the pictures; no way of guiding sees it."""
     prompts: str | None = None
     """File of test prompts; unset: fresh held-out prompts of scenes."""
     validation_prompts: str | None = None
@@ -225,7 +226,7 @@ class EvaluateGuidanceOptions(VAEOptions, Options):
     num_inference_steps: int = 20
     """Sampling steps, two denoiser calls each."""
     seeds: tuple[int, ...] = (0, 1_000_000, 2_000_000)
-    """Repetitions; image i of a repetition has this seed + i."""
+    """Seeds of the repetitions; image i of a repetition has this seed + i."""
     ways: tuple[Literal["dynamic", "usual"], ...] = ("dynamic", "usual")
     """Rows of the table: dynamic guidance, and the usual ways (limited interval, linear, cosine, APG, CFG-Zero*)."""
     static: float | None = None
@@ -235,21 +236,21 @@ class EvaluateGuidanceOptions(VAEOptions, Options):
     evaluator: str = "scenes-sdxl-evaluator"
     """Evaluator of dynamic guidance."""
     evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
-    """Judgements used together; each is tried alone, too."""
+    """Judgements used together; each is also tried alone."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
     """Scales that dynamic guidance chooses from."""
     weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
-    """How the evaluators are weighed."""
+    """How the evaluators are weighted."""
     normalise: Literal["population", "candidates"] = "candidates"
     """Standardise scores over the noise level's population, or over each image's candidates."""
     selector: str | None = None
-    """Scorer of a best-of-2 row; unset leaves it out."""
+    """Scorer for a best-of-2 row; unset leaves the row out."""
     batch_size: int = 32
     """Images drawn at once."""
     out: str = "runs/evaluate-guidance"
     """Folder of table.json and report.html."""
     device: str = "auto"
-    """cuda, mps, cpu; auto takes what is there."""
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
 
     def check(self) -> None:
         super().check()

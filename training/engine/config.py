@@ -87,7 +87,7 @@ class RunConfig:
     output_dir: str = "runs/train"
     """Folder of weights, checkpoints, metrics, pictures and config.yaml."""
     overwrite_output_dir: bool = False
-    """Start anew although output_dir holds checkpoints (they are deleted)."""
+    """Start again even if output_dir holds checkpoints (they are deleted)."""
     resume_from_checkpoint: str | None = None
     """"latest" (of output_dir), a checkpoint folder, or a run folder."""
     save_steps: Positive = 200
@@ -103,7 +103,7 @@ class RunConfig:
     eval_steps: NonNegative = 0
     """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
     early_stopping_patience: NonNegative = 0
-    """Stop after so many validations in a row without a new best; the best weights are kept in output_dir/best."""
+    """Stop after this many validations in a row without a new best; the best weights are kept in output_dir/best."""
     metric_for_best_model: str = "eval/reward"
     """Metric of validation that early stopping watches (larger is better)."""
 

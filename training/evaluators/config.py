@@ -26,13 +26,14 @@ class EvaluatorConfig(PairData, VAEOptions, RunConfig):
     features: Positive = 128
     """Width of the picture's and the prompt's embeddings."""
     towers: str | None = None
-    """Trained evaluator whose towers this one takes, frozen: for few pairs, only heads are trained; unset: fresh."""
+    """Trained evaluator whose towers are taken and frozen, so that only heads are trained (for few pairs); unset: fresh
+    towers."""
     scale_penalty: NonNegativeFloat = 0.3
-    """Weight of the squared weights by which the best scale follows from a prompt (value): more with fewer pairs."""
+    """Penalty on the squared weights that predict the best scale from a prompt (value); use more with fewer pairs."""
     teacher: str | None = None
     """Scorer whose reward the kind task predicts from noisy latents."""
     model: str = "scenes-sdxl"
-    """Whose latents and prompt embeddings: shipped name, pipeline folder, or hub name."""
+    """Model whose latents and prompt embeddings are judged: shipped name, pipeline folder, or hub name."""
     weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Storage of the model's frozen encoders."""
 
@@ -48,7 +49,7 @@ class EvaluatorConfig(PairData, VAEOptions, RunConfig):
     value_aspect: str = "overall"
     """Aspect of the pairs' verdicts that the kind value learns from; overall: the verdict on the whole."""
     max_pairs: Positive | None = None
-    """Use only the first so many pairs of each data set; all latents are held in memory, in half precision."""
+    """Use only this many pairs of each data set, from its start; all latents are held in memory, in half precision."""
 
     def check(self) -> None:
         super().check()

@@ -121,7 +121,7 @@ class GRPOConfig(RolloutConfig):
     step_normalisation: bool = True
     """Divide log-ratios by how far each step's can move, so that all steps count alike (GRPO-Guard 2510.22319)."""
     shared_noise: bool = True
-    """All pictures of a prompt start from the same noise, so that they differ by the policy's own steps alone."""
+    """All pictures of a prompt start from the same noise, so they differ by the policy's own steps alone."""
     num_iterations: Positive = 1
     """Passes over a rollout."""
     fused_rollouts: bool = False
@@ -133,12 +133,12 @@ class GRPOConfig(RolloutConfig):
     kl_target: NonNegativeFloat = 0.0
     """Above 0: kl_beta is adapted after every rollout so that the divergence stays near this."""
     trust: Literal["none", "prefpaint", "mahalanobis"] = "none"
-    """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
+    """Weigh pictures by how far the reward can be trusted on them (one scorer, with features)."""
     trust_dataset: str | None = None
     """Judged pairs that the scorer was trained on (prefpaint: rated repaintings): what its features are compared
     with."""
     trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How latents are stored between sampling and training; the sampler goes on from what was stored."""
+    """How latents are stored between sampling and training; the sampler continues from what was stored."""
 
     def items_per_rollout(self) -> int:
         return super().items_per_rollout() * self.train_steps
@@ -185,7 +185,7 @@ class InpaintRLConfig(GRPOConfig):
     dataset: str = "scenes-holes"
     """scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
     trust: Literal["none", "prefpaint", "mahalanobis"] = "mahalanobis"
-    """Weigh pictures by how far the reward is to be trusted on them (one scorer, with features)."""
+    """Weigh pictures by how far the reward can be trusted on them (one scorer, with features)."""
     masked_log_prob: bool = True
     """Average log-probabilities over the hole only; false: over all latents, as published."""
 
@@ -251,7 +251,7 @@ class DRaFTConfig(OnlineConfig):
     reward_loss: Literal["linear", "hinge"] = "linear"
     """Minus the reward, or ReFL's max(0, reward_margin - reward)."""
     reward_margin: float = 2.0
-    """Of the hinge."""
+    """Margin of the hinge."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions in the differentiated steps."""
 

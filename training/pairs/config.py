@@ -54,11 +54,11 @@ class DPOConfig(JudgedPairs, TrainConfig):
     caption_dropout: Fraction = 0.0
     """Share of pairs trained with the null prompt."""
     noise_draws: Positive | None = None
-    """So many fixed draws of timestep, noise, flip and crop for each pair, one of them at each visit; unset: fresh ones
-    at every visit (not with streaming)."""
+    """Number of fixed draws of timestep, noise, flip and crop for each pair; every visit takes one of them. Unset:
+    fresh ones at every visit (not with streaming)."""
     reference_cache: bool = False
-    """Remember the reference's errors, two numbers a pair and draw, in cache_dir: from the second visit of a draw on
-    its forward pass is skipped (needs noise_draws and cache_dir)."""
+    """Remember the reference's errors in cache_dir, two numbers for each pair and draw. From the second visit of a draw
+    on, the reference's forward pass is skipped (needs noise_draws and cache_dir)."""
 
     # -- objective
     loss_type: LossType = "sigmoid"

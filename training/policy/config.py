@@ -22,8 +22,8 @@ class VAEOptions:
     """How the VAE codes pictures, for every command and run that loads a diffusion model."""
 
     vae_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Pictures that the VAE encodes or decodes at once; 1 is what diffusers calls slicing. Unset goes by their size: 2
-    of 1024 pixels, 8 of 512, at most 16."""
+    """Pictures that the VAE encodes or decodes at once; 1 is what diffusers calls slicing. Unset depends on their size:
+    2 of 1024 pixels, 8 of 512, at most 16."""
     vae_tiling: bool = False
     """Let the VAE cut pictures larger than it was trained on into tiles: less memory, and seams may show."""
 
@@ -116,7 +116,7 @@ class TrainConfig(VAEOptions, RunConfig):
     validation_prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet); unset takes captions of the validation split."""
     num_validation_prompts: Positive = 64
-    """How many prompts are used."""
+    """Number of prompts."""
     validation_scorer: str | None = None
     """Scorer that compares policy and base, e.g. scenes-oracle; unset saves pictures only."""
     validation_inference_steps: Positive = 20

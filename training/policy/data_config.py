@@ -25,9 +25,9 @@ class PairData(TrainingData):
     """Pairs of pictures."""
 
     max_pairs: Positive | None = None
-    """Use only the first so many pairs."""
+    """Use only this many pairs, from the start of the data set."""
     max_corrupt: NonNegative = 100
-    """Unreadable images that are skipped and reported before the run stops."""
+    """How many unreadable images are skipped and reported before the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)

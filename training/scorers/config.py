@@ -19,15 +19,15 @@ class RewardConfig(JudgedPairs, RunConfig):
     # -- scorer
     scorer: str = "vp-score"
     """What to train: vp-score (score per aspect), edit (before and after), pal (per user), clip, prefpaint
-    (repaintings); or a trained scorer to go on from: a shipped one's name, or a folder."""
+    (repaintings); or a trained scorer to continue from: the name of a shipped one, or a folder."""
     architecture: str = "small"
-    """small, objects: for 64-pixel scenes, the latter reads objects that it finds first (pretrain its reader);
+    """small and objects are for 64-pixel scenes; objects finds objects and then reads them (pretrain its reader).
     image-reward: ViT-L/16 and BERT-base (vp-score); clip-b32: OpenAI's CLIP (prefpaint)."""
     tokenizer: str = "scenes-sdxl"
     """Shipped model, folder or hub name that has the tokenizer (vp-score, edit, clip)."""
     freeze_vision: bool = False
-    """Train only what reads beside the pictures, not what sees them (vp-score): at first, where the latter is trained
-    and the former is not."""
+    """Train only the part that reads, not the part that sees pictures (vp-score): for a start, when only the part that
+    sees is trained already."""
     reader: str | None = None
     """Trained vp-score whose picture and text reader an edit scorer starts from; unset: a fresh one."""
     clip: str = "scenes-clip"
@@ -35,18 +35,18 @@ class RewardConfig(JudgedPairs, RunConfig):
     pal_variant: Literal["a", "b"] = "b"
     """a: ideal points; b: ideal points that depend on the prompt."""
     pal_prototypes: Positive = 4
-    """Prototypes that users are mixtures of."""
+    """Number of prototypes; every user is a mixture of them."""
 
     # -- data
     dataset: str = "scenes-pairs"
     """Judged pairs in Pick-a-Pic's columns, also label_0_ASPECT, user_id, source (before an edit), wrong_words_0 and
-    wrong_words_1 (what each image does not show, by word; a vp-score then says so, too); for prefpaint rated
+    wrong_words_1 (the words that each image does not show; a vp-score then learns to say so). For prefpaint: rated
     repaintings: image, source, mask, score_CRITERION."""
     validation_split: str | None = "validation"
     """Split of the same data set that accuracy is measured on; unset: none."""
     rows_together: Positive = 1
-    """Rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures: a
-    picture in several pairs of a batch is encoded once."""
+    """Number of rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures:
+    a picture in several pairs of a batch is encoded once."""
 
     # -- objective
     aspect_weight: NonNegativeFloat = 1.0
