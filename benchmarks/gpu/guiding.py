@@ -9,6 +9,7 @@ import torch
 from diffusion_align.adapters import Adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator
+from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 
 from ..harness import time_interleaved
@@ -42,8 +43,8 @@ def overhead(batch: int, shop: Workshop) -> Finding:
     def draw(guidance: DynamicGuidance | float) -> None:
         with precision:
             sample(
-                adapter, prompts, num_inference_steps=steps, guidance=guidance, seeds=seeds, batch_size=batch,
-                height=shop.scale.resolution, width=shop.scale.resolution,
+                adapter, prompts, num_inference_steps=steps, guidance=guidance, seeds=seeds,
+                options=SamplingOptions(height=shop.scale.resolution, width=shop.scale.resolution, batch_size=batch),
             )  # fmt: skip
 
     variants = {"static": lambda: draw(5.0), "dynamic": lambda: draw(dynamic)}

@@ -84,14 +84,14 @@ def operations(scale: Scale) -> dict[str, int]:
 
 def find_out(key: str, scale: Scale, folder: Path) -> dict[str, Any]:
     """The answer to "operations", "memory-BATCH" or "losses-METHOD"."""
-    from .product import run_losses
+    from .product import run_steps
 
     what, _, which = key.partition("-")
     if what == "operations":
         return operations(scale)
     if what == "memory":
         return memory(int(which), scale, folder / key)
-    return {"losses": run_losses(which, scale, folder / key, "no")}
+    return run_steps(which, scale, folder / key, "no")
 
 
 def start_helpers(shop: Workshop) -> None:

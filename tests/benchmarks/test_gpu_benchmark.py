@@ -26,7 +26,7 @@ def shop(tmp_path: Path) -> Workshop:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """What a small run writes, and the processor seconds that it takes."""
     folder, started = tmp_path_factory.mktemp("gpu"), time.process_time()
-    main(["--small", "--out", str(folder)])
+    main(["--small", "--budget", "3600", "--out", str(folder)])  # however busy the machine is
     return json.loads((folder / "gpu.json").read_text()), time.process_time() - started
 
 
@@ -38,7 +38,7 @@ def rows_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_row_of_every_stage_runs(small: tuple[dict[str, Any], float]) -> None:
     record, _ = small
     assert list(record["stages"]) == [stage.key for stage in STAGES]
-    assert [row for row in rows_of(record) if row["error"] is not None] == []
+    assert {row["row"]: row["error"]["message"] for row in rows_of(record) if row["error"] is not None} == {}
     skipped = {row["row"] for row in rows_of(record) if row["skipped"] is not None}
     assert skipped <= {"xformers", "all weights, adamw_8bit"}  # packages that may be missing
 
