@@ -45,8 +45,8 @@ class RewardConfig(JudgedPairs, RunConfig):
     validation_split: str | None = "validation"
     """Split of the same data set that accuracy is measured on; unset: none."""
     rows_together: Positive = 1
-    """Number of rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's pictures:
-    a picture in several pairs of a batch is encoded once."""
+    """Number of rows that stand together in the data set and are drawn together, e.g. all pairs of one prompt's
+    pictures: a picture in several pairs of a batch is encoded once."""
 
     # -- objective
     aspect_weight: NonNegativeFloat = 1.0
