@@ -1,4 +1,4 @@
-"""Names of dtypes, choice of device, and what bfloat16 is worth there."""
+"""Names of dtypes, choice of device, and whether bfloat16 is fast there."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_
 
 
 def keep_freed_memory(device: torch.device | str, environment: Mapping[str, str] = os.environ) -> bool:
-    """On a CPU, let freed tensors' memory stay in the process, for the rest of its life; says whether it does now.
+    """On a CPU, keep the memory of freed tensors in the process from now on; returns whether it is kept.
 
-    glibc gives large freed blocks back to the system and gets them anew, page by page and zeroed, at every step: 16,000
-    page faults in a forward and backward pass of ``scenes-sdxl`` with 16 pairs, a seventh of its time. What is kept is
-    what the step needs at its peak. No bit of any result depends on it.
+    glibc gives large freed blocks back to the system and gets them again, page by page and zeroed, at every step:
+    16,000 page faults in a forward and backward pass of ``scenes-sdxl`` with 16 pairs, a seventh of its time. What is
+    kept is what the step needs at its peak. No bit of any result depends on it.
 
     Does nothing for another device, for another C library than glibc, and where ``environment`` configures malloc.
     """

@@ -17,7 +17,7 @@ def score_with_context(
     """Scores of images, with what the scorer needs of the inpainting task.
 
     Raises:
-        ValueError: it needs context that there is none of.
+        ValueError: it needs context that is not there.
     """
     known = {} if holes is None else {"source_images": holes.pictures, "masks": holes.masks}
     return scorer.score(images, prompts, **{name: value for name, value in known.items() if name in scorer.needs})

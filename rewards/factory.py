@@ -120,7 +120,7 @@ def load_trained(name: str) -> RewardScorer:
     """The scorer saved in folder ``name``.
 
     Raises:
-        FileNotFoundError, ValueError: it is none, of an unknown kind, or does not fit.
+        FileNotFoundError, ValueError: there is no scorer, it is of an unknown kind, or its weights do not fit.
     """
     from .published.clip import OPEN_CLIP_CONFIG, load_clip
     from .trained.scorer import read_config

@@ -32,7 +32,7 @@ def find_file(checkpoint: str | Path | None, source: str, filename: str, sha256:
         sha256: how the published file's SHA-256 starts; what is fetched by address is checked against it.
 
     Raises:
-        FileNotFoundError: neither is there; the message says where the file can be had.
+        FileNotFoundError: neither is there; the message says where to get the file.
     """
     if checkpoint is not None:
         path = Path(checkpoint)

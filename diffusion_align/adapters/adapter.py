@@ -35,7 +35,7 @@ class Adapter:
         family: what differs between models: prompts, size ids, the network's call.
         path: the noising process that the denoiser was trained on.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
-        vae_batch_size: pictures that the VAE codes at once; None goes by their size (``autoencoder.chunk_size``).
+        vae_batch_size: pictures that the VAE codes at once; None depends on their size (``autoencoder.chunk_size``).
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -289,7 +289,7 @@ class Adapter:
         return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
 
     def _lora_layers(self) -> list[BaseTunerLayer]:
-        """The UNet's LoRA layers, looked for once for every set of adapters.
+        """The UNet's LoRA layers, searched once for every set of adapters.
 
         peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
         """

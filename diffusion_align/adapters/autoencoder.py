@@ -27,7 +27,7 @@ def chunk_size(height: int, width: int, with_graph: bool = False) -> int:
 
 
 def check_vae_batch_size(batch_size: int | None) -> None:
-    """Raise ValueError for a number of pictures at once that is none."""
+    """Raise ValueError unless ``batch_size`` is None or at least 1."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"vae_batch_size {batch_size}: expected at least 1 picture at once")
 
@@ -37,7 +37,7 @@ def stored_dtype(dtype: torch.dtype, overflows: bool, force_upcast: bool) -> tor
 
     Args:
         overflows: whether VAEs of the family leave the range of half precision: SDXL's does, SD 1.x's and 2.x's do not.
-        force_upcast: the VAE's own setting. diffusers' default is True, so it tells nothing where ``overflows`` is
+        force_upcast: the VAE's own setting. diffusers' default is True, so it means nothing where ``overflows`` is
             False: SD 1.x's configs do not have it.
     """
     return torch.float32 if overflows and force_upcast else dtype
@@ -49,7 +49,7 @@ class ChunkedVAE:
 
     Attributes:
         vae: an ``AutoencoderKL``.
-        batch_size: pictures at once; None goes by their size (``chunk_size``).
+        batch_size: pictures at once; None depends on their size (``chunk_size``).
         scale_factor: pixels per latent along each side.
         needs_float32: whether fp16 autocast must be kept away from it.
     """

@@ -13,7 +13,7 @@ from diffusion_align.devices import send
 from .adapter import Adapter
 from .conditioning import Conditioning
 
-#: Prompts that the text encoders are given at once, always exactly so many.
+#: Prompts that the text encoders get at once: always exactly this many.
 CHUNK = 8
 #: Bytes of remembered rows: about 400 prompts of SDXL in float32, ten times as many of SD 1.x in half precision.
 CAPACITY = 256 * 2**20

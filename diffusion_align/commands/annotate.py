@@ -28,7 +28,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     """Draw ``per_prompt`` pictures for each prompt, score them, and write judged pairs; returns the parquet file.
 
     Each prompt's scores and pictures are kept in ``OUT/rows.jsonl`` and ``OUT/images`` as they are made; a run that
-    died goes on there.
+    died continues there.
 
     Raises:
         ValueError, FileNotFoundError: prompts, model, weights, scorers or options that cannot be used.

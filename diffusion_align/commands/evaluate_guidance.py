@@ -27,7 +27,7 @@ def guidance_table(
     """Sweep the static scale on validation prompts, then compare everything on the test prompts.
 
     Args:
-        keep: called with what there is of the table after each row: it takes long.
+        keep: called after each row with the table so far, because the whole table takes long.
 
     Raises:
         ValueError, FileNotFoundError: a file, model or setting that cannot be used.

@@ -91,7 +91,7 @@ def draw(
     adapter: Adapter, options: GenerateOptions, guider: Any, scorer: RewardScorer | None,
     prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
-    """Images (B, 3, H, W) in [0, 1] of one batch, and what there is to tell of each."""
+    """Images (B, 3, H, W) in [0, 1] of one batch, and the record of each."""
     scheduler = None
     if options.scheduler != "default":
         scheduler = getattr(diffusers, SCHEDULERS[options.scheduler]).from_config(adapter.pipeline.scheduler.config)

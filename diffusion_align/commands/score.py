@@ -36,7 +36,7 @@ class Item:
 def score_files(options: ScoreOptions) -> Path:
     """Score every picture of ``options.source`` and write the table; returns its path.
 
-    Rows are written as they come to ``OUT.partial``, so that a run that died goes on where it was.
+    Rows are written as they come to ``OUT.partial``, so that a run that died continues where it stopped.
 
     Raises:
         ValueError: a picture without a prompt, an unreadable picture, a table of another run in ``OUT.partial``, an

@@ -280,7 +280,7 @@ def _encode_prompts(adapter: Adapter, captions: list[str], first: int) -> dict[s
 
 
 def _kept_shards(folder: Path, mark: str) -> dict[str, dict[str, Any]]:
-    """Shards of an earlier build with the same model; a foreign one's are built anew."""
+    """Shards of an earlier build with the same model; those of another model are built again."""
     try:
         record = json.loads((folder / "shards.json").read_text())
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ class FixedDraws:
     count: int
 
     def of_visit(self, key: str, visit: int) -> int:
-        """The int64 seed that pair ``key`` gets at the visit whose own seed is ``visit``: one of its D, by chance."""
+        """The int64 seed that pair ``key`` gets at the visit whose own seed is ``visit``: one of its D, at random."""
         return self.of_draw(key, visit % self.count)
 
     def of_draw(self, key: str, draw: int) -> int:

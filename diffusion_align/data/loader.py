@@ -108,7 +108,7 @@ class ExampleLoader(Generic[E, B]):
         caption_dropout: share of pairs whose caption becomes "".
         num_workers: threads that read ahead; 0 reads when asked.
         max_corrupt: unreadable pairs replaced by their successors before the run stops.
-        together: so many examples that stand together are drawn one after the other (of one size only).
+        together: number of neighbouring examples that are drawn one after the other (of one size only).
 
     Raises:
         ValueError: no size has enough pairs for one batch.

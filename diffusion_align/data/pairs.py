@@ -28,7 +28,7 @@ def load_pairs(
         split: of a hub data set, or files named SPLIT-*.parquet in a folder.
         streaming: do not download or index; rows come in order, ties are skipped as they come.
         keep_ties: keep pairs without a preferred image (preference 0.5); image 0 is then "chosen".
-        limit: use only the first so many pairs.
+        limit: use only this many pairs, from the start.
 
     Raises:
         FileNotFoundError, OSError: nothing readable is there.
@@ -96,7 +96,7 @@ class StreamedPairs:
         self.source, self.keep_ties, self.limit = source, keep_ties, limit
 
     def shard(self, rank: int, world_size: int) -> StreamedPairs:
-        """This process' rows: no row is given to two of them."""
+        """This process's rows: no two processes get the same row."""
         from datasets.distributed import split_dataset_by_node
 
         if world_size == 1:

@@ -18,7 +18,7 @@ def load_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, a table without a prompt column, a line that is no JSON, or no prompt at all.
+        ValueError: another kind of file, a table without a prompt column, a line that is not JSON, or no prompt.
     """
     if not isinstance(source, str | Path):
         prompts = [str(prompt) for prompt in source]

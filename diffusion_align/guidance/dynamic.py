@@ -69,17 +69,17 @@ class DynamicGuidance(StepGuidance):
     """Greedy search over guidance scales, per image and step, at no more denoiser calls than static guidance.
 
     Every candidate's next latents x^s = x^0 + s (x^1 - x^0) (a DDIM step is affine in the scale) are scored, and the
-    image goes on with argmax_s sum_i w_i z(e_i(x^s)).
+    image continues with argmax_s sum_i w_i z(e_i(x^s)).
 
     Args:
         evaluator: shipped name or folder of a :class:`~.evaluators.LatentEvaluator`, or a published judge:
             "latent-clip", "latent-clip:PATH", "lrm:FOLDER"; None if only pixel scorers judge.
-        kinds: what of it is asked.
-        candidates: the scales, around the best static one: of far ones the greedy choice is often wrong.
-        weighting: how the evaluators are weighed: "uniform" (default), "linear", "adaptive" or "adaptive-signed".
+        kinds: which of its judgements count.
+        candidates: the scales, around the best static one: with far ones the greedy choice is often wrong.
+        weighting: how the evaluators are weighted: "uniform" (default), "linear", "adaptive" or "adaptive-signed".
         normalise: "population": scores are standardised with the evaluator's statistics of the noise level;
-            "candidates": over the candidates of each image, so that all evaluators have an equal say.
-        pixel_scorers: names of scorers that judge the decoded x0 predictions. Dear: a decoding per candidate.
+            "candidates": over the candidates of each image, so that all evaluators count the same.
+        pixel_scorers: names of scorers that judge the decoded x0 predictions. Expensive: one decoding per candidate.
         start, stop: the part of the run, in [0, 1], that is searched; elsewhere the scale is ``fallback``.
         fallback: the scale outside of [start, stop).
 

@@ -104,7 +104,7 @@ def ipo(stats: PairStats, beta: float) -> Tensor:
 def kto(stats: PairStats, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
     """Diffusion-KTO (2404.04465): half of w_d (1 - sig(r_w - z)) + w_u (1 - sig(z - r_l)).
 
-    The reference point z = max(0, mean of all rewards of the batch) carries no gradient; it is this process' batch.
+    The reference point z = max(0, mean of all rewards of the batch) carries no gradient; it is of this process's batch.
     """
     r_w, r_l = rewards(stats, beta)
     z = torch.cat([r_w, r_l]).mean().clamp(min=0).detach()

@@ -56,7 +56,7 @@ class SamplingOptions:
         latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
         graph: (steps, N) bool, which predictions keep their graph to the weights, for the callback's ``Moment.x0``;
             None keeps none. No graph leads from one step to the next.
-        copies: images come in runs of so many that are the same up to and including a step (one number for all
+        copies: images come in runs of this many that are equal up to and including a step (one number for all
             steps or one per step): the step is predicted once for each run. ``batch_size`` must be a multiple.
     """
 
@@ -82,7 +82,7 @@ class StepPlan:
     Attributes:
         etas: DDIM's share of fresh noise.
         strengths: alignment strengths.
-        copies: runs of so many images are the same.
+        copies: runs of this many images are equal.
         graph: (steps, N) bool, which predictions keep their graph.
     """
 

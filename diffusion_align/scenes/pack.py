@@ -2,8 +2,8 @@
 
 Files that another asset has are not stored again, float weights become float16, and matrices small integers: rows of
 ``--row-bits``, or differences of ``--difference-bits`` to the same file of ``--parent``. The card (README.md) stays;
-everything else that the asset had goes. Nothing of another asset may rest on this one's old weights: pack what names
-it in its assembly.json anew.
+everything else that the asset had goes. Assets that name this one in their assembly.json rest on its old
+weights: pack them again.
 """
 
 from __future__ import annotations

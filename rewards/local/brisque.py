@@ -26,7 +26,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 class BrisqueScorer(RewardScorer):
-    """About 0 (natural) to 100 (distorted), lower is better; prompts are not looked at.
+    """About 0 (natural) to 100 (distorted), lower is better; prompts are not used.
 
     Args:
         vectors: (N, 36) support vectors; coefficients: (N,); gamma, rho: of the RBF regression.

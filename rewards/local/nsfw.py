@@ -12,7 +12,7 @@ from diffusion_align.rewards.protocol import RewardOutput, RewardScorer
 
 
 class HarmlessnessScorer(RewardScorer):
-    """1 - P(not safe for work) by Yahoo's open_nsfw (ResNet-50-thin, ONNX); prompts are not looked at. In [0, 1]."""
+    """1 - P(not safe for work) by Yahoo's open_nsfw (ResNet-50-thin, ONNX); prompts are not used. In [0, 1]."""
 
     name = "nsfw"
 

@@ -49,7 +49,7 @@ class LinearHead(nn.Linear):
 
 
 class AestheticScorer(RewardScorer):
-    """Predicted rating of a picture, about 1 to 10 (5.85 on average on Pick-a-Pic); prompts are not looked at."""
+    """Predicted rating of a picture, about 1 to 10 (5.85 on average on Pick-a-Pic); prompts are not used."""
 
     differentiable = True
 

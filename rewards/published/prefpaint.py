@@ -36,7 +36,7 @@ class PrefPaintHead(nn.Module):
 
 
 class PrefPaintScorer(RewardScorer):
-    """Scores an inpainted picture beside what was left of the original; prompts are not looked at.
+    """Scores an inpainted picture beside what was left of the original; prompts are not used.
 
     ``score(images, prompts, source_images=..., masks=...)``; masks are 1 where the picture was inpainted.
 

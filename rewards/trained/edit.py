@@ -21,7 +21,7 @@ class EditScore(TrainedScorer):
     """Scores an edited picture: ``score(edited, prompts, source_images=..., instructions=...)``.
 
     Each head gives mean and spread of its aspect's score. Aspects: the two means, and ``..._std``; ``std`` is that of
-    the fused reward. Prompts are not looked at: the instruction says it all.
+    the fused reward. Prompts are not used: the instruction says everything.
 
     Args:
         settings: of :class:`PictureReader`, and "max_tokens", "fusion" ("mean" as published, "min" or "sum").

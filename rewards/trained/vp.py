@@ -48,7 +48,7 @@ class ObjectsConfig:
 
     Attributes:
         hidden_sizes: channels at a half, a quarter and an eighth of the side.
-        kinds: how many classes each thing said of an object has, e.g. its shape, colour and size.
+        kinds: number of classes of each property of an object, e.g. its shape, colour and size.
         objects: places that are kept.
     """
 

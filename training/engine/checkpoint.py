@@ -92,7 +92,7 @@ def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
         where: "latest", a run folder (its latest whole checkpoint), or one checkpoint folder (that one or an error).
 
     Returns:
-        The checkpoint, and a message for every newer torn one that was passed over.
+        The checkpoint, and a message for every newer torn one that was skipped.
 
     Raises:
         CheckpointError: none is there, or none is whole.

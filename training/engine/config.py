@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class PlanNotes:
-    """What a dry run tells of a run, beside its settings and steps.
+    """What a dry run says about a run, beside its settings and steps.
 
     Attributes:
         sections: by title, a text or rows of name and value.
@@ -115,7 +115,7 @@ class RunConfig:
         """
 
     def plan(self, world_size: int = 1) -> PlanNotes:
-        """What ``--dry-run`` tells of this run on ``world_size`` devices; nothing is trained.
+        """What ``--dry-run`` says about this run on ``world_size`` devices; nothing is trained.
 
         Raises:
             ValueError, FileNotFoundError, OSError: data or model that cannot be read.

@@ -1,4 +1,4 @@
-"""What the loop asks of its guests."""
+"""What the loop needs from what it trains and from methods."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Validate = Callable[[int], dict[str, float]]
 
 
 class RunInterrupted(RuntimeError):
-    """A method cannot go on, by no fault of the loop's: it writes a checkpoint and stops with this error.
+    """A method cannot continue, for a reason outside the loop: the loop writes a checkpoint and stops with this error.
 
     Who raises it in ``batches`` or ``loss`` first puts its state back to where the last optimiser step left it, so that
-    the resumed run goes on as if nothing had happened.
+    the resumed run continues as if nothing had happened.
     """
 
 

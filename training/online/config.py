@@ -67,7 +67,7 @@ class RolloutConfig(OnlineConfig):
     """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
 
     def items_per_rollout(self) -> int:
-        """Training items of one process' rollout: pictures that are kept, times what is learned from each."""
+        """Training items of one process's rollout: pictures that are kept, times the items of each."""
         return self.prompts_per_rollout * self.num_generations
 
     def check(self) -> None:
@@ -245,7 +245,7 @@ class DRaFTConfig(OnlineConfig):
     gradient_steps: Positive = 1
     """Last sampling steps that the gradient goes through (DRaFT-K)."""
     lv_repeats: Positive = 1
-    """With gradient_steps 1: average over so many re-noised copies of the last step (DRaFT-LV)."""
+    """With gradient_steps 1: average over this many re-noised copies of the last step (DRaFT-LV)."""
     random_last_step: bool = False
     """ReFL: predict the picture from a random late step instead of finishing the sampling."""
     reward_loss: Literal["linear", "hinge"] = "linear"

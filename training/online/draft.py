@@ -87,7 +87,7 @@ class DRaFTMethod:
             conditions = self.policy.conditions(batch.prompts, inpaint)
             x0, distance = self.draw(batch, conditions)
             images = adapter.decode(x0) / 2 + 0.5
-            # Outside [0, 1] the gradient goes on: clamping would leave overshooting pixels without a way back.
+            # Outside [0, 1] the gradient continues: after clamping, overshooting pixels would have no way back.
             images = images + (images.clamp(0, 1) - images).detach()
         holes, prompts = batch.holes, batch.prompts * (len(x0) // len(batch.prompts))
         if holes is not None:

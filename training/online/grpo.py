@@ -55,7 +55,7 @@ class StepRecorder:
         path: the noising process.
         levels: at every step and after the last (steps + 1,).
         etas: of every step.
-        dtype: latents are rounded to it before the sampler goes on, so that what is stored is what was drawn.
+        dtype: latents are rounded to it before the sampler continues, so that what is stored is what was drawn.
         masked: log-probabilities count the hole only.
     """
 

@@ -273,7 +273,7 @@ class RolloutEngine:
         return Rollout(prompts, drawn.latents, reward, self.advantages(reward), trust, groups, inpaint)
 
     def first_task(self, number: int) -> int:
-        """Position in the stream of tasks where this process' share of a rollout starts."""
+        """Position in the stream of tasks where this process's share of a rollout starts."""
         share = number * self.accelerator.num_processes + self.accelerator.process_index
         return share * self.config.prompts_per_rollout
 
@@ -305,7 +305,7 @@ class RolloutEngine:
         return reward, torch.cat(weights) if weights else torch.ones_like(reward)
 
     def advantages(self, reward: Tensor) -> Tensor:
-        """Of this process' pictures (N,); the spread of a batch is that of all processes' pictures."""
+        """Of this process's pictures (N,); the spread of a batch is that of all processes' pictures."""
         config, accelerator = self.config, self.accelerator
         if accelerator.num_processes > 1:
             reward = accelerator.gather(reward.to(accelerator.device)).cpu()

@@ -24,8 +24,8 @@ class ErrorMemory:
     """A table of errors (pairs, D, 2) float32 that is NaN where nothing is known, and its file.
 
     The file's name is a hash of ``facts``, everything that the errors depend on: other settings have another file, and
-    runs that share all facts (say, with other losses or learning rates) share the file. A damaged file is passed over
-    with a warning, as if nothing were known, and written anew.
+    runs that share all facts (say, with other losses or learning rates) share the file. A damaged file is skipped with
+    a warning, as if nothing were known, and written again.
 
     Args:
         folder: where the file is, or will be.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def build_pair_source(
     config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1
 ) -> BatchSource[PairBatch]:
-    """The pairs of ``config.dataset`` as an endless loader of this process' share."""
+    """The pairs of ``config.dataset`` as an endless loader of this process's share."""
     transform = build_transform(config, adapter)
     options: dict[str, Any] = {
         "seed": config.seed,

@@ -78,10 +78,10 @@ class PairByPair:
     """One forward pass for each pair: for fixed draws, whose errors can be remembered.
 
     The last bits of a forward pass depend on its batch size. A pair on its own meets the same shapes whatever batch,
-    process or run it is visited in, so that an error remembered is the error computed anew, to the bit.
+    process or run it is visited in, so a remembered error equals a recomputed one, to the bit.
 
     Args:
-        memory: None computes every error anew.
+        memory: None computes every error again.
     """
 
     def __init__(self, adapter: Adapter, memory: ErrorMemory | None = None) -> None:

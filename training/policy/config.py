@@ -47,7 +47,7 @@ class ValidationData:
 
 @dataclass(frozen=True)
 class VAEJob:
-    """What a training step asks of the VAE: to code so many pictures, of which the decoded ones may keep a graph."""
+    """What a training step needs from the VAE: to code this many pictures; decoded ones may keep a graph."""
 
     kind: Literal["encode", "decode", "decode_with_graph"]
     pictures: int

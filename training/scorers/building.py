@@ -1,4 +1,4 @@
-"""Fresh scorers to train, and trained ones to go on from."""
+"""Fresh scorers to train, and trained ones to continue."""
 
 from __future__ import annotations
 

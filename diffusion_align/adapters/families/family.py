@@ -1,4 +1,4 @@
-"""What differs between model families. Nobody outside asks a family for its name: it is asked for what is needed."""
+"""What differs between model families. Other rooms ask a family for what they need, never for its name."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Family(Protocol):
     """Everything that differs between pipelines: prompts, guidance, the network's call, its parts and their names.
 
     Attributes:
-        name: how people call it.
+        name: for messages.
         guidance: "cfg" combines two predictions, "embedded" gives the network the scale, "none" takes no scale.
         pipelines: diffusers' pipeline classes, by the name that says what a single file holds.
         network_name: the denoiser's attribute in a pipeline, and its folder.
         text_encoder_names: attributes of the text encoders.
-        lora_targets: module names that get a LoRA unless others are asked for.
+        lora_targets: names of the modules that get a LoRA by default.
         blocks: class names of the modules whose activations recomputation frees one at a time.
         conditioning_fields: fields of the denoiser's config that ask for further inputs, with the values understood.
         vae_overflows: whether its VAEs leave the range of half precision, unless their config says
@@ -58,7 +58,7 @@ class Family(Protocol):
         """Whether this family drives a pipeline.
 
         Args:
-            parts: its components by name, None where one is missing; values of a model_index.json will do.
+            parts: its components by name, None where one is missing; values of a model_index.json also work.
             network_config: of its denoiser.
         """
 
@@ -69,7 +69,7 @@ class Family(Protocol):
         """The unconditional embedding that the pipeline itself uses for guidance, batch of 1."""
 
     def size_ids(self, sizes: Tensor) -> Tensor | None:
-        """What the network is told of sizes and crops (B, 6) float32; None where it is told nothing."""
+        """The network's inputs for sizes and crops, (B, 6) float32; None where it has none."""
 
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         """The network's raw output (B, C, h, w) in its own dtype."""

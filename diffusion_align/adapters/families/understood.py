@@ -1,6 +1,6 @@
 """Which fields of a pipeline's configs are understood; any other that is set is refused by name.
 
-A config field that nobody reads can change the mathematics in silence: a guidance embedding, statistics of the latents,
+A config field that nobody reads can silently change the mathematics: a guidance embedding, statistics of the latents,
 another noise schedule. So what is known is listed, and the rest must have its default.
 """
 
@@ -49,7 +49,7 @@ VAE = frozenset(
 
 
 def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]]) -> None:
-    """Refuse what would change the mathematics without being heard of.
+    """Refuse config fields that would silently change the mathematics.
 
     Args:
         conditioning: fields of the denoiser's config that ask for further inputs, and the values that the family knows.

@@ -18,7 +18,7 @@ from diffusion_align.shipped import SHIPPED_EVALUATORS, shipped_path
 
 from .evaluator_kinds import KINDS
 
-#: What "value" knows of a scale: so many powers of its logarithm.
+#: Powers of a scale's logarithm that "value" gets as features.
 SCALE_FEATURES = 3
 
 #: Tokens, from the first word on, that say which scale suits a prompt: what is asked for, and how many.
@@ -118,7 +118,7 @@ class LatentEvaluator(nn.Module):
 
     "alignment" is the scaled cosine of the two towers (CLIP on noisy latents); "fidelity" the log-odds of a real
     against a generated picture; "preference" a Bradley-Terry score; "task" the regression of another scorer; "value" a
-    Bradley-Terry score of what a run becomes that goes on with a given guidance scale.
+    Bradley-Terry score of the end of a run that continues with a given guidance scale.
     ``mean`` and ``std`` (kinds, BINS) hold each score's statistics per bin of log-SNR.
     """
 
@@ -168,7 +168,7 @@ class LatentEvaluator(nn.Module):
         return {kind: score.float() for kind, score in scores.items()}
 
     def suits(self, leading: Tensor, scale: Tensor) -> Tensor:
-        """What of the value (B,) is the scale's: how well it suits a prompt with these leading tokens (B, L)."""
+        """The part of the value (B,) that depends on the scale: how well it suits prompts with these leading tokens."""
         assert self.scale_value is not None
         weights: Tensor = self.scale_value(leading)
         return (weights * scale_features(scale).to(weights)).sum(dim=-1)
@@ -187,7 +187,7 @@ class LatentEvaluator(nn.Module):
 
     def scores(self, x: Tensor, log_snr: Tensor, cond: Conditioning, scale: Tensor) -> dict[str, Tensor]:
         """Standardised scores (B,) by kind of latents (B, C, h, w) at ``log_snr`` (B,) for their prompts, if the run
-        goes on with the guidance ``scale`` (B,)."""
+        continues with the guidance ``scale`` (B,)."""
         picture, prompt = self(x, log_snr, cond)
         return self.standardised(self.raw(picture, prompt, scale), log_snr)
 
@@ -196,9 +196,9 @@ class LatentEvaluator(nn.Module):
         return (self.text(cond),)
 
     def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
-        """``scores`` for prompts that were ``read`` before, but of the value the scale's part alone.
+        """``scores`` for prompts that were ``read`` before; of the value only the part that depends on the scale.
 
-        Candidates' pictures differ by less than what their own part errs by.
+        The candidates' pictures differ by less than the error of their own part.
         """
         # The tower is most of the work, and of "value" alone nothing asks it.
         scores = {} if self.kinds == ("value",) else self.raw(self.picture(x, log_snr), read[0], scale)

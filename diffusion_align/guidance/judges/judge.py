@@ -1,4 +1,4 @@
-"""The door through which dynamic guidance finds what judges latents: own evaluators and published ones."""
+"""The judges of latents for dynamic guidance, by name: evaluators trained here and published ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .evaluator import load_evaluator
 
 
 class LatentJudge(Protocol):
-    """What dynamic guidance asks of a judge.
+    """What dynamic guidance needs from a judge.
 
     Attributes:
         kinds: what it judges.
@@ -35,7 +35,7 @@ class LatentJudge(Protocol):
         """Raises ``ValueError``: it was made for other latents (B, C, h, w) or prompt embeddings."""
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """What it needs of the prompts (B), tensors (B, ...); asked once a run."""
+        """What it needs from the prompts (B), tensors (B, ...); called once a run."""
 
     def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         """Scores (B,) by kind, higher is better, of latents (B, C, h, w) at ``log_snr`` (B,), to which the guidance

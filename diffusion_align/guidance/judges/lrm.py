@@ -136,7 +136,7 @@ def load_lrm(path: str | Path | None = None) -> LatentRewardModel:
     Its tokenizers are those in tokenizer/ and tokenizer_2/ if they are there, else SDXL's from the hub.
 
     Raises:
-        FileNotFoundError: a file is missing, or a tokenizer cannot be had.
+        FileNotFoundError: a file is missing, or a tokenizer cannot be found.
         ValueError: weights that do not fit.
     """
     folder = Path(path or "lrm")

@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rejudged", type=int, default=0, help="training pairs per prompt judged for near misses of it"
     )
-    parser.add_argument("--near-misses", type=int, default=0, help="the same, so many near misses with all pairs each")
+    parser.add_argument("--near-misses", type=int, default=0, help="the same, for this many near misses, all pairs")
     parser.add_argument("--votes", type=int, default=1, help="users asked about each training pair")
     parser.add_argument("--mirrored", action="store_true", help="mirror half of the training prompts and pictures")
     parser.add_argument("--marks", action="store_true", help="users also mark the words that pictures do not show")

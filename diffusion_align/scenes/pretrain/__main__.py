@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="training budget")
     parser.add_argument("--images", type=int, default=48_000, help="size of the corpus (stage data)")
     parser.add_argument("--name", default="reader", help="folder of the trained reader in --work")
-    parser.add_argument("--scorer", help="go on from this vp-score's tower (reader)")
+    parser.add_argument("--scorer", help="continue from this vp-score's tower (reader)")
     parser.add_argument(
         "--pictures", type=Path, nargs="+", default=(), help="look at judged folders' pictures (reader)"
     )
@@ -41,7 +41,7 @@ def main() -> None:
     corpus = load_corpus(args.work / "corpus")
 
     def base(name: str) -> Path:
-        """The pipeline to go on from: the one trained here, or the shipped one."""
+        """The pipeline to continue from: the one trained here, or the shipped one."""
         return args.out / name if (args.out / name).is_dir() else shipped_path(name)
 
     if args.stage == "vae":

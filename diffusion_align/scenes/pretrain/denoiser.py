@@ -109,7 +109,7 @@ def train_denoiser(
     """Epsilon-prediction MSE, min-SNR weighted (gamma 5, 2303.09556; at least 0.15), with 10% caption dropout.
 
     Returns the exponential average (0.999) of the weights. A ``checkpoint`` left by an earlier run is the start of this
-    one (its weights; the learning rate warms up and decays anew).
+    one (its weights; the learning rate warms up and decays again).
 
     ``empty_ids`` (L,) are the tokens of "" for pipelines that encode the null prompt (SD); None zeroes the embeddings
     as SDXL's ``force_zeros_for_empty_prompt`` does.

@@ -83,9 +83,9 @@ class Questions:
     """What users are asked about each prompt's pictures besides every pair for the prompt itself.
 
     Attributes:
-        rejudged: so many pairs for other prompts, near misses of their own: more verdicts on prompt-following from the
-            same pictures.
-        near_misses: so many other prompts, for each of which every pair is judged.
+        rejudged: number of pairs for other prompts, near misses of their own: more verdicts on prompt-following from
+            the same pictures.
+        near_misses: number of other prompts for which every pair is judged, too.
         votes: users asked about each pair; labels are the mean of their verdicts.
         mirrored: show half of the prompts' pictures mirrored, left and right exchanged in the prompts too.
         marks: let users mark the words that a picture does not show.
