@@ -57,11 +57,11 @@ class ToyMethod:
 
     def loss(self, batch):
         noisy = RenoisedBatch(self.adapter, batch, self.config.min_timestep)
-        conditions = self.policy.conditions(batch.prompts, noisy.inpaint)
+        conditions = self.policy.conditions(batch.rollout.prompts, noisy.inpaint)
         output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
         weights = (batch.rollout.advantage / self.config.temperature).exp()
         loss = (weights * mse_per_sample(output, noisy.target)).mean()
-        return loss, {"loss": loss.detach(), "reward": batch.reward.mean()}
+        return loss, {"loss": loss.detach(), "reward": batch.rollout.reward.mean()}
 
     def state_dict(self):
         return {**self.stream.state_dict(self.accelerator), **self.engine.state_dict()}
