@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
 
-from .pages import NOTEBOOKS
+from tests.documents.pages import NOTEBOOKS
 
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "shrink.py"
 

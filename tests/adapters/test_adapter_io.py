@@ -70,7 +70,7 @@ def test_saved_weights_load_back(full: bool, sdxl_folder: Path, tmp_path: Path) 
 
 
 def test_weights_of_another_architecture_are_refused(sdxl_folder: Path, sd_folder: Path) -> None:
-    with pytest.raises(ValueError, match="does not fit this UNet"):
+    with pytest.raises(ValueError, match="does not fit this model"):
         load_adapter(sdxl_folder).load_weights(sd_folder / "unet")
 
 
