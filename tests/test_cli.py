@@ -177,6 +177,6 @@ def test_generate_repaints_a_hole_and_nothing_else(tmp_path: Path, capsys: pytes
         assert (drawn[mask > 0] != picture[mask > 0]).mean() > 0.9
     assert len(files) == 2
     assert "needs --image and --mask" in fails(capsys, *common, "--model", "scenes-inpaint")
-    assert "scenes-sdxl is none" in fails(capsys, *common, *given)
+    assert "scenes-sdxl is not one" in fails(capsys, *common, *given)
     Image.fromarray(mask[:32]).save(tmp_path / "mask.png")
     assert "(64, 32)" in fails(capsys, *common, "--model", "scenes-inpaint", *given)

@@ -141,7 +141,7 @@ def load_hole(adapter: Adapter, options: GenerateOptions) -> Holes | None:
         raise ValueError(
             f"{options.model} is an inpainting model: generate needs --image and --mask"
             if adapter.is_inpainting
-            else f"--image and --mask are for inpainting models, {options.model} is none"
+            else f"--image and --mask are for inpainting models, {options.model} is not one"
         )
     if options.image is None or options.mask is None:
         return None

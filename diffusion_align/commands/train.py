@@ -72,7 +72,7 @@ def run(config: RunConfig) -> int:
 
     result = train(config)
     if result.stopped is not None:
-        print(f"stopped by {result.stopped} after step {result.step}; go on with --resume-from-checkpoint latest")
+        print(f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest")
         return 130
     if result.weights is not None:  # only the first of several processes writes them
         print(f"trained {result.step} steps: {result.weights}")

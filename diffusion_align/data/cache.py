@@ -138,7 +138,7 @@ class CachedPairs:
         if expected is not None and record["fingerprint"] != expected:
             raise CacheError(
                 f"cache {self.folder} was made with another model or other resolution, flip or bucket settings: "
-                "make it anew in another folder"
+                "build it again in another folder"
             )
         self.pairs: list[dict[str, Any]] = record["pairs"]
         self.captions: list[str] = record["captions"]

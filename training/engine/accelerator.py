@@ -24,7 +24,7 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
     elif existing and config.resume_from_checkpoint is None:
         raise CheckpointError(
             f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "
-            "--resume-from-checkpoint latest to go on with it, --overwrite-output-dir to start anew, "
+            "--resume-from-checkpoint latest to continue it, --overwrite-output-dir to start again, "
             "or another --output-dir"
         )
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
         try:
             verify(checkpoint)
         except CheckpointError as error:
-            passed.append(f"passed over torn checkpoint: {error}")
+            passed.append(f"skipped torn checkpoint: {error}")
         else:
             return checkpoint, passed
     detail = "; ".join(passed) or "expected folders named checkpoint-STEP"

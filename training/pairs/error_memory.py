@@ -89,11 +89,11 @@ class ErrorMemory:
             with safe_open(str(self.path), framework="pt") as file:
                 table, notes = file.get_tensor("errors").clone(), file.metadata()  # not a map of the file
         except (OSError, SafetensorError) as error:
-            warnings.warn(f"{self.path} is passed over, its errors are computed anew: {error}", stacklevel=2)
+            warnings.warn(f"{self.path} is skipped, its errors are computed again: {error}", stacklevel=2)
             return empty
         if notes != self._notes(table) or table.shape != self.shape:
             warnings.warn(
-                f"{self.path} is passed over, its errors are computed anew: its checksum or settings do not match",
+                f"{self.path} is skipped, its errors are computed again: its checksum or settings do not match",
                 stacklevel=2,
             )
             return empty

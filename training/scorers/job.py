@@ -58,7 +58,7 @@ def reward_job(config: RewardConfig, accelerator: Accelerator, adapter: None = N
         pairs = loader(ComparisonExamples(judgements, learner.preprocess), collate_comparisons)
         contrastive = isinstance(learner, OpenClipScorer)
         if contrastive and accelerator.num_processes > 1:
-            raise ValueError("scorer = clip: trained in one process, whose batch is what captions are told from")
+            raise ValueError("scorer = clip: train it in one process, because captions are compared within a batch")
         loss = ContrastiveMethod if contrastive else RewardMethod
         method = loss(config, trained, judgements.aspects, pairs, accelerator)
     if config.validation_split is None or not config.eval_steps:

@@ -239,11 +239,11 @@ def test_a_damaged_file_is_passed_over_and_written_anew(
     damage: Callable[[Path], Any], saved: ErrorMemory, tmp_path: Path
 ) -> None:
     damage(saved.path)
-    with pytest.warns(UserWarning, match=rf"{saved.path.name} is passed over, its errors are computed anew"):
+    with pytest.warns(UserWarning, match=rf"{saved.path.name} is skipped, its errors are computed again"):
         again = memory(tmp_path)
     assert known(again) == []
     again.learn([5], torch.tensor([[5.0], [6.0]]))
-    with pytest.warns(UserWarning, match="is passed over"):
+    with pytest.warns(UserWarning, match="is skipped"):
         again.save()
     assert known(memory(tmp_path)) == [5]
 

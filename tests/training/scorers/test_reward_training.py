@@ -215,7 +215,7 @@ def test_two_processes_train_a_scorer(renders: Path, tmp_path: Path) -> None:
 
 def test_a_clip_is_trained_in_one_process(renders: Path, tmp_path: Path) -> None:
     two = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="clip: trained in one process"):
+    with pytest.raises(ValueError, match="clip: train it in one process"):
         reward_job(config(renders, tmp_path / "run", scorer="scenes-clip"), two)  # type: ignore[arg-type]
 
 
