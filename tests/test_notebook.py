@@ -16,7 +16,6 @@ from PIL import Image
 
 from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
-
 from tests.documents.pages import NOTEBOOKS
 
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "shrink.py"
