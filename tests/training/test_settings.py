@@ -175,3 +175,9 @@ def test_a_rollout_has_items_for_every_kept_picture(method: str, values: dict[st
     config = config_class(method)(**values)
     assert isinstance(config, RolloutConfig)
     assert config.items_per_rollout() == items
+
+
+def test_the_settings_of_every_method_are_still_a_public_name() -> None:
+    from diffusion_align.training import CONFIGS
+
+    assert {name: config.method for name, config in CONFIGS.items()} == {name: name for name in METHODS}
