@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
-from diffusion_align.devices import DTYPES, pick_device
+from diffusion_align.devices import pick_device
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.sampler import generate, to_uint8
 
+from .opening import open_model
 from .options import AnnotateOptions
 
 
@@ -36,16 +37,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     scorers = load_annotators(options)
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
-    dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    adapter = load_adapter(
-        options.model,
-        dtype=dtype,
-        device=device,
-        vae_batch_size=options.vae_batch_size,
-        vae_tiling=options.vae_tiling,
-    )
-    if options.lora is not None:
-        adapter.load_weights(options.lora)
+    adapter = open_model(options.model, device, options.lora, options, options.dtype)
     out = Path(options.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     finished = read_finished(out / "rows.jsonl", options)

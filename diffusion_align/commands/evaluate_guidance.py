@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion_align.adapters import load_adapter
 from diffusion_align.data import load_prompts
-from diffusion_align.devices import DTYPES, pick_device
+from diffusion_align.devices import pick_device
 from diffusion_align.evaluation import Report
 from diffusion_align.evaluation.figures import curve_figure
 from diffusion_align.evaluation.guidance import GuidanceComparison, compare_guidance, sweep, usual_ways
@@ -18,6 +17,7 @@ from diffusion_align.guidance.judges.judge import load_judge
 from diffusion_align.rewards import load_scorer
 from diffusion_align.scenes.held_out import fresh_prompts
 
+from .opening import open_model
 from .options import EvaluateGuidanceOptions
 
 
@@ -34,15 +34,7 @@ def guidance_table(
     """
     test, validation = prompt_sets(options)
     device = pick_device(options.device)
-    adapter = load_adapter(
-        options.model,
-        dtype=DTYPES["fp16" if device.type == "cuda" else "fp32"],
-        device=device,
-        vae_batch_size=options.vae_batch_size,
-        vae_tiling=options.vae_tiling,
-    )
-    if options.lora is not None:
-        adapter.load_weights(options.lora)
+    adapter = open_model(options.model, device, options.lora, options)
     judge = load_scorer(options.scorer).to(device)
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
     tried: dict[float, float] = {}

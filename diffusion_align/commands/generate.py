@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
 from diffusion_align.data.holes import Holes
 from diffusion_align.data.transforms import crop
-from diffusion_align.devices import DTYPES, pick_device
+from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
@@ -28,6 +28,7 @@ from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
+from .opening import open_model
 from .options import GenerateOptions
 
 SCHEDULERS: Mapping[str, str] = MappingProxyType(
@@ -175,17 +176,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         raise ValueError(f"--search {options.search} needs --scorer")
     guider = build_guider(options)
     device = pick_device(options.device)
-    dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    adapter = load_adapter(
-        options.model,
-        dtype=dtype,
-        device=device,
-        config=options.model_config,
-        vae_batch_size=options.vae_batch_size,
-        vae_tiling=options.vae_tiling,
-    )
-    if options.lora is not None:
-        adapter.load_weights(options.lora)
+    adapter = open_model(options.model, device, options.lora, options, options.dtype, options.model_config)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
