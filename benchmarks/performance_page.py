@@ -102,11 +102,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The result, or None where there is none.
 
     Raises:
-        ValueError: it is of a small run, whose figures are no results.
+        ValueError: it is of a small run or a rehearsal, whose figures are no results.
     """
     if not path.is_file():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
-    if not record["true_size"]:
-        raise ValueError(f"{path}: made by a --small run; expected one of a GPU")
+    if not record["result"]:
+        raise ValueError(f"{path}: made by a --small or --rehearse run; expected a whole one on a GPU")
     return record

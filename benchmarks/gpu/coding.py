@@ -16,7 +16,6 @@ from .workshop import Workshop
 def coded(job: str, chunk: int, dtype: torch.dtype | None, shop: Workshop) -> Finding:
     """Seconds per picture, and the peak beyond the weights."""
     adapter, count, side = shop.with_encoders(), shop.scale.vae_pictures, shop.scale.resolution
-    adapter.unet.to("cpu")  # room for large chunks
     kept = adapter.vae.dtype
     vae = adapter.vae.to(dtype or kept)
     small = side // adapter.vae_scale_factor
@@ -34,7 +33,6 @@ def coded(job: str, chunk: int, dtype: torch.dtype | None, shop: Workshop) -> Fi
         return Finding(figures | {"peak_gib": peak_of(shop, run)}, notes=() if shop.cuda else (NO_CUDA,))
     finally:
         vae.to(kept)
-        adapter.unet.to(shop.device)
 
 
 def rows(shop: Workshop) -> list[Row]:

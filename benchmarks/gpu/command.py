@@ -21,7 +21,7 @@ from ..harness import RESULTS, device_name
 from . import baselines, coding, compiling, guiding, machine, methods, product, step
 from .reference import start_helpers, stop_helpers
 from .rows import Row, RowRecord, Stage
-from .workshop import SMALL, TRUE, Workshop, write_json
+from .workshop import REHEARSAL, SMALL, TRUE, Workshop, write_json
 
 STAGES: tuple[Stage, ...] = (
     machine.STAGE,
@@ -40,31 +40,40 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--budget", type=float, default=480.0, help="seconds; what no longer fits is skipped")
     parser.add_argument("--out", type=Path, default=None, help="folder for gpu.json (benchmarks/results)")
     parser.add_argument("--small", action="store_true", help="every stage on scenes-sdxl, on any device, in a minute")
+    parser.add_argument("--rehearse", action="store_true", help="true size, but few steps: does everything run?")
+    parser.add_argument("--commit", default=git_commit(), help="of this checkout, where it has no git")
     parser.add_argument("--stages", nargs="*", default=None, choices=[stage.key for stage in STAGES])
     args = parser.parse_args(argv)
     if not args.small and not torch.cuda.is_available():
         parser.error("no GPU is here: SDXL at its true size needs one (--small runs on a CPU)")
-    if args.small and args.out is None:
-        parser.error("--small needs --out: its figures are no results")
+    if (args.small or args.rehearse) and args.out is None:
+        parser.error("--small and --rehearse need --out: their figures are no results")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        shop = Workshop(SMALL if args.small else TRUE, device, Path(folder))
+        scale = SMALL if args.small else REHEARSAL if args.rehearse else TRUE
+        shop = Workshop(scale, device, Path(folder))
         chosen = [stage for stage in STAGES if args.stages is None or stage.key in args.stages]
-        run_stages(chosen, shop, args.budget, (args.out or RESULTS) / "gpu.json")
+        run_stages(chosen, shop, args.budget, (args.out or RESULTS) / "gpu.json", args.commit)
 
 
 def run_stages(
-    stages: list[Stage], shop: Workshop, budget: float, out: Path, clock: Callable[[], float] = time.perf_counter
+    stages: list[Stage],
+    shop: Workshop,
+    budget: float,
+    out: Path,
+    commit: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Measure every row that fits ``budget`` seconds; ``out`` is whole after every stage."""
     started = clock()
     record: dict[str, Any] = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
-        "git_commit": git_commit(),
+        "git_commit": commit,
         "device": device_name(),
         "versions": versions(),
         "size": shop.scale.name,
         "true_size": shop.scale.true_size,
+        "result": shop.scale is TRUE,
         "budget": budget,
         "stages": {},
     }

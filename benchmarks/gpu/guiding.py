@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 
 from ..harness import time_interleaved
-from .measure import counted_waits
+from .measure import counted_waits, profiled
 from .rows import Finding, Goal, Row, Stage
 from .workshop import Workshop
 
@@ -51,14 +52,19 @@ def overhead(batch: int, shop: Workshop) -> Finding:
     rounds = 3 if shop.scale.true_size else 1
     seconds = {name: sorted(found)[len(found) // 2] for name, found in time_interleaved(variants, rounds).items()}
     waits: dict[str, int | None] = {}
+    spent: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
         found: list[str] = []
         with counted_waits(found):
             variant()
         waits[name] = len(found) if shop.cuda else None
+        with profiled(spent.setdefault(name, {})):
+            variant()
     more = seconds["dynamic"] / seconds["static"] - 1
     figures = {"steps": steps, "candidates": len(CANDIDATES), "evaluators": len(KINDS), "seconds": seconds}
     figures |= {"more_time": more, "host_waits": waits}
+    figures |= {f"{name}_busy_ms": cost["busy_ms"] for name, cost in spent.items()}
+    figures |= {f"{name}_kinds_ms": cost["kinds_ms"] for name, cost in spent.items()}
     goal = Goal.at_most("at most 5% more time", more if shop.cuda else None, 0.05)
     return Finding(figures, (goal,), () if shop.cuda else ("host waits are counted by CUDA alone",))
 

@@ -25,7 +25,7 @@ from diffusion_align.training.policy.memory import estimate_memory
 from ..sdxl import UNET
 from ..sdxl_memory import write_configs
 from .measure import operations_of
-from .workshop import TRUE, Scale, Workshop, write_json
+from .workshop import REHEARSAL, TRUE, Scale, Workshop, write_json
 
 CHECKPOINTING = ("none", "attention", "full")
 #: Seconds that a row waits for an answer that is still being worked on.
@@ -102,7 +102,7 @@ def start_helpers(shop: Workshop) -> None:
     folder.mkdir(parents=True)
     keys = ("losses-dpo", "losses-inpo", "operations", *(f"memory-{batch}" for batch in shop.scale.batches))
     for key in keys:
-        command = [sys.executable, "-m", "benchmarks.gpu.reference", key, str(folder)]
+        command = [sys.executable, "-m", "benchmarks.gpu.reference", key, shop.scale.name, str(folder)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
         with (folder / f"{key}.log").open("w") as log:
             shop.helpers[key] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -131,4 +131,6 @@ def answer(shop: Workshop, key: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write_json(Path(sys.argv[2]) / f"{sys.argv[1]}.json", find_out(sys.argv[1], TRUE, Path(sys.argv[2])))
+    wanted, size, where = sys.argv[1:]
+    found = find_out(wanted, {scale.name: scale for scale in (TRUE, REHEARSAL)}[size], Path(where))
+    write_json(Path(where) / f"{wanted}.json", found)

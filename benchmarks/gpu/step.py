@@ -83,12 +83,14 @@ def pair_method(adapter: Adapter, batch: PairBatch, config: Any, accelerator: An
     return PairMethod(config, adapter, Repeated(batch), noising, accelerator.autocast)
 
 
-def step_cost(shop: Workshop, config: TrainConfig, batch: PairBatch, steps: int | None = None) -> StepCost:
+def step_cost(
+    shop: Workshop, config: TrainConfig, batch: PairBatch, steps: int | None = None, look: bool = False
+) -> StepCost:
     """What the loop's step costs with the shared model as it is."""
     adapter = shop.adapter
     return loop_cost(
         shop, replace(config, per_device_train_batch_size=len(batch)), adapter, partial(pair_method, adapter, batch),
-        shop.scale.warmup, steps or shop.scale.steps,
+        shop.scale.warmup, steps or shop.scale.steps, look,
     )  # fmt: skip
 
 
@@ -114,6 +116,16 @@ def cached_step(batch: int, kind: str, shop: Workshop) -> Finding:
     return Finding(figures, goals, () if shop.cuda else (NO_CUDA,))
 
 
+def time_spent(batch: int, kind: str, shop: Workshop) -> Finding:
+    """Where the time of a step goes: milliseconds by kind of kernel."""
+    shop.checkpointing(kind).park_encoders()
+    shop.free()
+    cost = step_cost(shop, DPOConfig(), cached_batch(shop.adapter, shop.scale, batch), 1, look=True)
+    idle = max(0.0, 1 - cost.spent["busy_ms"] / 1000 / cost.seconds) if shop.cuda else None
+    figures = {"seconds_per_step": cost.seconds, "device_idle": idle, **cost.spent}
+    return Finding(figures, notes=() if shop.cuda else ("operators of the CPU instead of kernels",))
+
+
 def row_name(batch: int, kind: str) -> str:
     return f"batch {batch}, checkpointing {kind}"
 
@@ -123,10 +135,17 @@ def rows(shop: Workshop) -> list[Row]:
     largest = max(shop.scale.batches)
     order = sorted(shop.scale.batches, key=lambda batch: (batch != largest, -batch))
     seconds = dict(zip(CHECKPOINTING, (0.8, 0.9, 1.1), strict=True))
+    looked = min(4, largest)
     return [
-        Row(row_name(batch, kind), 3 + seconds[kind] * batch, partial(cached_step, batch, kind))
-        for batch in order
-        for kind in reversed(CHECKPOINTING)
+        *(
+            Row(row_name(batch, kind), 3 + seconds[kind] * batch, partial(cached_step, batch, kind))
+            for batch in order
+            for kind in reversed(CHECKPOINTING)
+        ),
+        *(
+            Row(f"profile, batch {looked}, checkpointing {kind}", 8, partial(time_spent, looked, kind))
+            for kind in ("none", "full")
+        ),
     ]
 
 

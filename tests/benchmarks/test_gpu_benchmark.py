@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import performance_page as page
 from benchmarks.gpu.command import STAGES, attempt, main, run_stages
+from benchmarks.gpu.measure import kind_of
 from benchmarks.gpu.rows import Finding, Goal, Row, Stage
 from benchmarks.gpu.workshop import SMALL, TRUE, Workshop
 
@@ -131,3 +132,16 @@ def test_a_small_run_is_no_result(tmp_path: Path, small: tuple[dict[str, Any], f
     (tmp_path / "gpu.json").write_text(json.dumps(small[0]))
     with pytest.raises(ValueError, match="--small"):
         page.read_record(tmp_path / "gpu.json")
+
+
+def test_kernels_are_told_apart_by_their_names() -> None:
+    names = {
+        "void flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop": "attention",
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64": "convolution",
+        "nvjet_tst_256x128_64x4_2x1_v_bz_coopA_TNT": "matmul",
+        "void at::native::RowwiseMomentsCUDAKernel<float>": "norm",
+        "Memcpy HtoD (Pinned -> Device)": "copy",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>": "elementwise",
+    }
+    assert {name: kind_of(name) for name in names} == names
