@@ -74,6 +74,8 @@ def write_configs(folder: Path) -> None:
     """SDXL's folder layout with configs only."""
     index = {
         "_class_name": "StableDiffusionXLPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     }

@@ -14,6 +14,7 @@ import torch
 from benchmarks import performance_page as page
 from benchmarks.gpu.command import STAGES, attempt, main, run_stages
 from benchmarks.gpu.measure import kind_of
+from benchmarks.gpu.reference import find_out
 from benchmarks.gpu.rows import Finding, Goal, Row, Stage
 from benchmarks.gpu.workshop import SMALL, TRUE, Workshop
 
@@ -132,6 +133,13 @@ def test_a_small_run_is_no_result(tmp_path: Path, small: tuple[dict[str, Any], f
     (tmp_path / "gpu.json").write_text(json.dumps(small[0]))
     with pytest.raises(ValueError, match="--small"):
         page.read_record(tmp_path / "gpu.json")
+
+
+@pytest.mark.slow
+def test_memory_of_the_true_size_is_estimated_without_weights(tmp_path: Path) -> None:
+    """What a GPU's measurements are compared with: an answer that fails would only be missed there."""
+    gib = find_out("memory-1", TRUE, tmp_path)
+    assert 5 < gib["full"] < gib["attention"] < gib["none"] < 80
 
 
 def test_kernels_are_told_apart_by_their_names() -> None:
