@@ -21,6 +21,7 @@ from diffusion_align.process import Prediction, VariancePreserving
 from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
 from .families import NetworkInputs, check_understood, find_family
+from .lora import quicken_lora
 from .policy_files import load_policy, save_lora, save_network
 
 
@@ -236,6 +237,7 @@ class Adapter:
             torch.manual_seed(seed)
             self.network.add_adapter(config)
         cast_training_params(self.network, dtype=torch.float32)
+        quicken_lora(self.network)
         self._lora_targets = tuple(targets)
         return self
 
