@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,19 @@ def fast_autocast(device: torch.device | str, enabled: bool = True) -> torch.aut
     """Autocast to bfloat16 where that is faster, a context without effect elsewhere."""
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled and computes_bf16(device))
+
+
+def autocast_dtype(device: torch.device | str) -> torch.dtype | None:
+    """The dtype that autocast computes in on ``device`` right now; None outside of it."""
+    kind = torch.device(device).type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # torch.compile (2.11) cannot trace is_autocast_available
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def no_autocast(device: torch.device | str) -> AbstractContextManager[Any]:
+    """Inside, every operation takes its operands as they are."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(torch.device(device).type, enabled=False)
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
 from torch import Tensor
 from torch.nn.functional import logsigmoid, mse_loss
 
@@ -130,6 +132,17 @@ def diffusers_step(shop: Workshop, adapter: Adapter, batch: PairBatch) -> Callab
     return step
 
 
+def scripts_model(shop: Workshop) -> Adapter:
+    """The run's model as the scripts make theirs: peft's own LoRA layers, checkpointing full; the shared one goes."""
+    shop.clear()
+    adapter = shop.new_adapter()
+    adapter.unet.add_adapter(LoraConfig(r=8, target_modules=list(adapter.family.lora_targets)))
+    cast_training_params(adapter.unet, dtype=torch.float32)
+    adapter.family.recompute(adapter.unet, attention_only=False)
+    adapter.unet.train()
+    return adapter.to(shop.device)
+
+
 def ours(shop: Workshop, quantity: str) -> dict[str, float]:
     """One figure of every row of the cached step that was measured, by the row's name."""
     names = [row_name(batch, kind) for batch in shop.scale.batches for kind in CHECKPOINTING]
@@ -139,7 +152,7 @@ def ours(shop: Workshop, quantity: str) -> dict[str, float]:
 
 def published(shop: Workshop) -> Finding:
     """Its way, with the same LoRA trained as ours, so that the ways alone differ."""
-    adapter = shop.with_encoders("full")
+    adapter = scripts_model(shop)
     reference = copy.deepcopy(adapter.unet)
     reference.unload_lora()
     reference.requires_grad_(False).eval()
@@ -162,14 +175,9 @@ def published(shop: Workshop) -> Finding:
 
 def research(shop: Workshop) -> Finding:
     """Its way at its own settings: checkpointing full, rank 8, eight pairs at once."""
-    adapter = shop.with_encoders("full")
-    kept = adapter.vae.dtype
+    adapter, pairs = scripts_model(shop), shop.scale.pairs
     adapter.vae.to(torch.float32)
-    try:
-        pairs = shop.scale.pairs
-        cost = plain_cost(shop, diffusers_step(shop, adapter, pixel_batch(adapter, shop.scale, pairs)), 1, 2)
-    finally:
-        adapter.vae.to(kept)
+    cost = plain_cost(shop, diffusers_step(shop, adapter, pixel_batch(adapter, shop.scale, pairs)), 1, 2)
     return Finding(cost.figures(pairs), notes=() if shop.cuda else (NO_CUDA,))
 
 

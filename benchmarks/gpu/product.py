@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,18 +35,20 @@ def settings(scale: Scale, folder: Path, precision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_steps(method: str, scale: Scale, folder: Path, precision: str) -> dict[str, list[float]]:
+def run_steps(
+    method: str, scale: Scale, folder: Path, precision: str, weights: Literal["fp32", "bf16"] = "fp32"
+) -> dict[str, list[float]]:
     """Loss and gradient norm of every step of a run through ``train``."""
-    common = settings(scale, folder, precision)
+    common = settings(scale, folder, precision) | {"weight_dtype": weights}
     config = DPOConfig(**common) if method == "dpo" else InPOConfig(inversion_steps=4, **common)
     lines = [line for line in train(config).history if "loss" in line]
     return {name: [line[name] for line in lines] for name in ("loss", "grad_norm")}
 
 
-def losses_agree(method: str, shop: Workshop) -> Finding:
-    """bf16 on the device against fp32 on the CPU, step by step."""
+def losses_agree(method: str, half: bool, shop: Workshop) -> Finding:
+    """bf16 on the device, its weights stored in it if ``half``, against fp32 on the CPU, step by step."""
     precision = "bf16" if shop.cuda else "no"
-    found = run_steps(method, shop.scale, shop.folder / method, precision)
+    found = run_steps(method, shop.scale, shop.folder / method, precision, "bf16" if half and shop.cuda else "fp32")
     expected = answer(shop, f"losses-{method}")
     apart = gradient = None
     if expected:
@@ -131,8 +134,10 @@ STAGE = Stage(
     "The product on the device",
     lambda shop: [
         Row("generate equals the pipeline", 5, pipeline_agrees),
-        Row("dpo", 12, lambda shop: losses_agree("dpo", shop)),
-        Row("inpo", 12, lambda shop: losses_agree("inpo", shop)),
+        Row("dpo", 12, partial(losses_agree, "dpo", False)),
+        Row("inpo", 8, partial(losses_agree, "inpo", False)),
+        Row("dpo, weights in bf16", 6, partial(losses_agree, "dpo", True)),
+        Row("inpo, weights in bf16", 6, partial(losses_agree, "inpo", True)),
         Row("grpo self-test", 6, self_test),
         Row("dynamic guidance", 4, guidance_chooses),
         Row("xformers", 5, lambda shop: variant_agrees(shop, "xformers", False), needs="xformers"),

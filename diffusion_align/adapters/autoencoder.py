@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_align.devices import autocast_dtype, no_autocast
+
 #: Pixels that are coded at once: 2 pictures of 1024 px, 8 of 512 px.
 CHUNK_PIXELS = 2 * 1024**2
 #: Most pictures at once: more small ones gain nothing on a GPU and leave the caches of a CPU.
@@ -105,10 +107,7 @@ class ChunkedVAE:
     def _own_precision(self) -> Iterator[None]:
         """Keep autocast away from what is in half precision already (its norms would take twice the memory), and fp16
         autocast from what overflows."""
-        device = self.vae.device.type
-        away = False
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            half = torch.get_autocast_dtype(device) == torch.float16
-            away = self.vae.dtype != torch.float32 or (half and self.needs_float32)
-        with torch.autocast(device, enabled=False) if away else nullcontext():
+        device = self.vae.device
+        overflows = self.needs_float32 and autocast_dtype(device) == torch.float16
+        with no_autocast(device) if self.vae.dtype != torch.float32 or overflows else nullcontext():
             yield

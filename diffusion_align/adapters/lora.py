@@ -9,6 +9,8 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from diffusion_align.devices import autocast_dtype, no_autocast
+
 
 class LowRankLinear(torch.autograd.Function):
     """y = x W^T + bias + scale (x A^T) B^T, with gradients for x, A and B; W and the bias are frozen."""
@@ -19,7 +21,7 @@ class LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         """x (..., in), W (out, in), bias (out,), A (r, in), B (out, r); all are multiplied in ``dtype``."""
         ctx.dtypes, ctx.scale = (x.dtype, a.dtype, b.dtype), scale
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             x, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
             low = linear(x, a)
             y = linear(x, weight, None if bias is None else bias.to(dtype))
@@ -53,10 +55,7 @@ class LoraLinear(Linear):
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if dtype != a.dtype and not torch.is_autocast_enabled(kind):
-            return super().forward(x)  # float32 matrices beside weights of half precision, and no autocast: as they are
+        dtype = autocast_dtype(x.device) or base.weight.dtype
         return LowRankLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name], dtype)
 
     def plain_adapter(self) -> str | None:

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
 from diffusion_align.adapters.families import Family, matching_family
+from diffusion_align.adapters.lora import quicken_lora
 from diffusion_align.devices import DTYPES
 from diffusion_align.evaluation.compare import SamplingSettings
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
@@ -110,6 +111,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
         if not config.full_finetuning:
             unet.requires_grad_(False)
             unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
+            quicken_lora(unet)
     shapes = [p.shape for p in unet.parameters() if p.requires_grad]
     trained = sum(shape.numel() for shape in shapes)
     autocast = None if config.mixed_precision == "no" else DTYPES[compute]
@@ -117,7 +119,8 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side = needs.resolution or unet.config.sample_size * factor
     rows = 2 * config.per_device_train_batch_size
-    with AutocastShapes(autocast):
+    own_precision = not config.full_finetuning and DTYPES[config.weight_dtype] == autocast  # as ``Adapter.predict``
+    with AutocastShapes(None if own_precision else autocast):
         kept = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)
     activations = needs.passes * kept
     stored = BYTES[config.weight_dtype]
