@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ HEAD = """# Performance on a GPU
 
 <!-- made by `python -m benchmarks performance-page`: do not edit -->
 """
+#: What a figure is called in a table's head.
+LABELS = {
+    "seconds_per_step": "s per step",
+    "pairs_per_second": "pairs per s",
+    "peak_gib": "peak GiB",
+    "estimated_gib": "estimated GiB",
+    "estimate_over_measured": "estimate / measured",
+    "share_of_peak": "share of matmul peak",
+    "share_without_recomputing": "counting no recomputation",
+    "our_speed_over_its": "our speed / its",
+    "our_memory_over_its": "our memory / its",
+    "seconds_per_picture": "s per picture",
+    "busy_ms": "device busy, ms",
+    "device_idle": "device idle",
+    "host_waits": "host waits per step",
+}
+#: Figures that are in the JSON alone, and endings of the names of such.
+UNSHOWN = ("loss", "side", "bytes")
+UNSHOWN_ENDINGS = ("waits_at", "longest_ms")
 HOW = """
 ## How to measure
 
@@ -44,40 +64,99 @@ def render(record: dict[str, Any] | None) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     parts = [
         HEAD,
-        f"{record['device']}; {record['size']}; {versions}; commit `{record['git_commit']}`.",
-        f"Made by `{record['command']}` in {record['seconds']:.0f} s.\n",
+        filled(f"{record['device']}; {record['size']}; {versions}; commit `{record['git_commit'][:12]}`."),
+        f"Made in {record['seconds']:.0f} s by",
+        f"`{record['command']}`.",
+        "Everything that was found is in [benchmarks/results/gpu.json](../benchmarks/results/gpu.json).\n",
         "## Goals\n",
         goals(record),
+        causes(record),
     ]
     for stage in record["stages"].values():
-        parts += [f"\n## {stage['title']}\n", table(stage["rows"])]
-    return "\n".join(parts) + HOW + stages
+        parts += [f"\n## {stage['title']}\n", tables(stage["rows"])]
+    return "\n".join(parts) + "\n" + HOW + stages
 
 
 def goals(record: dict[str, Any]) -> str:
-    """Every goal, its figure, and whether it was met."""
-    lines = ["| stage | row | goal | found | |", "|---|---|---|---|---|"]
+    """Every goal once: of rows that share it, how many met it, and the best of them."""
+    lines = ["| stage | goal | rows that met it | best | |", "|---|---|---|---|---|"]
     for stage in record["stages"].values():
+        judged: dict[str, list[tuple[dict[str, Any], str]]] = {}
         for row in stage["rows"]:
             for goal in row["goals"]:
-                found = "" if goal["value"] is None else shown(goal["value"])
-                lines.append(f"| {stage['title']} | {row['row']} | {goal['text']} | {found} | {verdict(goal)} |")
+                judged.setdefault(goal["text"], []).append((goal, row["row"]))
+        for text, found in judged.items():
+            met = [(goal, row) for goal, row in found if goal["met"]]
+            goal, row = best(met or found)
+            value = "" if goal["value"] is None else f"{shown(goal['value'])} ({row})"
+            lines.append(f"| {stage['title']} | {text} | {len(met)} of {len(found)} | {value} | {verdict(goal)} |")
     return "\n".join(lines) if len(lines) > 2 else "No row with a goal was measured."
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """A line for each row: its figures, or why there are none."""
-    lines = ["| row | found |", "|---|---|"]
+def best(found: list[tuple[dict[str, Any], str]]) -> tuple[dict[str, Any], str]:
+    """The row whose figure is furthest on the goal's good side; "within" and "at most" say that less is better."""
+    less = any(word in found[0][0]["text"] for word in ("within", "at most", "memory"))
+    return min(found, key=lambda each: (each[0]["value"] or 0.0) * (1 if less else -1))
+
+
+def causes(record: dict[str, Any]) -> str:
+    """Where the time of a step goes, if no row of it met its goal."""
+    rows = record["stages"].get("step", {"rows": []})["rows"]
+    goals = [goal for row in rows for goal in row["goals"] if "matmul" in goal["text"]]
+    looked = [row for row in rows if row["row"].startswith("profile") and row["figures"]]
+    if not looked or any(goal["met"] for goal in goals):
+        return ""
+    lines = ["\nHalf of the matmul peak was missed. Where the time of a step goes, measured kernel by kernel:\n"]
+    for row in looked:
+        figures = row["figures"]
+        total = 1000 * figures["seconds_per_step"]
+        kinds = {"the device waits for the host": total - figures["busy_ms"], **figures["kinds_ms"]}
+        told = ", ".join(f"{kind} {max(spent, 0) / total:.0%}" for kind, spent in kinds.items())
+        lines.append(filled(f"- {row['row'].removeprefix('profile, ')}: {told}."))
+    lines.append(
+        "\nWith small batches the host is what limits: it cannot start kernels as fast as the device runs them. With\n"
+        "large ones it is what is no product: activations, sums, norms. `compile` joins those; see the last table."
+    )
+    return "\n".join(lines)
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """A table for every set of rows with the same figures, and a line for what is skipped, failed or nested."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    lines: list[str] = []
     for row in rows:
         if row["skipped"] is not None:
-            told = f"skipped: {row['skipped']}"
+            lines.append(f"- {row['row']}: skipped, {row['skipped']}")
         elif row["error"] is not None:
-            told = f"failed: {row['error']['type']}: {row['error']['message'].splitlines()[0][:160]}"
+            error = row["error"]
+            lines.append(f"- {row['row']}: failed: {error['type']}: {error['message'].splitlines()[0][:160]}")
         else:
-            told = "; ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in row["figures"].items())
-            told += "".join(f" ({note})" for note in row["notes"])
-        lines.append(f"| {row['row']} | {told.replace('|', '/')} |")
-    return "\n".join(lines)
+            flat = [name for name, value in row["figures"].items() if not isinstance(value, dict | list)]
+            groups.setdefault(tuple(name for name in flat if name not in UNSHOWN), []).append(row)
+            nested = {
+                name: value
+                for name, value in row["figures"].items()
+                if isinstance(value, dict) and value and not name.endswith(UNSHOWN_ENDINGS)
+            }
+            told = [f"- {row['row']}, {name.replace('_', ' ')}: {shown(value)}" for name, value in nested.items()]
+            lines += map(filled, [*told, *(f"- {row['row']}: {note}" for note in row["notes"])])
+    parts = ["\n".join(table(names, group)) for names, group in groups.items()]
+    return "\n\n".join(part for part in (*parts, "\n".join(lines)) if part)
+
+
+def table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> list[str]:
+    """Rows with the same figures."""
+    heads = [LABELS.get(name, name.replace("_", " ")) for name in names]
+    lines = [f"| {' | '.join(['', *heads])} |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        values = [shown(row["figures"][name]).replace("|", "/") for name in names]
+        lines.append(f"| {' | '.join([row['row'], *values])} |")
+    return lines
+
+
+def filled(text: str) -> str:
+    """One paragraph or list item in lines of at most 110 columns."""
+    return textwrap.fill(text, 110, subsequent_indent="  " * text.startswith("- "), break_on_hyphens=False)
 
 
 def shown(value: Any) -> str:
@@ -85,7 +164,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {shown(part)}" for name, part in value.items()) or "-"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.3g}"
     return "-" if value is None else str(value)
 
 

@@ -38,7 +38,7 @@ class WatchedScorer:
     """Scores with a time limit and a check of the result.
 
     Args:
-        timeout: seconds for one batch.
+        timeout: seconds for one batch; 0 sets no limit and scores in the caller's own thread, as a debugger needs it.
         folder: where the batch goes that a scorer fails on.
     """
 
@@ -65,10 +65,13 @@ class WatchedScorer:
             except Exception as error:
                 found.append(error)
 
-        # A daemon: a scorer that hangs must not keep the process alive.
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        worker.join(self.timeout)
+        if self.timeout:
+            # A daemon: a scorer that hangs must not keep the process alive.
+            worker = threading.Thread(target=work, daemon=True)
+            worker.start()
+            worker.join(self.timeout)
+        else:
+            work()
         if not found:
             self._fail(f"gave no answer within {self.timeout:g} s (scorer_timeout)", images, prompts)
         output = found[0]

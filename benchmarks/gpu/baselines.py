@@ -201,9 +201,9 @@ STAGE = Stage(
     "baselines",
     "The public scripts' ways beside ours",
     lambda shop: [
-        Row("published script", 20, published),
-        Row("diffusers' script", 20, research),
-        Row("ours at its settings, cached", 8, partial(against_research, True)),
+        Row("published script", 37, published),
+        Row("diffusers' script", 15, research),
+        Row("ours at its settings, cached", 10, partial(against_research, True)),
         Row("ours at its settings, uncached", 12, partial(against_research, False)),
     ],
 )

@@ -79,8 +79,8 @@ STAGE = Stage(
     "compiling",
     "What can be switched on",
     lambda shop: [
-        Row("channels_last", 18, channels_last),
-        Row("fused optimiser", 12, fused_optimizer),
-        Row("torch.compile", 75, compiled),
+        Row("channels_last", 12, channels_last),
+        Row("fused optimiser", 3, fused_optimizer),
+        Row("torch.compile", 44, compiled),
     ],
 )

@@ -72,7 +72,7 @@ STAGE = Stage(
     "guidance",
     "Dynamic guidance beside static guidance",
     lambda shop: [
-        Row("batch 1", 18, partial(overhead, 1)),
-        Row("batch 4", 50, partial(overhead, 4 if shop.scale.true_size else 2)),
+        Row("batch 1", 60, partial(overhead, 1)),
+        Row("batch 4", 62, partial(overhead, 4 if shop.scale.true_size else 2)),
     ],
 )

@@ -63,5 +63,5 @@ def copy(shop: Workshop) -> Finding:
 STAGE = Stage(
     "device",
     "The device",
-    lambda shop: [Row("description", 1, describe), Row("matmul", 6, matmul), Row("copy", 3, copy)],
+    lambda shop: [Row("description", 1, describe), Row("matmul", 2, matmul), Row("copy", 2, copy)],
 )

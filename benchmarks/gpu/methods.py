@@ -105,9 +105,9 @@ STAGE = Stage(
     "methods",
     "Other methods",
     lambda shop: [
-        Row("inpo", 8, inpo),
-        Row("grpo", 22, grpo),
-        Row("all weights, adafactor", 20, partial(full, "adafactor")),
+        Row("inpo", 10, inpo),
+        Row("grpo", 13, grpo),
+        Row("all weights, adafactor", 9, partial(full, "adafactor")),
         Row("all weights, adamw_8bit", 20, partial(full, "adamw_8bit"), needs="bitsandbytes"),
     ],
 )

@@ -141,6 +141,6 @@ STAGE = Stage(
         Row("grpo self-test", 6, self_test),
         Row("dynamic guidance", 4, guidance_chooses),
         Row("xformers", 5, lambda shop: variant_agrees(shop, "xformers", False), needs="xformers"),
-        Row("torch.compile", 30, lambda shop: variant_agrees(shop, "sdpa", True)),
+        Row("torch.compile", 15, lambda shop: variant_agrees(shop, "sdpa", True)),
     ],
 )

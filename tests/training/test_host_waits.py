@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +14,11 @@ from accelerate import PartialState
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import load_adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator
 from diffusion_align.rewards import Ensemble, RewardOutput, RewardScorer
-from diffusion_align.rewards import watched as scoring
 from diffusion_align.sampling.sampler import sample
-from diffusion_align.training.engine import loop
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.guard import FiniteGuard
@@ -58,34 +56,36 @@ class FusedSGD(torch.optim.SGD):
         super().step(closure)
 
 
-class Inline:
-    """A thread that runs in this one: a dispatch mode sees its own thread only."""
+class Enough(Exception):
+    """The loop is left before it writes weights that have no values."""
 
-    def __init__(self, target: Any, daemon: bool) -> None:
-        self.start = target
 
-    def join(self, timeout: float) -> None:
-        """It has run already."""
+class Short:
+    """A method whose batches end after ``steps``."""
+
+    def __init__(self, method: Any, steps: int) -> None:
+        self.method, self.steps, self.loss = method, steps, method.loss
+
+    def batches(self) -> Iterator[Any]:
+        yield from islice(self.method.batches(), self.steps)
+        raise Enough
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs are on ``meta``, whose weights cannot be saved."""
-    monkeypatch.setattr(loop, "collect_state", lambda *_: None)
-    monkeypatch.setattr(loop, "save_checkpoint", lambda *_: None)
-    monkeypatch.setattr(loop, "build_optimizer", lambda config, parameters: FusedSGD(parameters))
-    monkeypatch.setattr(Adapter, "save", lambda self, folder: folder)
-    monkeypatch.setattr(scoring, "threading", SimpleNamespace(Thread=Inline))
+def device() -> Iterator[None]:
+    """Runs are on ``meta``."""
     yield
     PartialState._reset_state()
 
 
 def waits(config: RunConfig, model: Path) -> list[str]:
     """Where a run of ``config`` waited."""
+    config, steps = replace(config, max_steps=1000, save_steps=1000), config.max_steps
+    if hasattr(config, "scorer_timeout"):
+        config = replace(config, scorer_timeout=0)  # no thread of its own: a dispatch mode sees its own thread only
     accelerator = build_accelerator(config)
     PartialState._shared_state["device"] = accelerator.state.device = torch.device("meta")
-    adapter = load_adapter(model)
-    real = load_adapter(model)
+    adapter, real = load_adapter(model), load_adapter(model)
     opened = source.open_or_build_cache
     with pytest.MonkeyPatch.context() as patch:  # a cache is made, and its mark compared, with weights that have values
         patch.setattr(
@@ -95,8 +95,9 @@ def waits(config: RunConfig, model: Path) -> list[str]:
         reward = Brightness("meta" if isinstance(config, DRaFTConfig) else "cpu")
         job = build_job(config, accelerator, adapter.to("meta"), reward)
     adapter.unet.to("meta")  # peft makes LoRA weights on the CPU
-    with Traffic() as traffic:
-        run_loop(config, job.trained, job.method, accelerator)
+    optimizer, short = FusedSGD(list(job.trained.trainable_parameters().values())), Short(job.method, steps)
+    with Traffic() as traffic, pytest.raises(Enough):
+        run_loop(config, job.trained, short, accelerator, bare_optimizer=optimizer)  # type: ignore[arg-type]
     return traffic.waits
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -69,8 +70,13 @@ def run_loop(
     method: Method,
     accelerator: Accelerator,
     validate: Validate | None = None,
+    bare_optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
     """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
+
+    Args:
+        validate: gives the figures of a validation.
+        bare_optimizer: over ``trained``'s parameters, not prepared yet; None makes the one that ``config`` names.
 
     Raises:
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
@@ -80,7 +86,7 @@ def run_loop(
     """
     output_dir = Path(config.output_dir)
     parameters = list(trained.trainable_parameters().values())
-    optimizer = accelerator.prepare(build_optimizer(config, parameters))
+    optimizer = accelerator.prepare(bare_optimizer or build_optimizer(config, parameters))
     scheduler = get_scheduler(
         config.lr_scheduler_type,
         optimizer.optimizer,

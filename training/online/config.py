@@ -33,8 +33,8 @@ class OnlineConfig(TrainingData, TrainConfig):
     """Reward: names (docs/rewards.md) or folders of trained scorers; several make an ensemble."""
     ensemble: Literal["mean", "median", "min", "mean-std", "quantile"] = "mean"
     """How an ensemble's standardised members are merged."""
-    scorer_timeout: PositiveFloat = 600.0
-    """Seconds a batch's scores may take before the run stops."""
+    scorer_timeout: NonNegativeFloat = 600.0
+    """Seconds a batch's scores may take before the run stops; 0 sets no limit, for a debugger inside a scorer."""
     held_out_scorers: tuple[str, ...] = ()
     """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
     fall is over-optimised."""
