@@ -127,8 +127,11 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     frozen = 0 if config.full_finetuning else base * stored
     if not needs.cached or config.eval_steps:  # validation decodes pictures and encodes prompts
         frozen += texts * stored + _count(vae) * vae.dtype.itemsize
-    if compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute):
-        frozen += base * BYTES[compute]  # autocast keeps a second, cast copy of every weight
+    casts = compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute)
+    if casts and config.gradient_checkpointing != "full":
+        frozen += (
+            base * BYTES[compute]
+        )  # autograd keeps a second, cast copy of every weight, unless blocks make it anew
     return MemoryEstimate(
         frozen_weights=frozen,
         reference=base * stored if config.full_finetuning else 0,
