@@ -129,9 +129,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
         frozen += texts * stored + _count(vae) * vae.dtype.itemsize
     casts = compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute)
     if casts and config.gradient_checkpointing != "full":
-        frozen += (
-            base * BYTES[compute]
-        )  # autograd keeps a second, cast copy of every weight, unless blocks make it anew
+        frozen += base * BYTES[compute]  # autograd keeps a cast copy of every weight, unless blocks make it anew
     return MemoryEstimate(
         frozen_weights=frozen,
         reference=base * stored if config.full_finetuning else 0,
