@@ -23,7 +23,7 @@ class StepView:
     """One sampling step of a batch, as a guider sees it before it combines the predictions.
 
     Attributes:
-        step: number of the step, from 0; ``num_steps`` of them.
+        step: number of the step, from 0; ``num_steps`` of them, as many as were asked for.
         x_t: (B, C, h, w) float32, the variance-preserving latents that the denoiser is given.
         now, after: how much image and noise there is in the latents, before and after the step.
         cond: conditioning of the prompts (B).
@@ -31,6 +31,8 @@ class StepView:
         output: what the denoiser predicts.
         decode: latents (B, C, h, w) to pixels (B, 3, H, W), about [-1, 1].
         prompts: B.
+        again: whether this is a further call of the denoiser in the same step, as Heun's and PNDM's schedulers make
+            (``process.model_calls``); ``now`` is where the call is, ``after`` where the step ends.
     """
 
     step: int
@@ -43,6 +45,7 @@ class StepView:
     output: Output
     decode: Callable[[Tensor], Tensor]
     prompts: list[str]
+    again: bool = False
 
     def clean(self, output: Tensor) -> Tensor:
         """x0 of a denoiser output for ``x_t``; affine in the output."""
@@ -58,7 +61,8 @@ class StepGuidance(BaseGuidance, ABC):
     """A guider of the prompt's and the null prompt's predictions that is shown each step (``bind``) first.
 
     Works in :func:`diffusion_align.sampling.sampler.sample` and in diffusers' modular pipelines
-    (:mod:`diffusion_align.guidance.modular`).
+    (:mod:`diffusion_align.guidance.modular`). A step has one scale per image, chosen in its first call of the denoiser:
+    further calls, of second-order schedulers, only refine the same step.
 
     Attributes:
         scales: the scales of each step so far, (B,) each; emptied when a run starts.
@@ -78,7 +82,7 @@ class StepGuidance(BaseGuidance, ABC):
 
     def bind(self, view: StepView) -> None:
         """Show the guider the step; a run's first step makes it forget the run before."""
-        if view.step == 0:
+        if view.step == 0 and not view.again:
             self.reset()
         self.view = view
 
@@ -97,15 +101,21 @@ class StepGuidance(BaseGuidance, ABC):
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """pred_uncond + s (pred_cond - pred_uncond) (2207.12598), s per image."""
-        self.branches.append(1 if pred_uncond is None else 2)
+        if self.view is None or not self.view.again:
+            self.branches.append(1 if pred_uncond is None else 2)
+            self.scales.append(self._chosen(pred_cond, pred_uncond))
         if pred_uncond is None:
-            self.scales.append(pred_cond.new_ones(len(pred_cond)))
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
-        scale = send(self.scale(pred_cond, pred_uncond), pred_cond.device).to(pred_cond.dtype)
-        self.scales.append(scale)
+        scale = self.scales[-1]
         weight = scale.view(-1, *[1] * (pred_cond.ndim - 1))
         pred = pred_uncond + weight * (pred_cond - pred_uncond)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    def _chosen(self, pred_cond: Tensor, pred_uncond: Tensor | None) -> Tensor:
+        """The step's scales (B,), like the predictions; 1 where the null prompt is not asked."""
+        if pred_uncond is None:
+            return pred_cond.new_ones(len(pred_cond))
+        return send(self.scale(pred_cond, pred_uncond), pred_cond.device).to(pred_cond.dtype)
 
     @property
     def is_conditional(self) -> bool:
@@ -113,6 +123,8 @@ class StepGuidance(BaseGuidance, ABC):
 
     @property
     def num_conditions(self) -> int:
+        if self.view is not None and self.view.again:
+            return self.branches[-1]
         return 2 if self.wants_null() else 1
 
     @abstractmethod

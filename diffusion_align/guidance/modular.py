@@ -20,7 +20,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.adapters.autoencoder import ChunkedVAE
-from diffusion_align.process import Level, VariancePreserving
+from diffusion_align.process import Level, VariancePreserving, call_level, model_calls
 
 from .guider import StepGuidance, StepView
 
@@ -43,23 +43,25 @@ class BoundDenoiser(StableDiffusionXLLoopDenoiser):
         return super().__call__(components, block_state, i, t)
 
 
-def step_view(components: Any, block_state: Any, step: int) -> StepView:
-    """The step as our guiders see it, from the pipeline's state."""
-    path = VariancePreserving.from_scheduler(components.scheduler)
-    now, after = path.levels(components.scheduler).alpha_sq[step : step + 2].tolist()
+def step_view(components: Any, block_state: Any, place: int) -> StepView:
+    """The step of the pipeline's call ``place`` as our guiders see it, from its state."""
+    scheduler, steps = components.scheduler, block_state.num_inference_steps
+    path, call = VariancePreserving.from_scheduler(scheduler), model_calls(scheduler, steps)[place]
+    now, after = (Level.from_alpha_bar(s) for s in path.levels(scheduler, steps).alpha_sq[call.step :][:2].tolist())
     cond = Conditioning(block_state.prompt_embeds, getattr(block_state, "pooled_prompt_embeds", None))
 
     return StepView(
-        step,
-        len(block_state.timesteps),
+        call.step,
+        steps,
         block_state.scaled_latents.float(),
-        Level.from_alpha_bar(now),
-        Level.from_alpha_bar(after),
+        now if call.opens else call_level(scheduler, block_state.timesteps[place]),
+        after,
         cond,
         range(len(block_state.scaled_latents)),
         path.output,
         ChunkedVAE(components.vae, scale_factor=components.vae_scale_factor).decode,
         prompts_of(getattr(block_state, "prompt", None), len(block_state.scaled_latents)),
+        again=not call.opens,
     )
 
 

@@ -3,6 +3,7 @@
 No model and no I/O lives here; models and samplers ask a path (:mod:`.path`) and its levels (:mod:`.levels`).
 """
 
+from .calls import Call, call_level, model_calls, set_steps
 from .inversion import ddim_invert, invert
 from .levels import Level, log_snr
 from .outputs import OUTPUTS, Output, Prediction, PredictionType
@@ -11,6 +12,7 @@ from .steps import GaussianStep, average
 
 __all__ = [
     "OUTPUTS",
+    "Call",
     "GaussianStep",
     "Level",
     "Output",
@@ -19,7 +21,10 @@ __all__ = [
     "PredictionType",
     "VariancePreserving",
     "average",
+    "call_level",
     "ddim_invert",
     "invert",
     "log_snr",
+    "model_calls",
+    "set_steps",
 ]

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from .calls import model_calls
 from .levels import Level
 from .outputs import OUTPUTS, Output, Prediction
 from .steps import GaussianStep
@@ -50,8 +51,8 @@ class Path(Protocol):
     def draw_times(self, generators: Sequence[torch.Generator], low: int, high: int) -> Tensor:
         """Training times (B,), uniform in [low, high), one from each CPU generator."""
 
-    def levels(self, scheduler: Any) -> Level[Tensor]:
-        """Levels (N + 1,) of a scheduler's N steps and after the last, float32 on the CPU."""
+    def levels(self, scheduler: Any, steps: int | None = None) -> Level[Tensor]:
+        """Levels (N + 1,) at the start of a scheduler's N steps and after the last, float32 on the CPU."""
 
     def variance(self, now: Level[Tensor], after: Level[Tensor], eta: float) -> Tensor:
         """Variance of the fresh noise in a step from ``now`` to ``after``, like their tensors."""
@@ -108,20 +109,26 @@ class VariancePreserving:
     def draw_times(self, generators: Sequence[torch.Generator], low: int, high: int) -> Tensor:
         return torch.cat([torch.randint(low, high, (1,), generator=generator) for generator in generators])
 
-    def levels(self, scheduler: Any) -> Level[Tensor]:
-        """Levels (N + 1,) of a scheduler's N steps and after the last, float32 on the CPU.
+    def levels(self, scheduler: Any, steps: int | None = None) -> Level[Tensor]:
+        """Levels (N + 1,) at the start of a scheduler's N steps and after the last, float32 on the CPU.
 
         Call after ``scheduler.set_timesteps``. Schedulers with sigmas (Euler, DPM++, UniPC) have alpha_bar =
         1 / (1 + sigma^2) in their variance-preserving view; DDPM-like ones a table by timestep, and end where their
         config says (``set_alpha_to_one``).
+
+        Args:
+            steps: how many were asked for, which is N; None is what the scheduler remembers. ``calls.model_calls`` says
+                which calls of the denoiser each of them has.
         """
-        timesteps = scheduler.timesteps
+        starts = [place for place, call in enumerate(model_calls(scheduler, steps)) if call.opens]
         sigmas = getattr(scheduler, "sigmas", None)
-        if sigmas is not None and len(sigmas) == len(timesteps) + 1:
-            return Level.from_alpha_bar((1 / (1 + sigmas.detach().cpu().double() ** 2)).float())
+        if sigmas is not None and len(sigmas) > len(scheduler.timesteps):
+            sigmas = torch.cat([sigmas[starts], sigmas[-1:]]).detach().cpu().double()
+            return Level.from_alpha_bar((1 / (1 + sigmas**2)).float())
         table = scheduler.alphas_cumprod.cpu()
         last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
-        return Level.from_alpha_bar(torch.cat([table[timesteps.cpu().long()], last.detach().cpu().view(1)]).float())
+        timesteps = scheduler.timesteps.cpu()[starts].long()
+        return Level.from_alpha_bar(torch.cat([table[timesteps], last.detach().cpu().view(1)]).float())
 
     def variance(self, now: Level[Tensor], after: Level[Tensor], eta: float) -> Tensor:
         """eta^2 (1 - ab') / (1 - ab) (1 - ab / ab') (DDIM, 2010.02502, eq. 16); eta = 1 is DDPM's posterior."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers.guiders import BaseGuidance
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
 from diffusion_align.guidance.guider import StepGuidance, StepView
-from diffusion_align.process import Level
+from diffusion_align.process import Level, call_level, model_calls, set_steps
 
 from .control import Moment, StepCallback, StepPlan
+from .step_noise import StepNoise
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,11 @@ class Samples:
     Attributes:
         images: (N, 3, H, W) float32 in [0, 1], on the CPU.
         latents: (N, C, h, w) float32 of the finished pictures, on the CPU.
-        scales: (steps, N), the guidance scales; empty for diffusers' own guiders, which do not tell.
+        scales: (steps, N), the guidance scales, one for each step that was asked for; empty for diffusers' own guiders,
+            which do not tell.
         nfe: denoiser evaluations per image.
         records: per image, what the guider tells of its choices (``DynamicGuidance``); else empty.
-        trajectory: (steps + 1, N, C, h, w) latents from noise to image on the CPU, if asked for.
+        trajectory: (steps + 1, N, C, h, w) latents from noise to image on the CPU, if asked for; none within a step.
     """
 
     images: Tensor
@@ -72,50 +72,48 @@ class BatchRun:
     ) -> Samples:
         """The pictures that ``noise`` (B, C, h, w) leads to; fresh noise comes from the pictures' ``generators``."""
         adapter, scheduler = self.adapter, self.scheduler
-        # Schedulers differ in what their steps take; a deterministic one has neither eta nor generator.
-        accepted = inspect.signature(scheduler.step).parameters
-        own_noise = "eta" in accepted and "variance_noise" in accepted
-        extras: dict[str, Any] = {"generator": generators} if "generator" in accepted and not own_noise else {}
+        step_noise = StepNoise.of(scheduler, generators)
         # On the CPU: schedulers look things up by the timestep, and would ask the device for it at every step.
-        scheduler.set_timesteps(len(self.plan.etas))
+        steps = len(self.plan.etas)
+        set_steps(scheduler, steps)
         times = send(scheduler.timesteps, adapter.device)
-        levels = [Level.from_alpha_bar(signal) for signal in adapter.path.levels(scheduler).alpha_sq.tolist()]
-        latents = send(noise, adapter.device) * scheduler.init_noise_sigma
+        levels = [Level.from_alpha_bar(signal) for signal in adapter.path.levels(scheduler, steps).alpha_sq.tolist()]
+        latents = before = send(noise, adapter.device) * scheduler.init_noise_sigma
         path = [latents] if keep_trajectory else []
-        for step, t in enumerate(scheduler.timesteps):
+        for place, (call, t) in enumerate(zip(model_calls(scheduler, steps), scheduler.timesteps, strict=True)):
+            before = latents if call.opens else before
             x_t = scheduler.scale_model_input(latents, t)
+            keeps_x_t = x_t is latents
             view = StepView(
-                step,
-                len(scheduler.timesteps),
+                call.step,
+                steps,
                 x_t.float(),
-                levels[step],
-                levels[step + 1],
+                levels[call.step] if call.opens else call_level(scheduler, t),
+                levels[call.step + 1],
                 self.cond,
                 self.rows,
                 adapter.path.output,
                 adapter.decode,
                 self.prompts,
+                again=not call.opens,
             )
-            with torch.set_grad_enabled(bool(self.traced(step).any())):
-                output = self.guided(view, times[step])
-                x0 = None if callback is None else view.clean(output)
-            if "eta" in accepted:
-                extras["eta"] = self.plan.etas[step]
-            if own_noise:  # drawn as DDIM would, which would wait for its copy to the device
-                fresh = randn_tensor(output.shape, generators) if self.plan.etas[step] else None
-                extras["variance_noise"] = None if fresh is None else send(fresh, output.device)
-            before, latents = latents, scheduler.step(output, t, latents, **extras, return_dict=False)[0]
+            with torch.set_grad_enabled(bool(self.traced(call.step).any())):
+                output = self.guided(view, times[place])
+                x0 = view.clean(output) if callback is not None and call.closes else None
+            extras = step_noise.arguments(self.plan.etas[call.step], output)
+            latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
             if callback is not None and x0 is not None:
                 # Euler-like schedulers keep x0 + sigma eps and scale it for the denoiser; the others keep x_t.
-                signal = 1.0 if hasattr(scheduler, "is_scale_input_called") else levels[step + 1].alpha
-                moment = Moment(step + 1, before, latents, x0, signal, scheduler, self.cond, self.null, self.rows)
-                replaced = callback(moment)
+                signal = levels[call.step + 1].alpha if keeps_x_t else 1.0
+                replaced = callback(
+                    Moment(call.step + 1, before, latents, x0, signal, scheduler, self.cond, self.null, self.rows)
+                )
                 latents = latents if replaced is None else replaced
-            if keep_trajectory:
+            if keep_trajectory and call.closes:
                 path.append(latents)
         images = (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
         guider, records = self.guider, []
-        scales = torch.empty(len(levels) - 1, 0)
+        scales = torch.empty(steps, 0)
         if isinstance(guider, StepGuidance):
             scales, records = torch.stack(guider.scales).float().cpu(), guider.records()
         trajectory = torch.stack(path).cpu() if keep_trajectory else None

@@ -17,10 +17,12 @@ class Moment:
     """A batch between two steps, as a callback sees it.
 
     Attributes:
-        step: how many steps are done.
+        step: how many of the steps that were asked for are done. Second-order schedulers call the denoiser more often
+            than that (``process.model_calls``); nobody is called within a step.
         before: (B, C, h, w), what the step started from, in the scheduler's own scaling.
         latents: (B, C, h, w) likewise, what the next step starts from.
-        x0: (B, C, h, w), the step's prediction of the clean latents; with a graph where ``sample`` was asked for one.
+        x0: (B, C, h, w), the step's last prediction of the clean latents; with a graph where ``sample`` was asked for
+            one.
         signal: share of x0 in the latents: alpha, or 1 in schedulers that scale their input.
         scheduler: advanced to the next step.
         cond, null: conditioning of prompts and null prompts (B).
@@ -45,6 +47,8 @@ StepCallback: TypeAlias = Callable[[Moment], Tensor | None]
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """What few callers of :func:`~diffusion_align.sampling.sampler.sample` change.
+
+    Values per step have one entry for each step that is asked for, whatever the scheduler.
 
     Attributes:
         height, width: pixels, divisible by the VAE factor; None is the model's own.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.adapters.families import check_scheduler
 from diffusion_align.adapters.prompts import conditioning
 from diffusion_align.guidance.guider import StepGuidance
 from diffusion_align.guidance.schedules import as_guider
@@ -80,20 +81,28 @@ def sample(
     An image depends on its prompt and seed alone, not on its batch; with constant guidance it is the one that the
     diffusers pipeline draws with ``generator=torch.Generator().manual_seed(seed)`` and the same scheduler.
 
+    Every value per step, given or returned, has ``num_inference_steps`` entries, one for each step that is asked for:
+    where a scheduler calls the denoiser more often (Heun, KDPM2, PNDM), a step's calls share it.
+
     Args:
+        num_inference_steps: N; any number that the scheduler can make.
         guidance: w in eps_null + w (eps_prompt - eps_null) (2207.12598), 1 or less predicts with the prompt only; or
             one w per image, a (steps, images) table, or a guider, ours or diffusers'.
         seeds: one per prompt.
         negative_prompts: one per prompt, instead of the pipeline's null prompt.
-        scheduler: a diffusers scheduler; None is the pipeline's. A copy is used.
+        scheduler: a diffusers scheduler; None is the pipeline's. A copy is used. DPM++ SDE draws each picture's noise
+            from its own seed, as the pipeline does with ``noise_sampler_seed`` set to it.
         eta: DDIM's share of fresh noise, for schedulers that have it; one number or one per step.
         inpaint: mask and masked-image latents (N, 1 + C, h, w) for inpainting models.
         options: size, batch size, a callback, and what else is rarely changed.
 
     Raises:
         ValueError: numbers of prompts, seeds or negative prompts differ, a size the VAE cannot make, guidance that does
-            not fit, another ``alignment_strength`` than 1 without trained weights, or ``copies`` across batches.
+            not fit, another ``alignment_strength`` than 1 without trained weights, ``copies`` across batches, a
+            scheduler of another noising process (EDM, flow matching), or steps that it cannot make.
     """
+    sampler = scheduler or adapter.pipeline.scheduler
+    check_scheduler(sampler)
     for name, values in (
         ("seeds", seeds),
         ("negative_prompts", negative_prompts),
@@ -119,7 +128,7 @@ def sample(
         run = BatchRun(
             adapter,
             guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run
-            copy.deepcopy(scheduler or adapter.pipeline.scheduler),
+            copy.deepcopy(sampler),
             texts,
             cond,
             conditioning(adapter, negative, height, width, cond.inpaint),

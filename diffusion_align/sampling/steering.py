@@ -63,6 +63,13 @@ def keep_best(drawn: Samples, prompts: Sequence[str], scorer: RewardScorer, n: i
     return Steered(drawn.images[rows], reward.gather(1, choice[:, None])[:, 0], drawn.nfe * n, reward_calls + n, choice)
 
 
+def remembers(scheduler: Any) -> bool:
+    """Whether a scheduler's steps depend on earlier ones: multistep solvers, PNDM, and steps of several calls."""
+    memories = ("ets", "derivatives")  # PNDM's and LMS's; the solvers' is as long as their order
+    orders = [getattr(scheduler.config, name, 1) for name in ("solver_order", "predictor_order")]
+    return max(scheduler.order, *orders) > 1 or any(hasattr(scheduler, name) for name in memories)
+
+
 def fk_steering(
     adapter: Adapter,
     prompts: Sequence[str],
@@ -98,8 +105,8 @@ def fk_steering(
         raise ValueError(f"fk steering: particles = {particles}, expected at least 1")
     if options.callback is not None:
         raise ValueError("fk steering resamples after every step itself: options must have no callback")
-    steps = (scheduler or adapter.pipeline.scheduler).config
-    if getattr(steps, "solver_order", 1) > 1 or not eta:
+    sampler = scheduler or adapter.pipeline.scheduler
+    if remembers(sampler) or not eta:
         raise ValueError("fk steering needs a one-step scheduler with fresh noise: DDIMScheduler and eta > 0")
     repeated = [prompt for prompt in prompts for _ in range(particles)]
     deviation = scorer.statistics[1] if scorer.statistics else 1.0

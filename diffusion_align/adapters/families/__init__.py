@@ -2,12 +2,13 @@
 
 from .family import Family, NetworkInputs
 from .registry import FAMILIES, find_family, matching_family, pipeline_classes
-from .understood import check_understood
+from .understood import check_scheduler, check_understood
 
 __all__ = [
     "FAMILIES",
     "Family",
     "NetworkInputs",
+    "check_scheduler",
     "check_understood",
     "find_family",
     "matching_family",

@@ -28,6 +28,8 @@ SAMPLING = frozenset(
      "time_shift_type", "timestep_scaling", "timestep_spacing", "timestep_type", "use_beta_sigmas",
      "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"}
 )  # fmt: skip
+#: What every scheduler's step is given.
+GIVEN = frozenset({"model_output", "timestep", "sample"})
 #: The UNet's structure, which its own forward pass deals with.
 UNET = frozenset(
     {"sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
@@ -55,32 +57,48 @@ def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]])
         conditioning: fields of the denoiser's config that ask for further inputs, and the values that the family knows.
 
     Raises:
-        ValueError: a field of the scheduler, the denoiser or the VAE that is set and not understood, or a scheduler
-            without a table of betas; the message names it.
+        ValueError: a field of the scheduler, the denoiser or the VAE that is set and not understood, or another
+            scheduler that ``check_scheduler`` refuses; the message names it.
     """
-    scheduler, unet, vae = pipeline.scheduler, pipeline.unet, pipeline.vae
-    parameters = set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
-    missing, strange = NEEDED - parameters, parameters - NOISE_SCHEDULE - SAMPLING - OFF
-    if missing or strange:
-        what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(sorted(strange))
-        raise ValueError(
-            f"scheduler: {type(scheduler).__name__} has {what}: its noising process is not Stable Diffusion's, which "
-            "this model's family needs"
-        )
-    for part, owner, known in (
-        ("scheduler", scheduler, NOISE_SCHEDULE | SAMPLING),
-        ("unet", unet, UNET | set(conditioning)),
-        ("vae", vae, VAE),
-    ):
-        for name, value in _set_fields(owner).items():
-            if name not in known:
-                raise ValueError(f"{part}: {name} = {value!r} is not understood ({type(owner).__name__})")
+    check_scheduler(pipeline.scheduler)
+    unet = pipeline.unet
+    for part, owner, known in (("unet", unet, UNET | set(conditioning)), ("vae", pipeline.vae, VAE)):
+        _check_fields(part, owner, known)
     for name, values in conditioning.items():
         if unet.config.get(name) not in values:
             raise ValueError(
                 f"unet: {name} = {unet.config.get(name)!r} asks for inputs that are not understood; expected "
                 f"{' or '.join(repr(value) for value in values)}"
             )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler that cannot draw what Stable Diffusion's pipelines do.
+
+    Raises:
+        ValueError: its noising process is another one (EDM, flow matching), or its step needs more than a prediction,
+            a time and latents; the message names it.
+    """
+    name, made_from = type(scheduler).__name__, inspect.signature(type(scheduler).__init__).parameters
+    parameters = {each.name for each in made_from.values() if each.kind is not each.VAR_KEYWORD} - {"self"}
+    missing, strange = NEEDED - parameters, parameters - NOISE_SCHEDULE - SAMPLING - OFF
+    if missing or strange:
+        what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(sorted(strange))
+        raise ValueError(
+            f"scheduler: {name} has {what}: its noising process is not Stable Diffusion's, which this model's family "
+            "needs"
+        )
+    given = inspect.signature(scheduler.step).parameters.values()
+    wanted = [each.name for each in given if each.default is each.empty and each.name not in GIVEN]
+    if wanted:
+        raise ValueError(f"scheduler: a step of {name} needs {', '.join(wanted)}, which Stable Diffusion's have not")
+    _check_fields("scheduler", scheduler, NOISE_SCHEDULE | SAMPLING)
+
+
+def _check_fields(part: str, owner: Any, known: Collection[str]) -> None:
+    for name, value in _set_fields(owner).items():
+        if name not in known:
+            raise ValueError(f"{part}: {name} = {value!r} is not understood ({type(owner).__name__})")
 
 
 def _set_fields(owner: Any) -> dict[str, Any]:
