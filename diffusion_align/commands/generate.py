@@ -31,12 +31,20 @@ from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gra
 from .opening import open_model
 from .options import GenerateOptions
 
-SCHEDULERS: Mapping[str, str] = MappingProxyType(
+#: diffusers' class and what its config changes, by the names of ``--scheduler``.
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "ddim": "DDIMScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "unipc": "UniPCMultistepScheduler",
+        "ddim": ("DDIMScheduler", {}),
+        "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+        "euler": ("EulerDiscreteScheduler", {}),
+        "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+        "heun": ("HeunDiscreteScheduler", {}),
+        "dpm++": ("DPMSolverMultistepScheduler", {}),
+        "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+        "unipc": ("UniPCMultistepScheduler", {}),
+        "lcm": ("LCMScheduler", {}),
+        "tcd": ("TCDScheduler", {}),
     }
 )
 
@@ -95,7 +103,8 @@ def draw(
     """Images (B, 3, H, W) in [0, 1] of one batch, and the record of each."""
     scheduler = None
     if options.scheduler != "default":
-        scheduler = getattr(diffusers, SCHEDULERS[options.scheduler]).from_config(adapter.pipeline.scheduler.config)
+        name, changes = SCHEDULERS[options.scheduler]
+        scheduler = getattr(diffusers, name).from_config(adapter.pipeline.scheduler.config, **changes)
     negative = options.negative_prompt
     copies = options.particles if options.search in ("best-of-n", "fk") else 1
     sampling = SamplingOptions(

@@ -48,7 +48,20 @@ class GenerateOptions(VAEOptions, Options):
     """Images per prompt."""
     num_inference_steps: int = 25
     """Sampling steps."""
-    scheduler: Literal["default", "ddim", "euler", "dpm++", "unipc"] = "default"
+    scheduler: Literal[
+        "default",
+        "ddim",
+        "pndm",
+        "euler",
+        "euler-a",
+        "heun",
+        "dpm++",
+        "dpm++-karras",
+        "dpm++-sde",
+        "unipc",
+        "lcm",
+        "tcd",
+    ] = "default"
     """Sampler; default is the model's own."""
     guidance: Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic"] = "constant"
     """How the guidance scale is chosen: fixed, by a schedule whose mean is --guidance-scale, in a noise interval, from

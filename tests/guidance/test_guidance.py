@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -185,7 +192,7 @@ def test_other_guiders_of_diffusers_run_and_forget_their_last_run(guider: Any, n
     assert (first.images - plain).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler])
 def test_the_modular_pipeline_draws_the_samplers_images(scheduler: Any, adapter: Adapter) -> None:
     guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",))
     guider.use(scorers=[Brightness()])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import diffusers
 import numpy as np
@@ -19,6 +19,9 @@ from diffusers.utils import is_torchsde_available
 
 from diffusion_align import load_adapter
 from diffusion_align.adapters import Adapter
+from diffusion_align.adapters.families import check_scheduler
+from diffusion_align.commands.generate import SCHEDULERS
+from diffusion_align.commands.options import GenerateOptions
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.guider import StepView
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
@@ -195,6 +198,13 @@ def test_fresh_noise_is_the_pictures_own(name: str, sd: Adapter) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
     other = sample(sd, PROMPTS[:1], seeds=[6], **options).images
     assert (other - alone[:1]).abs().max() > 0.01
+
+
+def test_every_scheduler_of_the_command_line_is_understood(sd: Adapter) -> None:
+    names = set(get_args(get_type_hints(GenerateOptions)["scheduler"]))
+    assert names == {*SCHEDULERS, "default"}
+    for name, changes in SCHEDULERS.values():
+        check_scheduler(made(sd, name, **changes))
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

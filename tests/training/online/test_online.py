@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +81,29 @@ def test_pictures_get_brighter_when_brightness_is_the_reward(
     with adapter.reference():
         before = brightness()
     assert brightness() > before + 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("raft", "PNDMScheduler"),
+        ("nft", "HeunDiscreteScheduler"),
+        ("grpo", "PNDMScheduler"),
+        ("draft", "PNDMScheduler"),
+    ],
+)
+def test_models_whose_scheduler_calls_the_denoiser_more_often(
+    name: str, scheduler: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """PNDM is SD 1.5's own. Rollouts and validation draw with it; grpo and draft take DDIM's steps instead."""
+    pipeline = load_adapter(settings["model"]).pipeline
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    pipeline.save_pretrained(tmp_path / "model")
+    changes: dict[str, Any] = {"model": str(tmp_path / "model"), "max_steps": 1, "eval_steps": 1}
+    changes |= {"num_validation_prompts": 2, "validation_inference_steps": 2}
+    result = trained(build(name, settings, **changes))
+    assert result.step == 1
+    assert any("reward" in line for line in result.history)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
