@@ -120,6 +120,13 @@ def save_config(config: RunConfig, path: Path) -> None:
     from diffusion_align.environment import git_commit, versions
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    once = {"config": None, "dry_run": False, "resume_from_checkpoint": None, "overwrite_output_dir": False}
+    once: dict[str, Any] = {
+        "config": None,
+        "dry_run": False,
+        "resume_from_checkpoint": None,
+        "overwrite_output_dir": False,
+    }
+    if hasattr(config, "dtype"):  # weight_dtype holds what it came to, so that a flag can still change that
+        once["dtype"] = "auto"
     record = to_dict(config) | once | {"versions": versions(), "git_commit": git_commit()}
     path.write_text(yaml.safe_dump(record, sort_keys=False))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import is_xformers_available
 from peft import LoraConfig
@@ -24,27 +22,26 @@ from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
 from .families import NetworkInputs, check_understood, find_family
 from .lora import quicken_lora
+from .parts import Part, frozen_copy
+from .pipeline_parts import PipelineParts
 from .policy_files import load_policy, save_lora, save_network
 
 
-class Adapter:
+class Adapter(PipelineParts):
     """Wraps a diffusers pipeline's parts; built by :func:`diffusion_align.load_adapter`.
 
     Pixels are float (B, 3, H, W) in [-1, 1]; latents (B, C, H/f, W/f) are scaled to about unit variance. A fresh
     adapter trains nothing; ``train_lora`` or ``train_full`` makes the UNet a policy with a frozen reference.
 
     Attributes:
-        pipeline: the diffusers pipeline; always usable on its own.
-        family: what differs between models: prompts, size ids, the network's call.
         path: the noising process that the denoiser was trained on.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
         vae_batch_size: pictures that the VAE codes at once; None depends on their size (``autoencoder.chunk_size``).
     """
 
-    def __init__(self, pipeline: Any) -> None:
-        self.family = find_family(pipeline)
-        check_understood(pipeline, self.family.conditioning_fields)
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Any, absent: Collection[Part] = ()) -> None:
+        super().__init__(pipeline, find_family(pipeline), absent)
+        check_understood(pipeline, self.family.conditioning_fields, self.family.latent_fields)
         self.path = VariancePreserving.from_scheduler(pipeline.scheduler)
         self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
@@ -55,16 +52,6 @@ class Adapter:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    @property
-    def network(self) -> Any:
-        """What predicts and is trained: the pipeline's denoiser."""
-        return getattr(self.pipeline, self.family.network_name)
-
-    @property
-    def unet(self) -> UNet2DConditionModel:
-        """``network`` of the families that have a UNet."""
-        return self.pipeline.unet
-
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Put ``wrapper(denoiser)``, e.g. for distributed training, in the denoiser's place, and return it."""
         self.denoiser = wrapper(self.denoiser)
@@ -72,52 +59,9 @@ class Adapter:
             extract_model_from_parallel(self.denoiser, keep_fp32_wrapper=False)  # accelerate's autocast around forward
         return self.denoiser
 
-    @property
-    def vae(self) -> Any:
-        return self.pipeline.vae
-
-    @property
-    def text_encoders(self) -> list[nn.Module]:
-        found = (getattr(self.pipeline, name, None) for name in self.family.text_encoder_names)
-        return [encoder for encoder in found if encoder is not None]
-
-    @property
-    def device(self) -> torch.device:
-        return self._first_weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the denoiser's weights; LoRA matrices are float32 beside them."""
-        return self._first_weight.dtype
-
-    @property
-    def _first_weight(self) -> nn.Parameter:
-        # diffusers' own ``device`` and ``dtype`` walk through the whole network: 20 ms each at SDXL's size.
-        first: nn.Parameter = next(self.network.parameters())
-        return first
-
-    @property
-    def is_inpainting(self) -> bool:
-        """Whether the UNet takes a mask and a masked image besides the latents."""
-        return self.unet.config.in_channels == 2 * self.latent_channels + 1
-
-    @property
-    def latent_channels(self) -> int:
-        return self.vae.config.latent_channels
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent along each side."""
-        return self.pipeline.vae_scale_factor
-
-    @property
-    def default_resolution(self) -> int:
-        """Side in pixels of the images that the model was made for."""
-        return self.network.config.sample_size * self.vae_scale_factor
-
     def to(self, device: torch.device | str) -> Adapter:
         """Move every part; dtypes stay as they are."""
-        for module in (self.network, self.vae, *self.text_encoders, self._reference_network):
+        for module in (*self.present(), self._reference_network):
             if module is not None:
                 module.to(device)
         self.path = self.path.to(device)
@@ -125,8 +69,9 @@ class Adapter:
 
     def park_encoders(self) -> Adapter:
         """Move VAE and text encoders to the CPU, for runs whose latents and embeddings are cached."""
-        for module in (self.vae, *self.text_encoders):
-            module.to("cpu")
+        for module in self.present():
+            if module is not self.network:
+                module.to("cpu")
         return self
 
     # -- latents and prompts -------------------------------------------------------------------------------------
@@ -144,6 +89,7 @@ class Adapter:
         Raises:
             ValueError: the size of ``pixels`` is not divisible by the VAE factor.
         """
+        self.require("vae")
         height, width = pixels.shape[-2:]
         if height % self.vae_scale_factor or width % self.vae_scale_factor:
             raise ValueError(
@@ -176,11 +122,13 @@ class Adapter:
 
         Gradients flow to ``latents``; activations are recomputed in the backward pass, a chunk at a time.
         """
+        self.require("vae")
         return self._coder.decode(latents)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
+        self.require("text_encoders")
         cond = self.family.encode(self.pipeline, list(prompts))
         empty = [i for i, prompt in enumerate(prompts) if not prompt]
         if not empty:
@@ -196,6 +144,7 @@ class Adapter:
     @torch.no_grad()
     def null_conditioning(self, batch: int) -> Conditioning:
         """The unconditional branch of classifier-free guidance, ``batch`` times."""
+        self.require("text_encoders")
         return self.family.null(self.pipeline).repeat(batch)
 
     # -- prediction ----------------------------------------------------------------------------------------------
@@ -204,13 +153,21 @@ class Adapter:
         """Run the denoiser on ``x_t`` (B, C, h, w) at integer timesteps ``t`` (B,).
 
         Raises:
-            ValueError: an inpainting model without ``cond.inpaint``, or the other way round.
+            ValueError: an inpainting model without ``cond.inpaint``, or the other way round; likewise a model that
+                takes the guidance scale, and ``cond.guidance``.
         """
+        self.require("network")
         if self.is_inpainting != (cond.inpaint is not None):
             raise ValueError(
                 "this inpainting model needs a mask and masked image (cond.inpaint)"
                 if self.is_inpainting
                 else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels only"
+            )
+        if self.embeds_guidance != (cond.guidance is not None):
+            raise ValueError(
+                "this distilled model takes the guidance scale as an input (cond.guidance; unet: time_cond_proj_dim)"
+                if self.embeds_guidance
+                else "cond.guidance was given, but the network does not take it"
             )
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
         dtype = self.dtype
@@ -262,9 +219,7 @@ class Adapter:
 
     def train_full(self, reference_dtype: torch.dtype | None = None) -> Adapter:
         """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference."""
-        self._reference_network = copy.deepcopy(self.network).requires_grad_(False).eval()
-        if reference_dtype is not None:
-            self._reference_network.to(reference_dtype)
+        self._reference_network = frozen_copy(self.network, reference_dtype)
         self.network.to(torch.float32).requires_grad_(True)
         return self
 

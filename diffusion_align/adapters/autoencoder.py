@@ -99,8 +99,15 @@ class ChunkedVAE:
             pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
         return pixels.float()
 
-    def _affine(self) -> tuple[float, float]:
+    def _affine(self) -> tuple[float | Tensor, float | Tensor]:
+        """Scale and shift of latents = (the VAE's own - shift) * scale: numbers, or (1, C, 1, 1) with statistics."""
         config = self.vae.config
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            mean, std = (
+                torch.tensor(values, device=self.vae.device).view(1, -1, 1, 1)
+                for values in (config.latents_mean, config.latents_std)
+            )
+            return config.scaling_factor / std, mean
         return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
 
     @contextmanager

@@ -19,12 +19,14 @@ class Conditioning:
         pooled: SDXL's pooled prompt embeddings, (B, P), or None.
         time_ids: SDXL's size ids (original h, w, crop top, left, target h, w), (B, 6) float32, or None.
         inpaint: mask (1 = repaint) and masked-image latents for inpainting models, (B, 1 + C, h, w), or None.
+        guidance: the guidance scale, (B,) float32, for models that take it as an input, or None.
     """
 
     embeds: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     inpaint: Tensor | None = None
+    guidance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -42,9 +44,10 @@ class Conditioning:
         return self.map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """Move; ``dtype`` leaves the size ids in float32, whose values half precision cannot hold."""
+        """Move; ``dtype`` leaves size ids and guidance in float32, whose values half precision cannot hold."""
         moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
-        return replace(moved, time_ids=None if self.time_ids is None else self.time_ids.to(device=device))
+        time_ids, guidance = (None if t is None else t.to(device=device) for t in (self.time_ids, self.guidance))
+        return replace(moved, time_ids=time_ids, guidance=guidance)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

@@ -2,18 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import nn
 
+from diffusion_align.process import OUTPUTS
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .adapter import Adapter
 from .autoencoder import check_vae_batch_size, stored_dtype
-from .families import pipeline_classes
+from .families import Family, matching_family, pipeline_classes
+from .parts import NEVER, PARTS, Part, check_whole, class_of, find_variants, skeleton
+from .single_file import SingleFile, read_single_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline's configs are, and what they say.
+
+    Attributes:
+        name: folder or hub name.
+        index: its model_index.json.
+        network: config of its denoiser.
+        family: which model it is.
+        revision: of a hub name.
+    """
+
+    name: str
+    index: Mapping[str, Any]
+    network: Mapping[str, Any]
+    family: Family
+    revision: str | None = None
+
+    @classmethod
+    def read(cls, name: str, what: str, revision: str | None = None) -> Source:
+        """Read the configs; no weight is.
+
+        Raises:
+            ValueError: no family that is supported; the message starts with ``what`` and the pipeline's class.
+            OSError: they can be found neither locally nor on the hub.
+        """
+        where = {} if revision is None else {"revision": revision}
+        index = DiffusionPipeline.load_config(name, **where)
+        network: Mapping[str, Any] = {}
+        if (index.get("unet") or [None])[0] is not None:
+            network = UNet2DConditionModel.load_config(name, subfolder="unet", **where)
+        family = matching_family(index, network, f"{what} ({index['_class_name']})")
+        return cls(name, index, network, family, revision)
+
+    def names(self, parts: Collection[Part]) -> frozenset[str]:
+        """Names of these parts in the pipeline."""
+        known = {"network": (self.family.network_name,), "vae": ("vae",)}
+        return frozenset(
+            name for part in parts for name in known.get(part, self.family.text_encoder_names) if name in self.index
+        )
+
+    def skeletons(self, parts: Collection[Part]) -> dict[str, nn.Module]:
+        """These parts without weights, by name."""
+        return {
+            name: skeleton(class_of(self.index[name]), self.name, name, self.revision) for name in self.names(parts)
+        }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be read of a pipeline.
+
+    Attributes:
+        dtype: of its parts.
+        network_dtype: of its denoiser.
+        variant: of the weight files of a folder or hub name.
+        vae: another autoencoder.
+        absent: parts that are not read.
+    """
+
+    dtype: torch.dtype
+    network_dtype: torch.dtype
+    variant: str | None
+    vae: str | None
+    absent: Collection[Part]
+
+    def dtypes(self, source: Source) -> dict[str, torch.dtype]:
+        """Of the parts by name that are not read in ``dtype``. A VAE that stays float32 must not be rounded on its
+        way there."""
+        return {"vae": torch.float32, source.family.network_name: self.network_dtype}
+
+    def given(self, source: Source) -> dict[str, Any]:
+        """Arguments for diffusers: parts that it need not read, None for those that nothing needs."""
+        parts: dict[str, Any] = dict(source.skeletons(self.absent))
+        if self.vae is not None and "vae" not in parts:
+            parts["vae"] = _load_vae(self.vae, source)
+        if "safety_checker" in source.index:
+            parts["requires_safety_checker"] = False
+        return parts | {name: None for name in NEVER if name in source.index}
 
 
 def load_adapter(
@@ -26,68 +112,178 @@ def load_adapter(
     vae: str | None = None,
     config: str | None = None,
     family: str | None = None,
+    prediction_type: str | None = None,
     vae_batch_size: int | None = None,
     vae_tiling: bool = False,
+    network_dtype: torch.dtype | None = None,
+    parts: Collection[Part] = PARTS,
 ) -> Adapter:
     """Load a Stable Diffusion 1.x/2.x, SDXL or inpainting pipeline.
+
+    Safety checkers are never loaded.
 
     Args:
         model: a shipped name ("scenes-sdxl"), a folder with ``model_index.json``, a single ``.safetensors`` checkpoint
             (the layout of CompVis and Stability), or a hub name ("stabilityai/stable-diffusion-xl-base-1.0").
         dtype: of the UNet, text encoders and VAE. SDXL's VAE overflows in half precision: it is float32, unless its
             config says ``force_upcast: false``.
-        variant, revision: as in ``from_pretrained`` ("fp16").
-        vae: another autoencoder, e.g. "madebyollin/sdxl-vae-fp16-fix".
+        variant: of the weight files ("fp16"). None takes those without a name; where a folder has one variant only,
+            that one.
+        revision: of a hub name, as in ``from_pretrained``.
+        vae: another autoencoder: folder, hub name ("madebyollin/sdxl-vae-fp16-fix") or single ``.safetensors`` file.
         config: for a single file, a folder or hub name with the pipeline's configs and tokenizers (needed offline).
-        family: for a single file, one of "sd", "sdxl", "sd-inpaint", "sdxl-inpaint" (default "sdxl").
+        family: for a single file, one of "sd", "sdxl", "sd-inpaint", "sdxl-inpaint"; None recognises it by its tensors.
+        prediction_type: "epsilon", "v_prediction" or "sample", instead of what the scheduler's config says (in a single
+            file also the marker tensor ``v_pred``).
         vae_batch_size, vae_tiling: as in ``Adapter.code_in_chunks``.
+        network_dtype: of the UNet alone, where it is not ``dtype``.
+        parts: what is loaded; of the others only the configs are there, and what needs their weights is an error.
 
     Raises:
         FileNotFoundError: ``model`` looks like a path but nothing is there, or the folder has no model_index.json.
-        OSError: a hub name that cannot be downloaded; the message says how to give a local path.
-        ValueError: a pipeline of an unsupported family, or ``vae_batch_size`` below 1.
+        OSError: a hub name that cannot be downloaded, or weights that are not there; the message says what to do.
+        ValueError: a model that is not supported or not the ``family`` that was given, another ``prediction_type``
+            than those above, a part that is not understood, or ``vae_batch_size`` below 1.
     """
     check_vae_batch_size(vae_batch_size)
-    parts: dict[str, Any] = {}
-    if vae is not None:
-        parts["vae"] = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
-    name = str(model)
-    if name in SHIPPED_MODELS:
-        name = str(shipped_path(name))
-    path = Path(name)
+    if prediction_type not in (None, *OUTPUTS):
+        raise ValueError(f"prediction_type {prediction_type!r}: expected one of {', '.join(OUTPUTS)}")
+    absent = PARTS - set(parts)
+    wanted = Wanted(dtype, network_dtype or dtype, variant, vae, absent)
+    path = Path(shipped_path(str(model)) if str(model) in SHIPPED_MODELS else model)
     if path.is_file():
-        pipeline = _load_single_file(path, config, family or "sdxl", parts | {"dtype": dtype})
+        pipeline = _load_single_file(path, config, family, wanted)
     else:
-        if path.is_dir() and not (path / "model_index.json").is_file():
-            raise FileNotFoundError(f"{path} is no diffusers pipeline: expected a model_index.json in it")
-        if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
-            shipped = ", ".join(SHIPPED_MODELS)
-            raise FileNotFoundError(
-                f"model {name!r} not found: expected a pipeline folder, a .safetensors file, a hub name such as "
-                f"'stabilityai/stable-diffusion-xl-base-1.0', or one of: {shipped}"
-            )
-        # A VAE that stays float32 must not be rounded on its way there.
-        parts["dtype"] = {"default": dtype, "vae": torch.float32}
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(
-                name, variant=variant, revision=revision, use_safetensors=True, **parts
-            )
-        except OSError as error:
-            raise OSError(
-                f"model {name!r} could not be loaded ({error}). Offline, download it once with "
-                f"'hf download {name}' and give the folder instead"
-            ) from error
-    adapter = Adapter(pipeline)
-    wanted = stored_dtype(dtype, adapter.family.vae_overflows, adapter.vae.config.force_upcast)
-    nn.Module.to(adapter.vae, wanted)  # diffusers' own .to warns of an empty list of modules
+        pipeline = _load_pipeline(_find_pipeline(str(path) if path.is_dir() else str(model), family, revision), wanted)
+    if prediction_type is not None:
+        pipeline.scheduler = rescheduled(pipeline.scheduler, prediction_type, False)
+    adapter = Adapter(pipeline, absent)
+    stored = stored_dtype(dtype, adapter.family.vae_overflows, adapter.vae.config.force_upcast)
+    nn.Module.to(adapter.vae, stored)  # diffusers' own .to warns of an empty list of modules
     return adapter.code_in_chunks(vae_batch_size, vae_tiling).to(device)
 
 
-def _load_single_file(path: Path, config: str | None, family: str, parts: dict[str, Any]) -> Any:
-    classes = pipeline_classes()
-    if family not in classes:
-        raise ValueError(f"unknown family {family!r} for the single file {path}: expected one of {sorted(classes)}")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: only .safetensors checkpoints are read (pickled .ckpt files can run code)")
-    read: Any = classes[family]
-    return read.from_single_file(str(path), config=config, local_files_only=config is not None, **parts)
+def rescheduled(scheduler: Any, prediction_type: str | None, zero_snr: bool) -> Any:
+    """``scheduler`` for a network that predicts ``prediction_type``, None: as it says itself.
+
+    Args:
+        zero_snr: whether the schedule is rescaled to end in pure noise (2305.08891), where sampling then starts.
+            Schedulers that cannot be rescaled (PNDM) give way to Euler's.
+    """
+    changes: dict[str, Any] = {} if prediction_type is None else {"prediction_type": prediction_type}
+    kind: Any = type(scheduler)
+    if zero_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        kind = kind if "rescale_betas_zero_snr" in scheduler.config else EulerDiscreteScheduler
+    return kind.from_config(scheduler.config, **changes) if changes else scheduler
+
+
+def _find_pipeline(name: str, family: str | None, revision: str | None) -> Source:
+    path = Path(name)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise FileNotFoundError(f"{path} is no diffusers pipeline: expected a model_index.json in it")
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        shipped = ", ".join(SHIPPED_MODELS)
+        raise FileNotFoundError(
+            f"model {name!r} not found: expected a pipeline folder, a .safetensors file, a hub name such as "
+            f"'stabilityai/stable-diffusion-xl-base-1.0', or one of: {shipped}"
+        )
+    try:
+        source = Source.read(name, name, revision)
+    except OSError as error:
+        raise OSError(_advice(name, error)) from error
+    _check_family(name, family)
+    if family is not None and family not in source.family.pipelines:
+        raise ValueError(f"{name} is of family {source.family.name!r}, but family {family!r} was given")
+    return source
+
+
+def _load_pipeline(source: Source, wanted: Wanted) -> Any:
+    """The pipeline of a folder or hub name."""
+    given, dtypes, variant = wanted.given(source), wanted.dtypes(source), wanted.variant
+    folder = Path(source.name)
+    if variant is None and folder.is_dir():
+        variants = find_variants(folder, source.names(PARTS) - set(given))
+        if len(set(variants.values())) == 1:
+            variant = next(iter(variants.values()))
+        else:
+            for name in [name for name, own in variants.items() if own is not None]:
+                kind: Any = class_of(source.index[name])
+                options = {"subfolder": name, "variant": variants[name], "dtype": dtypes.get(name, wanted.dtype)}
+                given[name] = kind.from_pretrained(source.name, use_safetensors=True, **options)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            source.name,
+            variant=variant,
+            revision=source.revision,
+            use_safetensors=True,
+            dtype={"default": wanted.dtype, **dtypes},
+            **given,
+        )
+    except OSError as error:
+        raise OSError(_advice(source.name, error)) from error
+
+
+def _advice(name: str, error: OSError) -> str:
+    """What to do about a pipeline that could not be loaded."""
+    if Path(name).is_dir():
+        return f"{name}: {error} (weights are read from .safetensors files; --variant names another set of them)"
+    return (
+        f"model {name!r} could not be loaded ({error}). If it has weights of one variant only, give --variant. "
+        f"Offline, download it once with 'hf download {name}' and give the folder instead"
+    )
+
+
+def _check_family(what: str, family: str | None) -> None:
+    """Raise ValueError unless ``family`` is known or None."""
+    if family is not None and family not in pipeline_classes():
+        known = ", ".join(sorted(pipeline_classes()))
+        raise ValueError(f"unknown family {family!r} for {what}: expected one of {known}")
+
+
+def _load_vae(vae: str, source: Source) -> AutoencoderKL:
+    """Another autoencoder, float32: from a single file (with the pipeline's own config), a folder or the hub."""
+    path, read = Path(vae), AutoencoderKL
+    if path.is_file():
+        return read.from_single_file(str(path), config=source.name, subfolder="vae", dtype=torch.float32)
+    variant = find_variants(path.parent, [path.name])[path.name] if path.is_dir() else None
+    try:
+        return read.from_pretrained(vae, variant=variant, use_safetensors=True, dtype=torch.float32)
+    except OSError as error:
+        raise OSError(f"vae {vae!r} could not be loaded ({error})") from error
+
+
+def _load_single_file(path: Path, config: str | None, family: str | None, wanted: Wanted) -> Any:
+    """The pipeline of a file in the layout of CompVis and Stability."""
+    _check_family(str(path), family)
+    held = read_single_file(path)
+    held = replace(held, family=family or held.family)
+    configs = str(shipped_path(config)) if config in SHIPPED_MODELS else config or held.configs
+    try:
+        source = Source.read(configs, configs)
+        options: dict[str, Any] = {"config": configs, "local_files_only": Path(configs).is_dir()}
+        _check_configs(path, held, source)
+        given = wanted.given(source)
+        for name, dtype in wanted.dtypes(source).items():
+            if name not in given and dtype != wanted.dtype:
+                kind: Any = class_of(source.index[name])
+                given[name] = kind.from_single_file(str(path), subfolder=name, dtype=dtype, **options)
+        read: Any = pipeline_classes()[held.family]
+        pipeline = read.from_single_file(str(path), dtype=wanted.dtype, **options, **given)
+    except OSError as error:
+        raise OSError(
+            f"{path}: {error}. Its configs are read from {configs}: offline, give --model-config, a folder with the "
+            "pipeline's configs and tokenizers"
+        ) from error
+    check_whole(str(path), pipeline, source.names(wanted.absent))
+    pipeline.scheduler = rescheduled(pipeline.scheduler, held.prediction_type, held.zero_snr)
+    return pipeline
+
+
+def _check_configs(path: Path, held: SingleFile, source: Source) -> None:
+    """Raise ValueError unless the configs describe what the file holds."""
+    if held.family not in source.family.pipelines:
+        raise ValueError(f"{path} is of family {held.family!r}, but {source.name} is of {source.family.name!r}")
+    channels = source.network["in_channels"]
+    if channels != held.channels:
+        raise ValueError(f"{path}: its UNet takes {held.channels} channels, the one of {source.name} {channels}")

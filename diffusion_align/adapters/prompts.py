@@ -76,7 +76,7 @@ class PromptEncoder:
 def byte_count(cond: Conditioning) -> int:
     """Bytes of all tensors of ``cond``."""
     total = 0
-    for tensor in (cond.embeds, cond.pooled, cond.time_ids, cond.inpaint):
+    for tensor in (cond.embeds, cond.pooled, cond.time_ids, cond.inpaint, cond.guidance):
         total += 0 if tensor is None else tensor.nbytes
     return total
 

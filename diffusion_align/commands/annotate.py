@@ -37,7 +37,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     scorers = load_annotators(options)
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
-    adapter = open_model(options.model, device, options.lora, options, options.dtype)
+    adapter = open_model(options, device, options.lora)
     out = Path(options.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     finished = read_finished(out / "rows.jsonl", options)
@@ -80,9 +80,11 @@ def read_finished(path: Path, options: AnnotateOptions) -> list[list[dict[str, f
     Raises:
         ValueError: the folder belongs to a run with other options.
     """
-    header = json.dumps(
-        {name: getattr(options, name) for name in ("prompts", "model", "lora", "scorers", "per_prompt", "seed")}
-    )
+    facts = {name: getattr(options, name) for name in ("prompts", "model", "lora", "scorers", "per_prompt", "seed")}
+    # Which weights are loaded changes the pictures. Unset options are left out, as in folders from before they were.
+    which = ("variant", "revision", "vae", "model_config", "family", "prediction_type")
+    facts |= {name: getattr(options, name) for name in which if getattr(options, name) is not None}
+    header = json.dumps(facts)
     if not path.is_file():
         path.write_text(header + "\n")
         return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
-from diffusion_align.training.policy.config import VAEOptions
+from diffusion_align.training.policy.model_options import ModelOptions
 
 
 class Options:
@@ -27,7 +27,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class GenerateOptions(VAEOptions, Options):
+class GenerateOptions(ModelOptions, Options):
     """Draw images with a model, with or without trained weights."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_images", "num_inference_steps", "batch_size", "particles")
@@ -36,10 +36,6 @@ class GenerateOptions(VAEOptions, Options):
     """The prompt (the flag may be left out if it comes first); or give --prompts."""
     prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet)."""
-    model: str = "scenes-sdxl"
-    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
-    model_config: str | None = None
-    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
     lora: str | None = None
     """Trained weights: a run's folder, a LoRA file or a UNet folder."""
     out: str = "images"
@@ -111,8 +107,6 @@ class GenerateOptions(VAEOptions, Options):
     """Pixels; unset takes the model's own."""
     batch_size: int = 8
     """Images drawn at once."""
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """auto is fp16 on a GPU and fp32 on the CPU."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes a GPU where there is one."""
 
@@ -171,7 +165,7 @@ class ScoreOptions(Options):
 
 
 @dataclass(frozen=True)
-class AnnotateOptions(VAEOptions, Options):
+class AnnotateOptions(ModelOptions, Options):
     """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_inference_steps", "batch_size")
@@ -183,8 +177,6 @@ class AnnotateOptions(VAEOptions, Options):
     asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
     out: str = "annotated"
     """Folder for pictures and pairs (train-00000-of-00001.parquet: give the folder as --dataset)."""
-    model: str = "scenes-sdxl"
-    """What draws the pictures: shipped name, pipeline folder, or hub name."""
     lora: str | None = None
     """Trained weights: a run's folder, a LoRA file or a UNet folder."""
     per_prompt: int = 4
@@ -205,8 +197,6 @@ class AnnotateOptions(VAEOptions, Options):
     """OpenAI-compatible endpoint of the scorer llm; its key is read from OPENAI_API_KEY."""
     llm_model: str = "default"
     """Name of the model at that endpoint."""
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """auto is fp16 on a GPU and fp32 on the CPU."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes a GPU where there is one."""
 
@@ -217,13 +207,11 @@ class AnnotateOptions(VAEOptions, Options):
 
 
 @dataclass(frozen=True)
-class EvaluateGuidanceOptions(VAEOptions, Options):
+class EvaluateGuidanceOptions(ModelOptions, Options):
     """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
 
-    model: str = "scenes-sdxl"
-    """Shipped name, pipeline folder, or hub name."""
     lora: str | None = None
     """Trained weights: a run's folder, a LoRA file or a UNet folder."""
     scorer: str = "scenes-oracle"

@@ -35,6 +35,8 @@ def fingerprint(adapter: Adapter, transform: PairTransform) -> str:
     facts = [transform.settings(), adapter.vae.config.scaling_factor]
     if adapter.vae.use_tiling:  # tiles' latents are others; without them the hash is that of caches from before tiling
         facts.append("tiling")
+    if adapter.vae.config.get("latents_mean") is not None:
+        facts += [list(adapter.vae.config.latents_mean), list(adapter.vae.config.latents_std)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for module in (adapter.vae, *adapter.text_encoders):
         hash_weights(digest, module.state_dict())

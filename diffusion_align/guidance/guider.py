@@ -17,6 +17,12 @@ from diffusion_align.adapters import Conditioning
 from diffusion_align.devices import send
 from diffusion_align.process import Level, Output
 
+#: Why it cannot be guided otherwise.
+DISTILLED = (
+    "but this model was distilled: it takes the guidance scale as an input (unet: time_cond_proj_dim) and needs a "
+    "number, a table or a schedule"
+)
+
 
 @dataclass(frozen=True)
 class StepView:
@@ -130,6 +136,25 @@ class StepGuidance(BaseGuidance, ABC):
     @abstractmethod
     def wants_null(self) -> bool:
         """Whether the coming step needs the null prompt's prediction at all."""
+
+    def preset(self) -> Tensor | None:
+        """The bound step's scales, (B,) or (1,), where they do not depend on predictions; else None."""
+        return None
+
+    def embedded(self, batch: int) -> Tensor:
+        """The bound step's scales (B,) float32, for a network that takes them as an input; they are noted.
+
+        Raises:
+            ValueError: they are chosen by predictions.
+        """
+        view, scales = self.view, self.preset()
+        if view is None or scales is None:
+            raise ValueError(f"{type(self).__name__} combines predictions of prompt and null prompt, {DISTILLED}")
+        scales = scales.expand(batch)
+        if len(self.scales) == view.step:
+            self.scales.append(scales)
+            self.branches.append(1)
+        return scales
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         names = self._input_predictions[: self.num_conditions]

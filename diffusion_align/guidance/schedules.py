@@ -71,6 +71,9 @@ class ScheduleGuidance(StepGuidance):
     def wants_null(self) -> bool:
         return self.view is None or self.value() > 1
 
+    def preset(self) -> Tensor:
+        return torch.tensor([self.value()])
+
     def scale(self, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
         return torch.full((len(pred_cond),), self.value())
 
@@ -117,6 +120,9 @@ class TableGuidance(StepGuidance):
             raise ValueError(f"guidance table: it has scales for {images} images, the run has more")
         row = self.values[0 if self.per_image else view.step]
         return row if images == 1 else row[view.rows.start : view.rows.stop]
+
+    def preset(self) -> Tensor:
+        return self.row()
 
     def scale(self, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
         return self.row().expand(len(pred_cond))

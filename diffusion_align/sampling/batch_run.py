@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
-from diffusion_align.guidance.guider import StepGuidance, StepView
+from diffusion_align.guidance.guider import DISTILLED, StepGuidance, StepView
 from diffusion_align.process import Level, call_level, model_calls, set_steps
 
 from .control import Moment, StepCallback, StepPlan
@@ -129,6 +129,8 @@ class BatchRun:
         if isinstance(guider, StepGuidance):
             guider.bind(view)
         guider.set_state(step=view.step, num_inference_steps=view.num_steps, timestep=t)
+        if self.adapter.embeds_guidance:
+            return self.distilled(view, t)
         branches = guider.prepare_inputs({"cond": (self.cond, self.null)})
         if type(guider).prepare_models is BaseGuidance.prepare_models:
             run = self.plan.copies[view.step]
@@ -148,6 +150,21 @@ class BatchRun:
             branch.noise_pred = output
         combined: Tensor = guider(branches).pred
         return combined
+
+    def distilled(self, view: StepView, t: Tensor) -> Tensor:
+        """The prediction of a model that takes the guidance scale as an input, (B, C, h, w).
+
+        Raises:
+            ValueError: the guider combines predictions.
+        """
+        if not isinstance(self.guider, StepGuidance):
+            raise ValueError(f"{type(self.guider).__name__} combines predictions of several branches, {DISTILLED}")
+        run = self.plan.copies[view.step]
+        scales = send(self.guider.embedded(len(view.x_t)), view.x_t.device)
+        cond = replace(self.cond, guidance=scales)[::run]
+        with_graph = self.traced(view.step).view(-1, run).any(dim=1)
+        strength = self.plan.strengths[view.step]
+        return self.predict_rows(view.x_t[::run], t, cond, strength, with_graph).repeat_interleave(run, dim=0)
 
     def predict_rows(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float, with_graph: Tensor) -> Tensor:
         """``predict``, keeping the activations of those rows (B,) only that need a graph."""

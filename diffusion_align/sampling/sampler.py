@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.families import check_scheduler
 from diffusion_align.adapters.prompts import conditioning
-from diffusion_align.guidance.guider import StepGuidance
+from diffusion_align.guidance.guider import DISTILLED, StepGuidance
 from diffusion_align.guidance.schedules import as_guider
 
 from .batch_run import BatchRun, Samples
@@ -111,6 +111,8 @@ def sample(
     ):
         if values is not None and len(values) != len(prompts):
             raise ValueError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(values)}")
+    if adapter.embeds_guidance and negative_prompts is not None:
+        raise ValueError(f"negative_prompts steer away from a second prediction, {DISTILLED}")
     factor = adapter.vae_scale_factor
     height, width = options.height or adapter.default_resolution, options.width or adapter.default_resolution
     if height % factor or width % factor:

@@ -53,7 +53,10 @@ def test_a_switch_to_flow_is_refused(adapter: Adapter) -> None:
     ("part", "field", "value"),
     [
         ("vae", "latents_mean", [-1.6, 1.2, 0.5, -0.7]),
-        ("unet", "time_cond_proj_dim", 16),
+        ("vae", "latents_std", [0.8, 0.9, 1.1, 1.2]),
+        ("vae", "shift_factor", 0.1),
+        ("unet", "in_channels", 8),
+        ("unet", "out_channels", 8),
         ("unet", "class_embed_type", "timestep"),
         ("unet", "encoder_hid_dim_type", "ip_image_proj"),
     ],

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
 from diffusion_align.training.engine.config import NonNegativeFloat, Positive, RunConfig
-from diffusion_align.training.policy.config import VAEOptions
 from diffusion_align.training.policy.data_config import PairData
+from diffusion_align.training.policy.model_options import TrainedModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatorConfig(PairData, VAEOptions, RunConfig):
+class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
     """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
 
     method: ClassVar[str] = "evaluator"
@@ -33,9 +33,8 @@ class EvaluatorConfig(PairData, VAEOptions, RunConfig):
     teacher: str | None = None
     """Scorer whose reward the kind task predicts from noisy latents."""
     model: str = "scenes-sdxl"
-    """Model whose latents and prompt embeddings are judged: shipped name, pipeline folder, or hub name."""
-    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Storage of the model's frozen encoders."""
+    """Model whose latents and prompt embeddings are judged: shipped name, pipeline folder, single .safetensors file, or
+    hub name. Its UNet is not loaded."""
 
     # -- data
     dataset: str = "scenes-pairs"

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import Comparisons, ExampleLoader
 from diffusion_align.devices import DTYPES
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
 from diffusion_align.guidance.judges.evaluator_kinds import KINDS
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.policy.model import load_model
 
 from .config import EvaluatorConfig
 from .method import EvaluatorMethod, TrainableEvaluator, calibrate, evaluate
@@ -53,7 +54,7 @@ def evaluator_job(
     if ("task" in config.kinds) != (config.teacher is not None or scorer is not None):
         raise ValueError("the kind task predicts the reward of a scorer: give both kinds task and teacher, or neither")
     if adapter is None:
-        adapter = load_adapter(config.model, dtype=DTYPES[config.weight_dtype], device=accelerator.device)
+        adapter = load_model(config, DTYPES[config.weight_dtype], accelerator.device, ENCODERS)
     adapter.code_in_chunks(config.vae_batch_size, config.vae_tiling)
     teacher = load_scorer(config.teacher) if scorer is None and config.teacher is not None else scorer
     if teacher is not None:

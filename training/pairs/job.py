@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 
-from diffusion_align.adapters import Adapter
+from diffusion_align.adapters import ENCODERS, PARTS, Adapter
 from diffusion_align.data import StreamedPairs, build_cache
 from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.protocols import Job
@@ -15,7 +15,7 @@ from diffusion_align.training.policy.model import load_policy_model, prepare_pol
 from diffusion_align.training.policy.validation import build_validator
 
 from .config import DPOConfig, InPOConfig
-from .loading import build_pair_source, build_transform, load_training_pairs
+from .loading import build_pair_source, build_transform, load_training_pairs, open_cache_first
 from .method import PairMethod
 from .noising import GaussianNoising, InvertedNoising, Noising
 from .remembering import build_reference
@@ -24,10 +24,10 @@ from .remembering import build_reference
 def cache_pairs(config: DPOConfig) -> str:
     """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
     keep_freed_memory(PartialState().device)
-    adapter = load_policy_model(config, PartialState().device)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs) or config.cache_dir is None:
         raise ValueError("a cache needs cache_dir and a data set with random access: set streaming to false")
+    adapter = load_policy_model(config, PartialState().device, ENCODERS)
     transform = build_transform(config, adapter)
     cached = build_cache(adapter, pairs, transform, config.cache_dir, max_corrupt=config.max_corrupt, progress=print)
     size = sum(path.stat().st_size for path in Path(config.cache_dir).glob("*.safetensors"))
@@ -47,13 +47,22 @@ def inpo_job(config: InPOConfig, accelerator: Accelerator, adapter: Adapter | No
 def _pair_job(
     config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, noising: Callable[[Adapter], Noising]
 ) -> Job:
-    own = adapter is None
+    own, cached = adapter is None, None
     if adapter is None:
-        adapter = load_policy_model(config, accelerator.device)
+        parts = PARTS
+        if config.cache_dir is not None and not config.eval_steps:  # validation encodes prompts and decodes pictures
+            cached = open_cache_first(config, accelerator.device, accelerator.is_main_process)
+            parts = PARTS - ENCODERS
+        adapter = load_policy_model(config, accelerator.device, parts)
+    if adapter.embeds_guidance:
+        raise ValueError(
+            f"{config.model} was distilled (unet: time_cond_proj_dim): {config.method} compares errors of predictions "
+            "without guidance, which it does not make; train its base model, or use an online method"
+        )
     prepare_policy(config, adapter)
-    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes)
-    if own and config.cache_dir is not None and not config.eval_steps:
-        adapter.park_encoders()
+    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes, cached)
+    if own and cached is not None:
+        adapter.park_encoders()  # that init_weights made necessary
     reference = build_reference(config, adapter, source)
     method = PairMethod(config, adapter, source, noising(adapter), accelerator.autocast, reference)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None

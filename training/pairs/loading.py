@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 
-from diffusion_align.adapters import Adapter
+from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import (
     CachedPairs,
     FixedDraws,
@@ -24,15 +25,20 @@ from diffusion_align.data import (
     make_buckets,
 )
 from diffusion_align.training.engine.sourced_method import BatchSource
+from diffusion_align.training.policy.model import load_policy_model
 
 if TYPE_CHECKING:
     from .config import DPOConfig
 
 
 def build_pair_source(
-    config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1
+    config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
 ) -> BatchSource[PairBatch]:
-    """The pairs of ``config.dataset`` as an endless loader of this process's share."""
+    """The pairs of ``config.dataset`` as an endless loader of this process's share.
+
+    Args:
+        cached: the cache in ``config.cache_dir``, if it is open already.
+    """
     transform = build_transform(config, adapter)
     options: dict[str, Any] = {
         "seed": config.seed,
@@ -43,7 +49,7 @@ def build_pair_source(
     }
     batch_size, draws = config.per_device_train_batch_size, fixed_draws(config)
     if config.cache_dir is not None:
-        cached = open_or_build_cache(config, adapter, transform, is_main=rank == 0)
+        cached = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
         return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs):
@@ -83,6 +89,14 @@ def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTran
         built = build_cache(adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print)
     PartialState().wait_for_everyone()
     return CachedPairs(folder, fingerprint(adapter, transform)) if built is None else built
+
+
+def open_cache_first(config: DPOConfig, device: torch.device, is_main: bool) -> CachedPairs:
+    """The cache in ``config.cache_dir``, by a model without its denoiser, which is freed before that is loaded."""
+    made = (Path(config.cache_dir or "") / "manifest.json").is_file()
+    # A cache that is there is only compared with the encoders' weights: no GPU needs to hold these for it.
+    adapter = load_policy_model(config, "cpu" if made else device, ENCODERS)
+    return open_or_build_cache(config, adapter, build_transform(config, adapter), is_main)
 
 
 def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:

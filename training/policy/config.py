@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from diffusion_align.training.engine.config import (
     Fraction,
@@ -16,16 +14,7 @@ from diffusion_align.training.engine.config import (
     RunConfig,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class VAEOptions:
-    """How the VAE codes pictures, for every command and run that loads a diffusion model."""
-
-    vae_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Pictures that the VAE encodes or decodes at once; 1 is what diffusers calls slicing. Unset depends on their size:
-    2 of 1024 pixels, 8 of 512, at most 16."""
-    vae_tiling: bool = False
-    """Let the VAE cut pictures larger than it was trained on into tiles: less memory, and seams may show."""
+from .model_options import TrainedModelOptions
 
 
 @dataclass(frozen=True)
@@ -73,18 +62,10 @@ class MemoryNeeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(VAEOptions, RunConfig):
+class TrainConfig(TrainedModelOptions, RunConfig):
     """What every method that trains a diffusion model shares."""
 
     # -- model
-    model: str = "scenes-sdxl"
-    """Shipped name, pipeline folder, single .safetensors file, or hub name."""
-    model_config: str | None = None
-    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
-    variant: str | None = None
-    """Weight variant of a hub model, e.g. fp16."""
-    vae: str | None = None
-    """Another autoencoder, e.g. madebyollin/sdxl-vae-fp16-fix."""
     init_weights: str | None = None
     """LoRA file or UNet folder merged into the base before training (e.g. an SFT run); it is then the reference too."""
 
@@ -101,8 +82,6 @@ class TrainConfig(VAEOptions, RunConfig):
     """Suffixes of the UNet modules that get a LoRA."""
 
     # -- speed and memory
-    weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy)."""
     gradient_checkpointing: Literal["none", "attention", "full"] = "none"
     """Recompute activations in the backward pass: nowhere, in the transformer layers, everywhere."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
@@ -128,8 +107,11 @@ class TrainConfig(VAEOptions, RunConfig):
 
     def check(self) -> None:
         super().check()
-        if self.full_finetuning and self.weight_dtype == "fp16" and self.mixed_precision == "no":
-            raise ValueError("weight_dtype fp16 with full_finetuning needs mixed_precision fp16 or bf16")
+        if self.full_finetuning and self.weight_dtype != "fp32" and self.mixed_precision == "no":
+            raise ValueError(
+                f"weight_dtype {self.weight_dtype} with full_finetuning needs mixed_precision fp16 or bf16: the "
+                "reference is stored in it, the trained weights are float32"
+            )
         if self.eval_steps and self.validation_prompts is None and self.validation_data().dataset is None:
             raise ValueError(f"eval_steps = {self.eval_steps} needs validation_prompts, a file with one prompt a line")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
@@ -14,7 +17,7 @@ class GuidedPolicy:
 
     Args:
         size: side of the pictures in pixels (SDXL's size ids).
-        scale: w; 1 or less predicts with the prompt only.
+        scale: w; 1 or less predicts with the prompt only (distilled models take any).
     """
 
     def __init__(self, adapter: Adapter, size: int, scale: float) -> None:
@@ -23,11 +26,18 @@ class GuidedPolicy:
         self.size = size
 
     def conditions(self, prompts: list[str], inpaint: Tensor | None) -> Conditioning:
-        """What ``predict`` takes: conditioning of the prompts (B) and, with guidance, of null prompts (2B)."""
-        texts = prompts + [""] * len(prompts) if self.scale > 1 else prompts
+        """What ``predict`` takes: conditioning of the prompts (B) and, with guidance, of null prompts (2B).
+
+        Distilled models take the scale as an input instead of null prompts.
+        """
+        embeds = self.adapter.embeds_guidance
+        texts = prompts + [""] * len(prompts) if self.scale > 1 and not embeds else prompts
         if inpaint is not None:
             inpaint = inpaint.repeat(len(texts) // len(prompts), 1, 1, 1)
-        return conditioning(self.adapter, texts, self.size, self.size, inpaint, self.encode)
+        cond = conditioning(self.adapter, texts, self.size, self.size, inpaint, self.encode)
+        if not embeds:
+            return cond
+        return replace(cond, guidance=cond.embeds.new_full((len(texts),), self.scale, dtype=torch.float32))
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditioning) -> Prediction:
         """The guided prediction at ``x_t`` (B, C, h, w), timesteps ``t`` (B,)."""

@@ -209,7 +209,7 @@ def _vae_bytes(
 def _vae(config: TrainConfig, source: str, family: Family) -> AutoencoderKL:
     """The run's VAE without data, in the dtype that it is stored in."""
     settings = AutoencoderKL.load_config(source, subfolder="vae")
-    if config.vae is not None:
+    if config.vae is not None and not Path(config.vae).is_file():  # a single file takes the pipeline's config
         settings = AutoencoderKL.load_config(config.vae)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(settings)

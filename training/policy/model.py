@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import PARTS, Adapter, Part, load_adapter
 from diffusion_align.devices import DTYPES
 
 from .config import TrainConfig
+from .model_options import ModelOptions
 
 
-def load_policy_model(config: TrainConfig, device: torch.device | str) -> Adapter:
-    """The adapter of ``config.model``, with ``init_weights`` merged into it."""
-    adapter = load_adapter(
-        config.model,
-        dtype=DTYPES[config.weight_dtype],
+def load_model(
+    options: ModelOptions,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    parts: Collection[Part] = PARTS,
+    network_dtype: torch.dtype | None = None,
+) -> Adapter:
+    """The model that the options name; every command and method loads it here.
+
+    Args:
+        dtype, device, parts, network_dtype: as in ``load_adapter``.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: as ``load_adapter``.
+    """
+    return load_adapter(
+        options.model,
+        dtype=dtype,
         device=device,
-        variant=config.variant,
-        vae=config.vae,
-        config=config.model_config,
-        vae_batch_size=config.vae_batch_size,
-        vae_tiling=config.vae_tiling,
+        variant=options.variant,
+        revision=options.revision,
+        vae=options.vae,
+        config=options.model_config,
+        family=options.family,
+        prediction_type=options.prediction_type,
+        vae_batch_size=options.vae_batch_size,
+        vae_tiling=options.vae_tiling,
+        parts=parts,
+        network_dtype=network_dtype,
+    )
+
+
+def load_policy_model(config: TrainConfig, device: torch.device | str, parts: Collection[Part] = PARTS) -> Adapter:
+    """The adapter of ``config.model``, with ``init_weights`` merged into it.
+
+    What is trained is read in float32 if all of it is: the files may hold more than ``weight_dtype`` keeps. The
+    reference is stored in ``weight_dtype`` (``prepare_policy``).
+
+    Args:
+        parts: what is loaded. All is with ``init_weights``, which may belong to any of them.
+    """
+    dtype = DTYPES[config.weight_dtype]
+    adapter = load_model(
+        config,
+        dtype,
+        device,
+        PARTS if config.init_weights is not None else parts,
+        torch.float32 if config.full_finetuning else dtype,
     )
     if config.init_weights is not None:
         adapter.load_weights(config.init_weights)

@@ -38,6 +38,7 @@ class Family(Protocol):
         lora_targets: names of the modules that get a LoRA by default.
         blocks: class names of the modules whose activations recomputation frees one at a time.
         conditioning_fields: fields of the denoiser's config that ask for further inputs, with the values understood.
+        latent_fields: fields of the VAE's config that its pipelines read to scale latents.
         vae_overflows: whether its VAEs leave the range of half precision, unless their config says
             ``force_upcast: false``.
         modular: whether diffusers has a modular text-to-image pipeline of it that our guiders fit.
@@ -51,6 +52,7 @@ class Family(Protocol):
     lora_targets: tuple[str, ...]
     blocks: tuple[str, ...]
     conditioning_fields: Mapping[str, Collection[Any]]
+    latent_fields: Collection[str]
     vae_overflows: bool
     modular: bool
 
@@ -70,6 +72,10 @@ class Family(Protocol):
 
     def size_ids(self, sizes: Tensor) -> Tensor | None:
         """The network's inputs for sizes and crops, (B, 6) float32; None where it has none."""
+
+    def embeds_guidance(self, network_config: Any) -> bool:
+        """Whether the network takes the guidance scale as an input (``Conditioning.guidance``); it is then given no
+        null prompt."""
 
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         """The network's raw output (B, C, h, w) in its own dtype."""

@@ -26,6 +26,7 @@ class StableDiffusionXL(UNetFamily):
     }
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     conditioning_fields: Mapping[str, Collection[Any]] = {"addition_embed_type": ("text_time",)}
+    latent_fields: Collection[str] = ("scaling_factor", "latents_mean", "latents_std")
     vae_overflows: bool = True
     modular: bool = True
 

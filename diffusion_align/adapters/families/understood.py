@@ -10,14 +10,18 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from diffusers import AutoencoderKL
+from torch import nn
+
 #: What :class:`~diffusion_align.process.path.VariancePreserving` reads of a scheduler.
 NOISE_SCHEDULE = frozenset(
     {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
      "prediction_type"}
 )  # fmt: skip
 NEEDED = frozenset({"beta_start", "beta_end", "beta_schedule", "prediction_type"})
-#: Switches of schedulers that must stay off: they turn the noising process into another one.
-OFF = frozenset({"use_flow_sigmas", "use_dynamic_shifting"})
+#: Switches of schedulers that must stay off: they turn the noising process into another one, or its integer times
+#: into logarithms.
+OFF = frozenset({"use_flow_sigmas", "use_dynamic_shifting", "timestep_type"})
 #: What a scheduler's own steps read: they are diffusers' own here, too.
 SAMPLING = frozenset(
     {"algorithm_type", "clip_sample", "clip_sample_range", "corrector_order", "disable_corrector",
@@ -25,7 +29,7 @@ SAMPLING = frozenset(
      "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
      "predictor_order", "sample_max_value", "set_alpha_to_one", "shift_terminal", "sigma_max", "sigma_min",
      "skip_prk_steps", "solver_order", "solver_p", "solver_type", "steps_offset", "tau_func", "thresholding",
-     "time_shift_type", "timestep_scaling", "timestep_spacing", "timestep_type", "use_beta_sigmas",
+     "time_shift_type", "timestep_scaling", "timestep_spacing", "use_beta_sigmas",
      "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type"}
 )  # fmt: skip
 #: What every scheduler's step is given.
@@ -40,29 +44,35 @@ UNET = frozenset(
      "addition_time_embed_dim", "upcast_attention", "resnet_time_scale_shift", "resnet_skip_time_act",
      "resnet_out_scale_factor", "time_embedding_type", "time_embedding_dim", "time_embedding_act_fn",
      "timestep_post_act", "conv_in_kernel", "conv_out_kernel", "projection_class_embeddings_input_dim",
-     "attention_type", "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads"}
+     "attention_type", "mid_block_only_cross_attention", "cross_attention_norm", "addition_embed_type_num_heads",
+     "time_cond_proj_dim"}
 )  # fmt: skip
-#: The autoencoder's structure, and the affine map of its latents.
+#: The autoencoder's structure.
 VAE = frozenset(
     {"in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
-     "act_fn", "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "force_upcast",
+     "act_fn", "latent_channels", "norm_num_groups", "sample_size", "force_upcast",
      "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"}
 )  # fmt: skip
+#: Networks of a pipeline that are used, or that change no picture.
+NETWORKS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2", "safety_checker", "image_encoder"})
 
 
-def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]]) -> None:
-    """Refuse config fields that would silently change the mathematics.
+def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]], latents: Collection[str]) -> None:
+    """Refuse what would silently change the mathematics: config fields, and further networks.
 
     Args:
         conditioning: fields of the denoiser's config that ask for further inputs, and the values that the family knows.
+        latents: fields of the VAE's config that its pipelines read to scale latents.
 
     Raises:
-        ValueError: a field of the scheduler, the denoiser or the VAE that is set and not understood, or another
-            scheduler that ``check_scheduler`` refuses; the message names it.
+        ValueError: a field of the scheduler, the denoiser or the VAE that is set and not understood, another
+            scheduler that ``check_scheduler`` refuses, another kind of VAE, or a network that is not understood; the
+            message names it.
     """
+    unet, vae = pipeline.unet, pipeline.vae
+    check_networks(pipeline)
     check_scheduler(pipeline.scheduler)
-    unet = pipeline.unet
-    for part, owner, known in (("unet", unet, UNET | set(conditioning)), ("vae", pipeline.vae, VAE)):
+    for part, owner, known in (("unet", unet, UNET | set(conditioning)), ("vae", vae, VAE | set(latents))):
         _check_fields(part, owner, known)
     for name, values in conditioning.items():
         if unet.config.get(name) not in values:
@@ -70,6 +80,38 @@ def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]])
                 f"unet: {name} = {unet.config.get(name)!r} asks for inputs that are not understood; expected "
                 f"{' or '.join(repr(value) for value in values)}"
             )
+    check_latents(unet.config, vae.config)
+
+
+def check_networks(pipeline: Any) -> None:
+    """Refuse a pipeline with a ControlNet or the like, and VAEs of another kind (they have no posterior)."""
+    for name, part in pipeline.components.items():
+        if name not in NETWORKS and isinstance(part, nn.Module):
+            raise ValueError(f"{name} ({type(part).__name__}) of {type(pipeline).__name__} is not understood")
+    if not isinstance(pipeline.vae, AutoencoderKL):
+        raise ValueError(f"vae: {type(pipeline.vae).__name__} is not understood: expected AutoencoderKL")
+
+
+def check_latents(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuse channels and statistics of the latents that the denoiser's inputs and outputs do not fit."""
+    taken, given, latents = unet["in_channels"], unet["out_channels"], vae["latent_channels"]
+    inpaints = taken == 2 * latents + 1
+    if not inpaints and taken != latents:
+        raise ValueError(
+            f"unet: in_channels = {taken} is not understood: expected {latents}, or {2 * latents + 1} of an inpainting "
+            "model"
+        )
+    if given != latents:
+        raise ValueError(f"unet: out_channels = {given} is not understood: expected {latents}, those of the latents")
+    mean, std = (vae.get(name) for name in ("latents_mean", "latents_std"))
+    if (mean is None) != (std is None):
+        name, value = ("latents_std", std) if mean is None else ("latents_mean", mean)
+        raise ValueError(f"vae: {name} = {value!r} is not understood alone: expected both latents_mean and latents_std")
+    if mean is not None and inpaints:
+        raise ValueError(
+            f"vae: latents_mean = {mean!r} is not understood in an inpainting model: diffusers' pipeline does not "
+            "apply it to the masked picture"
+        )
 
 
 def check_scheduler(scheduler: Any) -> None:

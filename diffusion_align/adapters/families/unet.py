@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -16,6 +18,21 @@ from .family import NetworkInputs
 TOKENS = 77
 
 
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """What distilled UNets are given of the guidance scale w (LCM, 2310.04378), (B, width) float32.
+
+    sin and cos of 1000 (w - 1) f_i, with f_i from 1 down to 1e-4 in equal ratios; an odd width ends in a zero.
+
+    Args:
+        scale: w, (B,) float32.
+    """
+    half = width // 2
+    step = torch.tensor(10_000.0, device=scale.device).log() / (half - 1)  # float32, as the pipelines compute it
+    rates = torch.exp(torch.arange(half, dtype=torch.float32, device=scale.device) * -step)
+    angles = (scale.float() - 1)[:, None] * 1000 * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
 class UNetFamily:
     """Classifier-free guidance of a UNet; see :class:`~.family.Family` for what each member means."""
 
@@ -24,9 +41,17 @@ class UNetFamily:
     #: diffusers' attention projections: what its own LoRA scripts train.
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     blocks: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
+    latent_fields: Collection[str] = ("scaling_factor",)
+
+    def embeds_guidance(self, network_config: Any) -> bool:
+        return network_config.get("time_cond_proj_dim") is not None
 
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
-        output: Tensor = network(inputs.x_t, inputs.t, **self.arguments(inputs.cond)).sample
+        arguments, scale = self.arguments(inputs.cond), inputs.cond.guidance
+        if scale is not None:
+            width = extract_model_from_parallel(network).config.time_cond_proj_dim
+            arguments["timestep_cond"] = guidance_embedding(scale, width).to(inputs.x_t.dtype)
+        output: Tensor = network(inputs.x_t, inputs.t, **arguments).sample
         return output
 
     def arguments(self, cond: Conditioning) -> dict[str, Any]:
