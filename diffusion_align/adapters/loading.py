@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,7 +175,8 @@ def rescheduled(scheduler: Any, prediction_type: str | None, zero_snr: bool) -> 
     kind: Any = type(scheduler)
     if zero_snr:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        kind = kind if "rescale_betas_zero_snr" in scheduler.config else EulerDiscreteScheduler
+        can_be = "rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters
+        kind = kind if can_be else EulerDiscreteScheduler
     return kind.from_config(scheduler.config, **changes) if changes else scheduler
 
 
@@ -275,6 +277,8 @@ def _load_single_file(path: Path, config: str | None, family: str | None, wanted
             f"{path}: {error}. Its configs are read from {configs}: offline, give --model-config, a folder with the "
             "pipeline's configs and tokenizers"
         ) from error
+    except NotImplementedError as error:  # diffusers moves what it did not find
+        raise ValueError(f"{path} is not whole: weights of the model that {configs} describes are missing") from error
     check_whole(str(path), pipeline, source.names(wanted.absent))
     pipeline.scheduler = rescheduled(pipeline.scheduler, held.prediction_type, held.zero_snr)
     return pipeline

@@ -62,7 +62,8 @@ class ScheduleGuidance(StepGuidance):
         """Scale of the bound step."""
         view = self.view
         assert view is not None
-        sigma = math.sqrt(view.now.sigma_sq / view.now.alpha_sq)
+        signal = view.now.alpha_sq  # 0 at the start of a schedule with zero terminal SNR
+        sigma = math.sqrt(view.now.sigma_sq / signal) if signal else math.inf
         if not self.sigma_low < sigma <= self.sigma_high:
             return 1.0
         progress = (view.step + 0.5) / view.num_steps
