@@ -22,6 +22,7 @@ SIZES = NETWORK + "label_emb."
 #: Width of the prompt embeddings of SD 2.x, and a weight that reads them.
 SD2_WIDTH, READS_PROMPT = 1024, "attn2.to_k.weight"
 
+VELOCITY = "v_prediction"
 #: Tensors that are there to say something, and what they say.
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
@@ -112,9 +113,8 @@ def recognise(
         )
     inpaints = channels != latents
     prediction = marked_prediction(shapes, metadata)
-    second = family == "sd" and is_second(shapes)
-    kind = ("sd2" if second else family) + ("-inpaint" if inpaints else "")
-    if kind == "sd2" and (prediction or spread_prediction(shapes, tensor)) == "v_prediction":
+    kind = ("sd2" if family == "sd" and is_second(shapes) else family) + ("-inpaint" if inpaints else "")
+    if kind == "sd2" and (prediction or spread_prediction(shapes, tensor)) == VELOCITY:
         kind = "sd2-v"
     return SingleFile(
         family + ("-inpaint" if inpaints else ""), channels, CONFIGS[kind], prediction, ZERO_SNR in shapes
@@ -166,12 +166,12 @@ def is_second(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 def marked_prediction(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
     """What the marker tensor or the metadata (Stability's ModelSpec) say that the network predicts."""
     if V_PREDICTION in shapes:
-        return "v_prediction"
-    return {"v": "v_prediction", "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
+        return VELOCITY
+    return {"v": VELOCITY, "epsilon": "epsilon"}.get(metadata.get("modelspec.prediction_type", ""))
 
 
 def spread_prediction(shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], Any]) -> str:
     """What an SD 2.x file without markers predicts, by its weights: 768-v or base."""
     if SPREAD_OF in shapes and float(tensor(SPREAD_OF).float().std(correction=0)) > V_SPREAD:
-        return "v_prediction"
+        return VELOCITY
     return "epsilon"

@@ -47,7 +47,7 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(
     loaded = load_adapter(file, config=str(source))
     assert loaded.family.name == family
     assert same_weights(loaded, adapter)
-    assert torch.equal(drawn(loaded), drawn(adapter))
+    assert (drawn(loaded) - drawn(adapter)).abs().max() < 1e-5
     assert loaded.prediction_type == adapter.prediction_type
 
 
