@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from diffusers.training_utils import cast_training_params
 from diffusers.utils import is_xformers_available
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from diffusion_align.devices import autocast_dtype, no_autocast
@@ -20,11 +18,11 @@ from diffusion_align.process import Prediction, VariancePreserving
 
 from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
-from .families import NetworkInputs, check_understood, find_family
-from .lora import quicken_lora
+from .families import NetworkInputs, check_understood, encode_prompts, find_family
+from .lora_stack import LoraStack, add_policy
 from .parts import Part, frozen_copy
 from .pipeline_parts import PipelineParts
-from .policy_files import load_policy, save_lora, save_network
+from .policy_files import Source, load_policy, save_lora, save_network
 
 
 class Adapter(PipelineParts):
@@ -35,6 +33,7 @@ class Adapter(PipelineParts):
 
     Attributes:
         path: the noising process that the denoiser was trained on.
+        loras: the LoRAs of UNet and text encoders: loaded, trained, and folded into the weights.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
         vae_batch_size: pictures that the VAE codes at once; None depends on their size (``autoencoder.chunk_size``).
     """
@@ -45,6 +44,8 @@ class Adapter(PipelineParts):
         self.path = VariancePreserving.from_scheduler(pipeline.scheduler)
         self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
+        self.loras = LoraStack(pipeline, self.family)
+        self._own_base = True  # until a whole network is loaded or trained
         self._reference_network: Any = None
         self._lora_targets: tuple[str, ...] | None = None
         for module in (self.network, self.vae, *self.text_encoders):
@@ -129,23 +130,22 @@ class Adapter(PipelineParts):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
         self.require("text_encoders")
-        cond = self.family.encode(self.pipeline, list(prompts))
-        empty = [i for i, prompt in enumerate(prompts) if not prompt]
-        if not empty:
-            return cond
-        null = self.null_conditioning(len(empty))
-        rows = torch.tensor(empty, device=cond.embeds.device)
-        embeds = cond.embeds.index_copy(0, rows, null.embeds)
-        pooled = cond.pooled
-        if pooled is not None and null.pooled is not None:
-            pooled = pooled.index_copy(0, rows, null.pooled)
-        return Conditioning(embeds, pooled, cond.time_ids)
+        return self._by_both(lambda: encode_prompts(self.family, self.pipeline, list(prompts)))
 
     @torch.no_grad()
     def null_conditioning(self, batch: int) -> Conditioning:
         """The unconditional branch of classifier-free guidance, ``batch`` times."""
         self.require("text_encoders")
-        return self.family.null(self.pipeline).repeat(batch)
+        return self._by_both(lambda: self.family.null(self.pipeline).repeat(batch))
+
+    def _by_both(self, encode: Callable[[], Conditioning]) -> Conditioning:
+        """What the policy's text encoders give, and beside it the reference's where a LoRA makes a difference."""
+        cond = encode()
+        if self._is_reference or not self.loras.on_encoders:
+            return cond
+        with self.loras.switched_off():
+            base = encode()
+        return replace(cond, base_embeds=base.embeds, base_pooled=base.pooled)
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
@@ -169,20 +169,21 @@ class Adapter(PipelineParts):
                 if self.embeds_guidance
                 else "cond.guidance was given, but the network does not take it"
             )
+        cond = cond.of_reference() if self._is_reference else cond
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
         dtype = self.dtype
         inputs = NetworkInputs(sample.to(dtype), t, cond.to(dtype=dtype))
         # Weights in the run's half precision compute as the pipeline does. Autocast would take norms in float32 and
         # copy what they give for each product after them: that is a quarter of a step's memory.
+        network = self._reference_network if self._is_reference else None
         own = no_autocast(self.device) if dtype == autocast_dtype(self.device) else nullcontext()
         with own:
-            output = self.family.call(self._active_network or self.denoiser, inputs).float()
+            output = self.family.call(network or self.denoiser, inputs).float()
         return self.path.views(output, x_t.float(), t)
 
     # -- policy and reference ------------------------------------------------------------------------------------
 
-    _active_network: Any = None
-    _lora_found: tuple[object, tuple[str, ...], list[BaseTunerLayer]] = (None, (), [])
+    _is_reference = False
 
     def train_lora(
         self,
@@ -193,6 +194,9 @@ class Adapter(PipelineParts):
         seed: int = 0,
     ) -> Adapter:
         """Add trainable LoRA matrices (float32) to the UNet; the reference is the UNet with them switched off.
+
+        What was loaded or trained before is folded into the weights first, and so belongs to the reference. ``save``
+        writes it, too: the file fits the model as it was before.
 
         Args:
             alpha: LoRA scale is alpha / rank; None means alpha = rank.
@@ -206,31 +210,47 @@ class Adapter(PipelineParts):
         missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
         if missing:
             raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha or rank, target_modules=list(targets), lora_dropout=dropout, init_lora_weights=True
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network.add_adapter(config)
-        cast_training_params(self.network, dtype=torch.float32)
-        quicken_lora(self.network)
+        self._start_on_top()
+        add_policy(self.network, rank, alpha or rank, targets, dropout, seed)
         self._lora_targets = tuple(targets)
         return self
 
     def train_full(self, reference_dtype: torch.dtype | None = None) -> Adapter:
-        """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference."""
+        """Make all UNet weights trainable (float32) and keep a frozen copy, in ``reference_dtype``, as reference.
+
+        LoRAs that were loaded or trained before are folded into the weights first.
+
+        Raises:
+            ValueError: one of them changes a text encoder, which the saved UNet would not hold.
+        """
+        self.loras.check_network_only()
+        self._start_on_top()
+        self._own_base = False
         self._reference_network = frozen_copy(self.network, reference_dtype)
         self.network.to(torch.float32).requires_grad_(True)
         return self
 
+    def _start_on_top(self) -> None:
+        """Make the policy as it is the reference of what is trained next."""
+        self.fold_loras()
+        self._reference_network = None
+        self.network.requires_grad_(False)
+
+    def fold_loras(self) -> Adapter:
+        """Put loaded and trained LoRAs into the weights, in the text encoders, too."""
+        self.loras.fold()
+        self._lora_targets = None
+        return self
+
     @property
     def is_lora(self) -> bool:
+        """Whether a LoRA is trained."""
         return self._lora_targets is not None
 
     @property
     def has_lora(self) -> bool:
         """Whether there are LoRA matrices, to be trained or loaded from a file."""
-        return self.is_lora or bool(getattr(self.network, "peft_config", None))
+        return bool(self.loras)
 
     @property
     def has_reference(self) -> bool:
@@ -239,42 +259,18 @@ class Adapter(PipelineParts):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, ``predict`` is the frozen reference policy and builds no graph."""
-        with torch.no_grad():
-            if self._reference_network is not None:
-                self._active_network = self._reference_network
-                try:
-                    yield
-                finally:
-                    self._active_network = None
-            elif self.has_lora:
-                layers = self._lora_layers()
-                for layer in layers:
-                    layer._disable_adapters = True
-                try:
-                    yield
-                finally:
-                    for layer in layers:
-                        layer._disable_adapters = False
-            else:
+        """Inside, ``predict`` is the frozen reference policy and builds no graph; prompts are encoded by it, too."""
+        with torch.no_grad(), self.loras.switched_off() if self._reference_network is None else nullcontext():
+            self._is_reference = True
+            try:
                 yield
+            finally:
+                self._is_reference = False
 
     def reference_state(self) -> dict[str, Tensor]:
         """Names and weights of the reference policy, as the UNet without LoRA names them."""
         state = (self._reference_network or self.network).state_dict()
         return {name.replace(".base_layer.", "."): w for name, w in state.items() if ".lora_" not in name}
-
-    def _lora_layers(self) -> list[BaseTunerLayer]:
-        """The UNet's LoRA layers, searched once for every set of adapters.
-
-        peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
-        """
-        adapters: dict[str, Any] = self.network.peft_config
-        known, names, layers = self._lora_found
-        if known is not adapters or names != tuple(adapters):
-            layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-            self._lora_found = adapters, tuple(adapters), layers
-        return layers
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Names and parameters that training changes, in the UNet's order."""
@@ -317,23 +313,33 @@ class Adapter(PipelineParts):
     # -- saving and loading weights ------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the policy as diffusers and ComfyUI users load it.
+        """Write the policy as diffusers, ComfyUI, A1111 and Forge load it.
 
-        LoRA: ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``; all weights: ``unet/`` for
+        LoRAs: ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``, and for the others the same
+        in ``kohya_lora_weights.safetensors``. All weights: ``unet/`` for
         ``UNet2DConditionModel.from_pretrained(folder, subfolder="unet")``.
 
         Returns:
-            The file or folder written.
+            The file for diffusers, or the folder written.
         """
-        save = save_lora if self.is_lora else save_network
-        return save(self.pipeline, self.family.network_name, Path(folder))
+        if self.has_lora:
+            return save_lora(self.loras, Path(folder), self._own_base)
+        return save_network(self.pipeline, self.family.network_name, Path(folder))
 
-    def load_weights(self, folder: str | Path) -> Adapter:
-        """Load what ``save`` wrote (or any diffusers LoRA / UNet folder) into the UNet, for sampling.
+    def load_weights(self, *sources: str | Path) -> Adapter:
+        """Load LoRAs or a UNet: what ``save`` wrote, or files of other tools.
+
+        LoRAs may be in diffusers', peft's or kohya's layout, with text encoders or not; all that are loaded add up.
+
+        Args:
+            sources: files or folders; ``PATH:WEIGHT`` scales a LoRA, e.g. ``"style.safetensors:0.5"``.
 
         Raises:
             FileNotFoundError: neither a LoRA file nor a ``unet`` folder is there.
-            ValueError: a UNet of another architecture.
+            ValueError: a UNet of another architecture or on top of a LoRA; keys or shapes of a LoRA that do not fit the
+                model, or none that does; weights beside a LoRA that is being trained.
         """
-        load_policy(self.pipeline, self.family.network_name, Path(folder))
+        if self.is_lora:
+            raise ValueError("a LoRA is trained on this model: load weights before train_lora, or into a fresh model")
+        self._own_base = load_policy(self.loras, [Source.parse(source) for source in sources], self._own_base)
         return self

@@ -20,6 +20,7 @@ class Conditioning:
         time_ids: SDXL's size ids (original h, w, crop top, left, target h, w), (B, 6) float32, or None.
         inpaint: mask (1 = repaint) and masked-image latents for inpainting models, (B, 1 + C, h, w), or None.
         guidance: the guidance scale, (B,) float32, for models that take it as an input, or None.
+        base_embeds, base_pooled: what the reference's text encoders make of the prompts, where a LoRA changes them.
     """
 
     embeds: Tensor
@@ -27,6 +28,14 @@ class Conditioning:
     time_ids: Tensor | None = None
     inpaint: Tensor | None = None
     guidance: Tensor | None = None
+    base_embeds: Tensor | None = None
+    base_pooled: Tensor | None = None
+
+    def of_reference(self) -> Conditioning:
+        """What the reference is conditioned on."""
+        if self.base_embeds is None:
+            return self
+        return replace(self, embeds=self.base_embeds, pooled=self.base_pooled, base_embeds=None, base_pooled=None)
 
     def __len__(self) -> int:
         return len(self.embeds)

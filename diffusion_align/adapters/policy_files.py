@@ -1,49 +1,143 @@
-"""A policy's weights in files, as diffusers users load them."""
+"""A policy's weights in files, as diffusers, ComfyUI, A1111 and kohya's tools load them."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.training_utils import _collate_lora_metadata
-from peft.utils import get_peft_model_state_dict
+from .lora_files import (
+    KOHYA_FILE,
+    LORA_FILE,
+    Lora,
+    combined,
+    diffusers_state,
+    find_lora_file,
+    kohya_header,
+    kohya_state,
+    read_tensors,
+    write_safetensors,
+)
+from .lora_stack import LoraStack
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+#: In the header of our files: whether other weights than the model's own must be loaded before the LoRA.
+BASE_FIELD, OTHER_BASE = "diffusion_align.base", "other weights"
 
 
-def save_lora(pipeline: Any, network_name: str, folder: Path) -> Path:
-    """Write the network's LoRA for ``pipeline.load_lora_weights(folder)``; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    network = getattr(pipeline, network_name)
-    layers = {f"{network_name}_lora_layers": get_peft_model_state_dict(network)}
-    pipeline.save_lora_weights(folder, **layers, **_collate_lora_metadata({network_name: network}))
-    return folder / LORA_FILE
+@dataclass(frozen=True)
+class Source:
+    """A LoRA file, its folder or a network's folder, and its weight."""
+
+    path: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str | Path) -> Source:
+        """From PATH or PATH:WEIGHT, e.g. ``runs/dpo:0.8``."""
+        path, colon, weight = str(text).rpartition(":")
+        if not colon or Path(text).exists():
+            return cls(Path(text))
+        try:
+            return cls(Path(path), float(weight))
+        except ValueError:
+            return cls(Path(text))
+
+
+def lora_header(stack: LoraStack, own_base: bool) -> dict[str, str]:
+    """What both files say of the base model; nothing in it depends on time, folder or machine."""
+    spec = stack.family.model_spec(stack.pipeline)
+    spec["modelspec.architecture"] += "/lora"
+    name = str(stack.pipeline.config.get("_name_or_path") or "")
+    if name:  # a folder's own name, or the whole name of a hub repository
+        spec["ss_sd_model_name"] = Path(name).name if Path(name).exists() else name
+    return {"format": "pt", BASE_FIELD: "the model" if own_base else OTHER_BASE, **spec}
+
+
+def save_lora(stack: LoraStack, folder: Path, own_base: bool) -> Path:
+    """Write all LoRAs of a model as one, in both layouts; returns the file that diffusers loads."""
+    lora, header = stack.whole(), lora_header(stack, own_base)
+    write_kohya(stack, lora, folder / KOHYA_FILE, header)
+    return write_diffusers(lora, folder / LORA_FILE, header)
+
+
+def write_diffusers(lora: Lora, file: Path, header: Mapping[str, str]) -> Path:
+    """For ``pipeline.load_lora_weights``; returns the file."""
+    return write_safetensors(file, diffusers_state(lora), header)
+
+
+def write_kohya(
+    stack: LoraStack, lora: Lora, file: Path, header: Mapping[str, str], original_blocks: bool = False
+) -> Path:
+    """For ComfyUI, A1111 and Forge; with SDXL's ``original_blocks`` for kohya's own scripts; returns the file."""
+    names = stack.names()
+    state = kohya_state(lora, names.original if original_blocks else names.kohya)
+    return write_safetensors(file, state, {**header, **kohya_header(lora)})
 
 
 def save_network(pipeline: Any, network_name: str, folder: Path) -> Path:
     """Write all weights for ``from_pretrained(folder, subfolder=network_name)``; returns the network's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     getattr(pipeline, network_name).save_pretrained(folder / network_name)
-    return folder / network_name
+    return make_readable(folder / network_name)
 
 
-def load_policy(pipeline: Any, network_name: str, path: Path) -> None:
-    """Load what was saved above, or any diffusers LoRA or network folder, into the pipeline.
+def make_readable(folder: Path) -> Path:
+    """Let everybody read a folder's files, which safetensors writes for their owner alone; returns the folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+    return folder
+
+
+def load_policy(stack: LoraStack, sources: Sequence[Source], own_base: bool) -> bool:
+    """Load LoRAs, and before them a network, into the pipeline; nothing is attached unless all LoRAs can be read.
+
+    Args:
+        own_base: whether the network's weights are the model's own.
+
+    Returns:
+        Whether they still are.
 
     Raises:
         FileNotFoundError: neither a LoRA file nor the network's folder is there.
-        ValueError: a network of another architecture.
+        ValueError: as ``read_lora``; a network that does not fit, has a weight or comes after a LoRA.
     """
-    if path.is_file() or (path / LORA_FILE).is_file():
-        file = path if path.is_file() else path / LORA_FILE
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-        return
-    network = getattr(pipeline, network_name)
-    source = path / network_name if (path / network_name).is_dir() else path
-    if not (source / "config.json").is_file():
+    loras: list[Lora] = []
+    for source in sources:
+        file = find_lora_file(source.path)
+        if file is not None:
+            if own_base and read_tensors(file)[1].get(BASE_FIELD) == OTHER_BASE:
+                warnings.warn(
+                    f"{file} was trained on other weights than the model's own (init_weights): load those first",
+                    stacklevel=3,
+                )
+            loras.append({address: layer.scaled(source.weight) for address, layer in stack.read(file).items()})
+        elif loras or stack:
+            raise ValueError(f"{source.path}: expected a LoRA; a whole network must come before all LoRAs")
+        else:
+            load_network(stack.pipeline, stack.family.network_name, source)
+            own_base = False
+    stack.attach(combined(loras))
+    return own_base
+
+
+def load_network(pipeline: Any, network_name: str, source: Source) -> None:
+    """Load what ``save_network`` wrote, or any network's folder, into the pipeline.
+
+    Raises:
+        FileNotFoundError: neither a LoRA file nor the network's folder is there.
+        ValueError: a network of another architecture, or a weight.
+    """
+    network, path = getattr(pipeline, network_name), source.path
+    folder = path / network_name if (path / network_name).is_dir() else path
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no weights: expected {LORA_FILE} or a {network_name!r} folder")
-    weights = type(network).from_pretrained(source).state_dict()
+    if source.weight != 1:
+        raise ValueError(f"{path}:{source.weight:g}: only a LoRA has a weight, this is a whole network")
+    weights = type(network).from_pretrained(folder).state_dict()
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{source} does not fit this model: {str(error).splitlines()[1].strip()}") from None
+        raise ValueError(f"{folder} does not fit this model: {str(error).splitlines()[1].strip()}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class PromptEncoder:
 def byte_count(cond: Conditioning) -> int:
     """Bytes of all tensors of ``cond``."""
     total = 0
-    for tensor in (cond.embeds, cond.pooled, cond.time_ids, cond.inpaint, cond.guidance):
+    for field in fields(cond):
+        tensor = getattr(cond, field.name)
         total += 0 if tensor is None else tensor.nbytes
     return total
 
@@ -98,4 +100,4 @@ def conditioning(
     sizes = adapter.family.size_ids(torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32))
     time_ids = None if sizes is None else send(sizes, adapter.device).expand(len(prompts), -1)
     hole = None if inpaint is None else send(inpaint, adapter.device)
-    return Conditioning(cond.embeds, cond.pooled, time_ids, hole)
+    return replace(cond, time_ids=time_ids, inpaint=hole)

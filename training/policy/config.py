@@ -67,7 +67,8 @@ class TrainConfig(TrainedModelOptions, RunConfig):
 
     # -- model
     init_weights: str | None = None
-    """LoRA file or UNet folder merged into the base before training (e.g. an SFT run); it is then the reference too."""
+    """LoRA (any usual layout; PATH:WEIGHT scales it), run or UNet folder, folded into the base before training, e.g. an
+    SFT run. It belongs to the reference, and a LoRA also to the files that the run writes."""
 
     # -- policy
     full_finetuning: bool = False

@@ -63,10 +63,7 @@ def load_policy_model(config: TrainConfig, device: torch.device | str, parts: Co
         torch.float32 if config.full_finetuning else dtype,
     )
     if config.init_weights is not None:
-        adapter.load_weights(config.init_weights)
-        if adapter.pipeline.get_active_adapters():
-            adapter.pipeline.fuse_lora()
-            adapter.pipeline.unload_lora_weights()
+        adapter.load_weights(config.init_weights).fold_loras()
     return adapter
 
 

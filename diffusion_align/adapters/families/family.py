@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from diffusion_align.adapters.conditioning import Conditioning
@@ -36,6 +37,7 @@ class Family(Protocol):
         network_name: the denoiser's attribute in a pipeline, and its folder.
         text_encoder_names: attributes of the text encoders.
         lora_targets: names of the modules that get a LoRA by default.
+        lora_prefixes: kohya's prefixes of LoRA names, by part of the pipeline; the first is written, all are read.
         blocks: class names of the modules whose activations recomputation frees one at a time.
         conditioning_fields: fields of the denoiser's config that ask for further inputs, with the values understood.
         latent_fields: fields of the VAE's config that its pipelines read to scale latents.
@@ -50,6 +52,7 @@ class Family(Protocol):
     network_name: str
     text_encoder_names: tuple[str, ...]
     lora_targets: tuple[str, ...]
+    lora_prefixes: Mapping[str, tuple[str, ...]]
     blocks: tuple[str, ...]
     conditioning_fields: Mapping[str, Collection[Any]]
     latent_fields: Collection[str]
@@ -83,5 +86,25 @@ class Family(Protocol):
     def recompute(self, network: Any, attention_only: bool) -> None:
         """Recompute activations in the backward pass, of all blocks or of the transformer layers alone."""
 
+    def original_names(self, network: Any) -> Mapping[str, str]:
+        """The network's modules in the layout of the original checkpoints, by their name in diffusers."""
+
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        """What the header of a LoRA file says of its base model: ``modelspec.*`` and kohya's ``ss_*`` fields."""
+
     def memory_inputs(self, network: Any, rows: int, side: int) -> NetworkInputs:
         """Inputs on the ``meta`` device, of ``rows`` latents of ``side`` x ``side``, in the network's dtype."""
+
+
+def encode_prompts(family: Family, pipeline: Any, prompts: list[str]) -> Conditioning:
+    """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
+    cond = family.encode(pipeline, prompts)
+    empty = [i for i, prompt in enumerate(prompts) if not prompt]
+    if not empty:
+        return cond
+    null = family.null(pipeline).repeat(len(empty))
+    rows = torch.tensor(empty, device=cond.embeds.device)
+    pooled = cond.pooled
+    if pooled is not None and null.pooled is not None:
+        pooled = pooled.index_copy(0, rows, null.pooled)
+    return replace(cond, embeds=cond.embeds.index_copy(0, rows, null.embeds), pooled=pooled)

@@ -33,5 +33,15 @@ class StableDiffusion(UNetFamily):
     def null(self, pipeline: Any) -> Conditioning:
         return self.encode(pipeline, [""])
 
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        second = pipeline.unet.config.cross_attention_dim == 1024  # of OpenCLIP, which SD 2.x reads its prompts with
+        spec = super().model_spec(pipeline)
+        of_second = {"v": "stable-diffusion-v2-768-v"}.get(spec["modelspec.prediction_type"], "stable-diffusion-v2-512")
+        return spec | {
+            "modelspec.architecture": of_second if second else "stable-diffusion-v1",
+            "ss_base_model_version": "sd_v2" if second else "sd_v1",
+            "ss_v2": str(second),
+        }
+
     def size_ids(self, sizes: Tensor) -> Tensor | None:
         return None

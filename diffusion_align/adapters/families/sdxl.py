@@ -25,6 +25,11 @@ class StableDiffusionXL(UNetFamily):
         "sdxl-inpaint": StableDiffusionXLInpaintPipeline,
     }
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    lora_prefixes: Mapping[str, tuple[str, ...]] = {
+        "unet": ("lora_unet",),
+        "text_encoder": ("lora_te1", "lora_te"),
+        "text_encoder_2": ("lora_te2",),
+    }
     conditioning_fields: Mapping[str, Collection[Any]] = {"addition_embed_type": ("text_time",)}
     latent_fields: Collection[str] = ("scaling_factor", "latents_mean", "latents_std")
     vae_overflows: bool = True
@@ -47,6 +52,13 @@ class StableDiffusionXL(UNetFamily):
             return cond
         assert cond.pooled is not None
         return Conditioning(torch.zeros_like(cond.embeds), torch.zeros_like(cond.pooled), cond.time_ids)
+
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        return super().model_spec(pipeline) | {
+            "modelspec.architecture": "stable-diffusion-xl-v1-base",
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "ss_v2": "False",
+        }
 
     def size_ids(self, sizes: Tensor) -> Tensor | None:
         return sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion_align.adapters.conditioning import Conditioning
 
 from .family import NetworkInputs
+from .original import original_unet_names
 
 #: Tokens of a prompt: CLIP's.
 TOKENS = 77
@@ -40,6 +41,11 @@ class UNetFamily:
     network_name: str = "unet"
     #: diffusers' attention projections: what its own LoRA scripts train.
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_prefixes: Mapping[str, tuple[str, ...]] = {
+        "unet": ("lora_unet",),
+        "text_encoder": ("lora_te", "lora_te1"),
+        "text_encoder_2": ("lora_te2",),
+    }
     blocks: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
     latent_fields: Collection[str] = ("scaling_factor",)
 
@@ -64,6 +70,19 @@ class UNetFamily:
             for module in network.modules():
                 if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
                     module.gradient_checkpointing = False
+
+    def original_names(self, network: Any) -> Mapping[str, str]:
+        return original_unet_names(network)
+
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        predicted = str(pipeline.scheduler.config.prediction_type)
+        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        return {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.implementation": "diffusers",
+            "modelspec.prediction_type": {"v_prediction": "v"}.get(predicted, predicted),
+            "modelspec.resolution": f"{side}x{side}",
+        }
 
     def memory_inputs(self, network: Any, rows: int, side: int) -> NetworkInputs:
         dtype, config = network.dtype, network.config

@@ -1,0 +1,258 @@
+"""LoRA files: every usual layout is read, and written are those of diffusers and of kohya's tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .lora_names import ALPHA, KINDS, MATRIX, OTHER_KINDS, Address, LoraNames, with_text_model
+
+#: Where diffusers' training scripts put a LoRA, and where ``load_lora_weights(folder)`` looks for it.
+LORA_FILE = "pytorch_lora_weights.safetensors"
+#: The same LoRA for ComfyUI, A1111, Forge and other readers of kohya's names.
+KOHYA_FILE = "kohya_lora_weights.safetensors"
+#: What peft's ``save_pretrained`` writes.
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DIFFUSERS_HEADER = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one weight: up @ down, whose scale is in ``up``; both float32.
+
+    Attributes:
+        down: (r, in) of a Linear, (r, in, kh, kw) of a Conv2d.
+        up: (out, r) or (out, r, 1, 1).
+    """
+
+    down: Tensor
+    up: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def scaled(self, weight: float) -> LowRank:
+        return LowRank(self.down, self.up * weight)
+
+    def copied(self) -> LowRank:
+        """With tensors of its own, on the CPU."""
+        return LowRank(*(matrix.to("cpu", copy=True) for matrix in (self.down, self.up)))
+
+
+#: A whole LoRA, module by module.
+Lora = Mapping[Address, LowRank]
+
+
+def combined(loras: Iterable[Lora]) -> dict[Address, LowRank]:
+    """One LoRA that does what all ``loras`` do together: their ranks side by side."""
+    whole: dict[Address, LowRank] = {}
+    for lora in loras:
+        for address, layer in lora.items():
+            before = whole.get(address)
+            if before is not None:
+                layer = LowRank(torch.cat([before.down, layer.down]), torch.cat([before.up, layer.up], dim=1))
+            whole[address] = layer
+    return whole
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def find_lora_file(path: Path) -> Path | None:
+    """``path`` itself if it is a file, or the LoRA of a folder, by its usual names or as the only file; else None."""
+    if path.is_file():
+        return path
+    for name in (LORA_FILE, PEFT_FILE, KOHYA_FILE):
+        if (path / name).is_file():
+            return path / name
+    others = list(path.glob("*.safetensors"))
+    return others[0] if len(others) == 1 and not (path / "config.json").is_file() else None
+
+
+def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size]) -> dict[Address, LowRank]:
+    """Read a LoRA in diffusers', peft's or kohya's layout, with or without prefixes, network and text encoders.
+
+    The scale alpha / r is taken from ``.alpha`` tensors, diffusers' header or peft's config beside the file; without
+    any it is 1, as every reader has it.
+
+    Args:
+        names: the modules of the model that it is for.
+        weights: their shapes.
+
+    Raises:
+        ValueError: no safetensors file, no LoRA (LoHa, LoKr, DoRA and others are named), keys that match no module of
+            the model, a matrix without its partner, or shapes that do not fit; file and keys are named.
+    """
+    tensors, header = read_tensors(file)
+    for word, kind in OTHER_KINDS.items():
+        found = [key for key in tensors if word in key]
+        if found:
+            raise ValueError(f"{file} holds {kind} weights (e.g. {found[0]!r}): only LoRA is supported")
+    matrices, alphas = sort_tensors(file, tensors, names)
+    told = ToldScales.read(file, header)
+    lora = {}
+    for address, kinds in matrices.items():
+        name = names.kohya[address]
+        missing = {"down", "up"} - kinds.keys()
+        if missing:
+            raise ValueError(f"{file}: {name} has no {min(missing)!r} matrix")
+        layer = fitted(kinds, weights[address])
+        if layer is None:
+            found = {kind: tuple(matrix.shape) for kind, matrix in kinds.items()}
+            raise ValueError(
+                f"{file}: {name} has matrices of {found}, which do not fit this model's weight of "
+                f"{tuple(weights[address])}: is it a LoRA of another model?"
+            )
+        alpha = alphas.get(address)
+        lora[address] = layer.scaled(told.scale(address, layer.rank) if alpha is None else alpha / layer.rank)
+    return lora
+
+
+def fitted(kinds: Mapping[str, Tensor], shape: torch.Size) -> LowRank | None:
+    """The matrices in float32 and in the shapes that a weight of ``shape`` asks for; None if they do not fit it."""
+    down, up = (kinds[kind].float() for kind in ("down", "up"))
+    if "mid" in kinds:  # a convolution in three factors: the middle one goes into the first
+        down = torch.einsum("rshw,sc->rchw", kinds["mid"].float(), down.flatten(1))
+    rank, kernel = down.shape[0], shape[2:]
+    if down.shape[1] != shape[1] or down.numel() != rank * shape[1:].numel() or up.numel() != rank * shape[0]:
+        return None
+    return LowRank(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *[1] * len(kernel)))
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a safetensors file ({error})") from None
+
+
+def sort_tensors(
+    file: Path, tensors: Mapping[str, Tensor], names: LoraNames
+) -> tuple[dict[Address, dict[str, Tensor]], dict[Address, float]]:
+    """Matrices by module and kind, and the alphas that are tensors.
+
+    Raises:
+        ValueError: keys that match nothing; the first ones are named.
+    """
+    matrices: dict[Address, dict[str, Tensor]] = {}
+    alphas: dict[Address, float] = {}
+    strange = []
+    for key, tensor in tensors.items():
+        parsed = MATRIX.fullmatch(key) or ALPHA.fullmatch(key)
+        address = parsed and names.find(parsed["module"])
+        if not parsed or address is None:
+            strange.append(key)
+        elif parsed.re is ALPHA:
+            alphas[address] = float(tensor)
+        else:
+            kind = KINDS.get(parsed["kind"], parsed["kind"])
+            if kind in matrices.setdefault(address, {}):
+                raise ValueError(f"{file}: two tensors are the {kind!r} matrix of {names.kohya[address]}")
+            matrices[address][kind] = tensor
+    if strange or not matrices:
+        shown = ", ".join(repr(key) for key in sorted(strange)[:3]) or "it has none"
+        raise ValueError(
+            f"{file}: {len(strange)} of {len(tensors)} keys match no LoRA layer of this model ({shown}): is it a LoRA "
+            "of another model?"
+        )
+    return matrices, alphas
+
+
+@dataclass(frozen=True)
+class ToldScales:
+    """alpha and rank as a peft config tells them, by part ("" where it does not say which)."""
+
+    configs: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, file: Path, header: Mapping[str, str]) -> ToldScales:
+        """From diffusers' header ("unet.lora_alpha": ...), or from the config that peft writes beside the file.
+
+        Raises:
+            ValueError: peft's config is one of another kind of adapter.
+        """
+        configs: dict[str, dict[str, Any]] = {}
+        beside = file.parent / PEFT_CONFIG
+        if file.name == PEFT_FILE and beside.is_file():
+            config = json.loads(beside.read_text())
+            if config.get("peft_type") != "LORA" or config.get("use_dora"):
+                kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
+                raise ValueError(f"{beside} is of a {kind} adapter: only LoRA is supported")
+            configs[""] = config
+        for key, value in json.loads(header.get(DIFFUSERS_HEADER, "{}")).items():
+            part, _, field = key.rpartition(".")
+            configs.setdefault(part, {})[field] = value
+        return cls(configs)
+
+    def scale(self, address: Address, rank: int) -> float:
+        config = self.configs.get(address.part) or self.configs.get("")
+        if not config or "lora_alpha" not in config:
+            return 1.0
+        patterns = config.get("alpha_pattern") or {}
+        key = get_pattern_key(patterns, address.module) if patterns else address.module
+        alpha = float(patterns.get(key, config["lora_alpha"]))
+        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def diffusers_state(lora: Lora) -> dict[str, Tensor]:
+    """``unet.X.lora_A.weight`` and so on, without alphas: their scale is in the matrices."""
+    state = {}
+    for address, layer in lora.items():
+        module = with_text_model(address.module) if address.part.startswith("text_encoder") else address.module
+        state[f"{address.part}.{module}.lora_A.weight"] = layer.down
+        state[f"{address.part}.{module}.lora_B.weight"] = layer.up
+    return state
+
+
+def kohya_state(lora: Lora, names: Mapping[Address, str]) -> dict[str, Tensor]:
+    """``lora_unet_X.lora_down.weight`` and so on; each ``.alpha`` is the rank, because the scale is in the matrices."""
+    state = {}
+    for address, layer in lora.items():
+        name = names[address]
+        state[f"{name}.lora_down.weight"] = layer.down
+        state[f"{name}.lora_up.weight"] = layer.up
+        state[f"{name}.alpha"] = torch.tensor(float(layer.rank))
+    return state
+
+
+def kohya_header(lora: Lora) -> dict[str, str]:
+    """What kohya's tools and the browsers of A1111 read of a LoRA: its kind and rank."""
+    ranks = {layer.rank for layer in lora.values()}
+    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    return {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Path:
+    """Write a file that all may read and whose bytes depend on its contents only; returns it.
+
+    safetensors itself writes the header in the order of a hash table, and files for their owner alone.
+    """
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    start = 8 + int.from_bytes(content[:8], "little")
+    told = {"__metadata__": dict(sorted(header.items())), **json.loads(content[8:start])}
+    text = json.dumps(told, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
+    partial.chmod(0o644)
+    return partial.replace(file)
