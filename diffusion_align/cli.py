@@ -14,7 +14,7 @@ from typing import Any
 from diffusion_align.training.methods import METHODS
 
 from .commands import cache, evaluate, train
-from .commands.options import AnnotateOptions, DemoOptions, GenerateOptions, ScoreOptions
+from .commands.options import AnnotateOptions, DemoOptions, ExportOptions, GenerateOptions, ScoreOptions
 from .commands.parsing import parse_options, unknown
 
 
@@ -54,6 +54,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "draw images with a model and trained weights",
             partial(parse_options, GenerateOptions, "generate", bare="--prompt"),
             "generate",
+        ),
+        "export": Command(
+            "write trained weights for diffusers, ComfyUI, kohya's tools, or as a whole pipeline",
+            partial(parse_options, ExportOptions, "export", bare="--run"),
+            "export",
         ),
         "score": Command(
             "score pictures with any scorers", partial(parse_options, ScoreOptions, "score", bare="--source"), "score"

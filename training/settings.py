@@ -96,6 +96,19 @@ def load_recipe(name: str, **overrides: Any) -> RunConfig:
     return validated(cls, values | overrides, f"recipe {name}")
 
 
+def load_run(folder: str | Path) -> RunConfig | None:
+    """Settings of the run that wrote ``folder``, or in whose folder it lies, e.g. a checkpoint; None without any.
+
+    Raises:
+        ValueError: a config.yaml that cannot be read, or of no known method.
+    """
+    for place in (Path(folder), Path(folder).parent):
+        path = place / "config.yaml"
+        if path.is_file():
+            return load_config(config_class(_read_yaml(path).get("method", "")), path, complete=False)
+    return None
+
+
 def recipe_path(name: str) -> Path:
     """File of a shipped recipe, e.g. ``scenes_dpo``.
 

@@ -45,7 +45,6 @@ class Adapter(PipelineParts):
         self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
         self.loras = LoraStack(pipeline, self.family)
-        self._own_base = True  # until a whole network is loaded or trained
         self._reference_network: Any = None
         self._lora_targets: tuple[str, ...] | None = None
         for module in (self.network, self.vae, *self.text_encoders):
@@ -225,7 +224,7 @@ class Adapter(PipelineParts):
         """
         self.loras.check_network_only()
         self._start_on_top()
-        self._own_base = False
+        self.loras.own_base = False
         self._reference_network = frozen_copy(self.network, reference_dtype)
         self.network.to(torch.float32).requires_grad_(True)
         return self
@@ -323,7 +322,7 @@ class Adapter(PipelineParts):
             The file for diffusers, or the folder written.
         """
         if self.has_lora:
-            return save_lora(self.loras, Path(folder), self._own_base)
+            return save_lora(self.loras, Path(folder))
         return save_network(self.pipeline, self.family.network_name, Path(folder))
 
     def load_weights(self, *sources: str | Path) -> Adapter:
@@ -341,5 +340,5 @@ class Adapter(PipelineParts):
         """
         if self.is_lora:
             raise ValueError("a LoRA is trained on this model: load weights before train_lora, or into a fresh model")
-        self._own_base = load_policy(self.loras, [Source.parse(source) for source in sources], self._own_base)
+        load_policy(self.loras, [Source.parse(source) for source in sources])
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,14 @@ def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size
         ValueError: no safetensors file, no LoRA (LoHa, LoKr, DoRA and others are named), keys that match no module of
             the model, a matrix without its partner, or shapes that do not fit; file and keys are named.
     """
-    tensors, header = read_tensors(file)
+    with opened(file) as content:
+        tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     for word, kind in OTHER_KINDS.items():
         found = [key for key in tensors if word in key]
         if found:
             raise ValueError(f"{file} holds {kind} weights (e.g. {found[0]!r}): only LoRA is supported")
     matrices, alphas = sort_tensors(file, tensors, names)
-    told = ToldScales.read(file, header)
+    told = ToldScales.read(file, read_header(file))
     lora = {}
     for address, kinds in matrices.items():
         name = names.kohya[address]
@@ -108,9 +110,9 @@ def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size
             raise ValueError(f"{file}: {name} has no {min(missing)!r} matrix")
         layer = fitted(kinds, weights[address])
         if layer is None:
-            found = {kind: tuple(matrix.shape) for kind, matrix in kinds.items()}
+            sizes = {kind: tuple(matrix.shape) for kind, matrix in kinds.items()}
             raise ValueError(
-                f"{file}: {name} has matrices of {found}, which do not fit this model's weight of "
+                f"{file}: {name} has matrices of {sizes}, which do not fit this model's weight of "
                 f"{tuple(weights[address])}: is it a LoRA of another model?"
             )
         alpha = alphas.get(address)
@@ -129,17 +131,28 @@ def fitted(kinds: Mapping[str, Tensor], shape: torch.Size) -> LowRank | None:
     return LowRank(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *[1] * len(kernel)))
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file.
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        with safe_open(file, "pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        with safe_open(file, "pt") as content:
+            yield content
     except SafetensorError as error:
         raise ValueError(f"{file}: not a safetensors file ({error})") from None
+
+
+def read_header(file: Path) -> dict[str, str]:
+    """What a file says of itself.
+
+    Raises:
+        ValueError: no safetensors file.
+    """
+    with opened(file) as content:
+        return content.metadata() or {}
 
 
 def sort_tensors(

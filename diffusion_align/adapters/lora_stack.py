@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,18 +22,23 @@ from .lora import quicken_lora
 from .lora_files import Lora, LowRank, combined, read_lora
 from .lora_names import Address, LoraNames
 
+#: Adapters of a part that has none.
+NONE: Mapping[str, Any] = MappingProxyType({})
+
 
 class LoraStack:
     """What LoRAs add to the network and the text encoders of a pipeline, all of them together.
 
     Attributes:
         folded: what was folded into the weights; files hold it, too, so that they fit the model as it was loaded.
+        own_base: whether what is beneath all LoRAs is the model as it was loaded, and no other network's weights.
     """
 
     def __init__(self, pipeline: Any, family: Family) -> None:
         self.pipeline, self.family = pipeline, family
         self.folded: Lora = {}
-        self._found: tuple[object, list[BaseTunerLayer]] = (None, [])
+        self.own_base = True
+        self._found: tuple[list[Mapping[str, Any]], list[tuple[str, ...]], list[BaseTunerLayer]] = ([], [], [])
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -82,11 +89,14 @@ class LoraStack:
 
         peft's own switches walk the whole network and every layer's parameters: 35 ms of a step at SDXL's size.
         """
-        known = [(part, tuple(adapters(part))) for part in self.parts.values()]
-        if self._found[0] != known:
+        configs = [adapters(part) for part in self.parts.values()]
+        names = [tuple(config) for config in configs]
+        known, as_named, layers = self._found
+        # Another LoRA of the same name comes with another dict.
+        if as_named != names or any(a is not b for a, b in zip(known, configs, strict=True)):
             layers = [m for part in self.parts.values() for m in part.modules() if isinstance(m, BaseTunerLayer)]
-            self._found = known, layers
-        return self._found[1]
+            self._found = configs, names, layers
+        return layers
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -138,8 +148,8 @@ class LoraStack:
 
 def adapters(part: nn.Module) -> Mapping[str, Any]:
     """peft's configs of a part's adapters, by name."""
-    found: Mapping[str, Any] = getattr(part, "peft_config", None) or {}
-    return found
+    found: Mapping[str, Any] | None = getattr(part, "peft_config", None)
+    return NONE if found is None else found
 
 
 def weight_of(part: nn.Module, module: str) -> torch.Tensor:
@@ -181,7 +191,8 @@ def attach(part: Any, lora: Mapping[str, LowRank], name: str) -> None:
     config = LoraConfig(
         r=most, lora_alpha=most, rank_pattern=other, alpha_pattern=dict(other), target_modules=list(lora)
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws matrices that are then replaced
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws matrices, which are then replaced
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are meant
         part.add_adapter(config, name)
     for module, layer in lora.items():
         owner = part.get_submodule(module)

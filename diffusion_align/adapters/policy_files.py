@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from .lora_files import (
     KOHYA_FILE,
@@ -17,13 +17,15 @@ from .lora_files import (
     find_lora_file,
     kohya_header,
     kohya_state,
-    read_tensors,
+    read_header,
     write_safetensors,
 )
 from .lora_stack import LoraStack
 
 #: In the header of our files: whether other weights than the model's own must be loaded before the LoRA.
-BASE_FIELD, OTHER_BASE = "diffusion_align.base", "other weights"
+BASE_FIELD, OWN_BASE, OTHER_BASE = "diffusion_align.base", "the model", "other weights"
+
+Layout: TypeAlias = Literal["diffusers", "kohya", "sd-scripts"]
 
 
 @dataclass(frozen=True)
@@ -45,35 +47,37 @@ class Source:
             return cls(Path(text))
 
 
-def lora_header(stack: LoraStack, own_base: bool) -> dict[str, str]:
+def lora_header(stack: LoraStack) -> dict[str, str]:
     """What both files say of the base model; nothing in it depends on time, folder or machine."""
     spec = stack.family.model_spec(stack.pipeline)
     spec["modelspec.architecture"] += "/lora"
     name = str(stack.pipeline.config.get("_name_or_path") or "")
     if name:  # a folder's own name, or the whole name of a hub repository
         spec["ss_sd_model_name"] = Path(name).name if Path(name).exists() else name
-    return {"format": "pt", BASE_FIELD: "the model" if own_base else OTHER_BASE, **spec}
+    return {"format": "pt", BASE_FIELD: OWN_BASE if stack.own_base else OTHER_BASE, **spec}
 
 
-def save_lora(stack: LoraStack, folder: Path, own_base: bool) -> Path:
-    """Write all LoRAs of a model as one, in both layouts; returns the file that diffusers loads."""
-    lora, header = stack.whole(), lora_header(stack, own_base)
-    write_kohya(stack, lora, folder / KOHYA_FILE, header)
-    return write_diffusers(lora, folder / LORA_FILE, header)
+def save_lora(stack: LoraStack, folder: Path) -> Path:
+    """Write all LoRAs of a model as one, for diffusers and in kohya's layout; returns the file that diffusers loads."""
+    write_lora(stack, folder / KOHYA_FILE, "kohya")
+    return write_lora(stack, folder / LORA_FILE, "diffusers")
 
 
-def write_diffusers(lora: Lora, file: Path, header: Mapping[str, str]) -> Path:
-    """For ``pipeline.load_lora_weights``; returns the file."""
-    return write_safetensors(file, diffusers_state(lora), header)
+def write_lora(stack: LoraStack, file: Path, layout: Layout, title: str | None = None) -> Path:
+    """Write all LoRAs of a model as one; returns the file.
 
-
-def write_kohya(
-    stack: LoraStack, lora: Lora, file: Path, header: Mapping[str, str], original_blocks: bool = False
-) -> Path:
-    """For ComfyUI, A1111 and Forge; with SDXL's ``original_blocks`` for kohya's own scripts; returns the file."""
+    Args:
+        layout: "diffusers" for ``pipeline.load_lora_weights``; "kohya" for ComfyUI, A1111, Forge and diffusers;
+            "sd-scripts" for kohya's own scripts, which call SDXL's blocks by their original numbers.
+        title: the LoRA's name in kohya's header.
+    """
+    lora, header = stack.whole(), lora_header(stack)
+    if layout == "diffusers":
+        return write_safetensors(file, diffusers_state(lora), header)
     names = stack.names()
-    state = kohya_state(lora, names.original if original_blocks else names.kohya)
-    return write_safetensors(file, state, {**header, **kohya_header(lora)})
+    state = kohya_state(lora, names.kohya if layout == "kohya" else names.original)
+    named = {} if title is None else {"ss_output_name": title, "modelspec.title": title}
+    return write_safetensors(file, state, {**header, **kohya_header(lora), **named})
 
 
 def save_network(pipeline: Any, network_name: str, folder: Path) -> Path:
@@ -91,14 +95,8 @@ def make_readable(folder: Path) -> Path:
     return folder
 
 
-def load_policy(stack: LoraStack, sources: Sequence[Source], own_base: bool) -> bool:
-    """Load LoRAs, and before them a network, into the pipeline; nothing is attached unless all LoRAs can be read.
-
-    Args:
-        own_base: whether the network's weights are the model's own.
-
-    Returns:
-        Whether they still are.
+def load_policy(stack: LoraStack, sources: Sequence[Source]) -> None:
+    """Load LoRAs, and before them a network, into the pipeline; no LoRA is attached unless all can be read.
 
     Raises:
         FileNotFoundError: neither a LoRA file nor the network's folder is there.
@@ -108,7 +106,7 @@ def load_policy(stack: LoraStack, sources: Sequence[Source], own_base: bool) -> 
     for source in sources:
         file = find_lora_file(source.path)
         if file is not None:
-            if own_base and read_tensors(file)[1].get(BASE_FIELD) == OTHER_BASE:
+            if stack.own_base and base_of(file) == OTHER_BASE:
                 warnings.warn(
                     f"{file} was trained on other weights than the model's own (init_weights): load those first",
                     stacklevel=3,
@@ -118,9 +116,17 @@ def load_policy(stack: LoraStack, sources: Sequence[Source], own_base: bool) -> 
             raise ValueError(f"{source.path}: expected a LoRA; a whole network must come before all LoRAs")
         else:
             load_network(stack.pipeline, stack.family.network_name, source)
-            own_base = False
+            stack.own_base = False
     stack.attach(combined(loras))
-    return own_base
+
+
+def base_of(file: Path) -> str | None:
+    """What a LoRA file says that it must be loaded on; None for files of 0.1 and of other programs.
+
+    Raises:
+        ValueError: no safetensors file.
+    """
+    return read_header(file).get(BASE_FIELD)
 
 
 def load_network(pipeline: Any, network_name: str, source: Source) -> None:

@@ -89,10 +89,16 @@ def read_finished(path: Path, options: AnnotateOptions) -> list[list[dict[str, f
         path.write_text(header + "\n")
         return []
     whole = path.read_bytes().split(b"\n")[:-1]
-    if not whole or json.loads(whole[0]) != json.loads(header):
+    if not whole or _with_list(json.loads(whole[0])) != json.loads(header):
         raise ValueError(f"{path} belongs to a run with other options: delete it, or give another --out")
     path.write_bytes(b"".join(line + b"\n" for line in whole))
     return [json.loads(line)["scores"] for line in whole[1:]]
+
+
+def _with_list(header: dict[str, Any]) -> dict[str, Any]:
+    """A header whose ``lora`` is a list: up to 0.1 it was one name or null."""
+    lora = header.get("lora")
+    return header | {"lora": [lora] if isinstance(lora, str) else lora or []}
 
 
 def judge_prompt(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from diffusion_align.adapters import Adapter
@@ -10,8 +12,11 @@ from diffusion_align.training.policy.model import load_model
 from diffusion_align.training.policy.model_options import ModelOptions
 
 
-def open_model(options: ModelOptions, device: torch.device, lora: str | None) -> Adapter:
+def open_model(options: ModelOptions, device: torch.device, lora: Sequence[str]) -> Adapter:
     """The model on ``device``, with trained weights if there are any; dtype auto is fp16 on CUDA, fp32 elsewhere.
+
+    Args:
+        lora: PATH or PATH:WEIGHT of weights, as ``Adapter.load_weights`` takes them.
 
     Raises:
         ValueError, FileNotFoundError, OSError: as ``load_adapter`` and ``Adapter.load_weights``.
@@ -19,5 +24,4 @@ def open_model(options: ModelOptions, device: torch.device, lora: str | None) ->
     name = options.dtype
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
-    adapter = load_model(options, DTYPES[name], device)
-    return adapter if lora is None else adapter.load_weights(lora)
+    return load_model(options, DTYPES[name], device).load_weights(*lora)

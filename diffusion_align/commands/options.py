@@ -36,8 +36,9 @@ class GenerateOptions(ModelOptions, Options):
     """The prompt (the flag may be left out if it comes first); or give --prompts."""
     prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet)."""
-    lora: str | None = None
-    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    lora: tuple[str, ...] = ()
+    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
+    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     out: str = "images"
     """Folder for PNG files; each carries its settings."""
     num_images: int = 4
@@ -84,7 +85,7 @@ class GenerateOptions(ModelOptions, Options):
     pixel_scorers: tuple[str, ...] = ()
     """For dynamic guidance: scorers that also judge decoded predictions (expensive: one decoding per candidate)."""
     alignment_strength: float = 1.0
-    """With --lora: 0 draws with the base model, 1 with the trained one, more goes beyond it."""
+    """With --lora: 0 draws with the model without LoRAs, 1 with them, more goes beyond."""
     search: Literal["none", "best-of-n", "fk", "gradient"] = "none"
     """Steer with --scorer: keep the best of --particles images, resample particles, or follow the reward's gradient."""
     scorer: str | None = None
@@ -115,6 +116,31 @@ class GenerateOptions(ModelOptions, Options):
         if (self.prompt is None) == (self.prompts is None) and not (replayed and self.prompt is None):
             raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
         super().check()
+
+
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    """Write a run's weights as other programs read them."""
+
+    run: str
+    """Folder of a run or of one of its checkpoints, or a LoRA file (the flag may be left out if it comes first)."""
+    format: Literal["diffusers", "kohya", "sd-scripts", "merged"]
+    """diffusers: a LoRA for load_lora_weights; kohya: for ComfyUI, A1111 and Forge; sd-scripts: for kohya's own, which
+    number SDXL's blocks as the original does; merged: a whole pipeline with the weights folded in."""
+    out: str | None = None
+    """File of a LoRA (.safetensors), or folder of a merged pipeline; unset: beside the run, named after it."""
+    model: str | None = None
+    """The model that the weights are for; unset takes it from the run's config.yaml."""
+    model_config: str | None = None
+    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of a merged pipeline's weights; its weights are folded in before they are rounded."""
+
+    def check(self) -> None:
+        super().check()
+        if self.out is not None and self.out.endswith(".safetensors") == (self.format == "merged"):
+            kind = "a folder" if self.format == "merged" else "a .safetensors file"
+            raise ValueError(f"--out {self.out}: --format {self.format} writes {kind}")
 
 
 @dataclass(frozen=True)
@@ -177,8 +203,9 @@ class AnnotateOptions(ModelOptions, Options):
     asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
     out: str = "annotated"
     """Folder for pictures and pairs (train-00000-of-00001.parquet: give the folder as --dataset)."""
-    lora: str | None = None
-    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    lora: tuple[str, ...] = ()
+    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
+    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     per_prompt: int = 4
     """Pictures per prompt."""
     pairs: Literal["all", "best-worst"] = "all"
@@ -212,8 +239,9 @@ class EvaluateGuidanceOptions(ModelOptions, Options):
 
     counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
 
-    lora: str | None = None
-    """Trained weights: a run's folder, a LoRA file or a UNet folder."""
+    lora: tuple[str, ...] = ()
+    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
+    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     scorer: str = "scenes-oracle"
     """Scorer that judges the pictures; no way of guiding sees it."""
     prompts: str | None = None

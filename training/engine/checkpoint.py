@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,15 @@ class TrainState:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, state: TrainState, step: int, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, state: TrainState, step: int, keep: int, save_weights: Callable[[Path], object] | None = None
+) -> Path:
     """Write ``folder/checkpoint-STEP`` atomically, then delete all but the newest ``keep``.
 
     A crash at any moment leaves either the whole checkpoint under its final name or none.
+
+    Args:
+        save_weights: writes the trained weights into a folder, as their users load them; None leaves them out.
     """
     final = folder / f"{PREFIX}{step:08d}"
     partial = folder / f".{final.name}.partial"
@@ -47,9 +53,17 @@ def save_checkpoint(folder: Path, state: TrainState, step: int, keep: int) -> Pa
     for name, group in state.tensors.items():
         save_file({k: v.detach().contiguous().cpu() for k, v in group.items()}, partial / f"{name}.safetensors")
     (partial / "state.json").write_text(json.dumps(state.values))
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
-    for path in partial.iterdir():
+    if save_weights is not None:
+        save_weights(partial)
+    written = sorted(path for path in partial.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in written
+    }
+    manifest = {"step": step, "state": sorted(state.tensors), "files": files}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in [*written, partial / MANIFEST]:
+        path.chmod(0o644)  # safetensors writes for the owner alone
         _flush(path)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
@@ -115,7 +129,10 @@ def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
 
 def load_checkpoint(checkpoint: Path) -> TrainState:
     """Read a verified checkpoint back."""
-    tensors = {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    # Checkpoints of 0.1 have no list: all of their files are state.
+    names = json.loads((checkpoint / MANIFEST).read_text()).get("state")
+    names = sorted(path.stem for path in checkpoint.glob("*.safetensors")) if names is None else names
+    tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
     return TrainState(tensors, json.loads((checkpoint / "state.json").read_text()))
 
 

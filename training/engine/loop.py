@@ -30,9 +30,9 @@ class TrainResult:
     """What a run leaves behind.
 
     Attributes:
-        output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints.
-        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted, and in
-            all processes but the first.
+        output_dir: folder with the weights, config.yaml, metrics.jsonl and checkpoints, which hold weights, too.
+        weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted (the checkpoints have
+            them then), and in all processes but the first.
         step: optimiser steps done.
         stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it.
         history: every logged line: {"step": ..., "loss": ..., ...}.
@@ -111,10 +111,16 @@ def run_loop(
     bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
     trained.network.train()
 
+    def save_weights(folder: Path) -> None:
+        trained.network.eval()
+        with ema_weights(ema, parameters):  # what the run would leave behind if it ended now
+            trained.save(folder)
+        trained.network.train()
+
     def checkpoint_now() -> None:
         state = collect_state(step, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         if accelerator.is_main_process:
-            save_checkpoint(output_dir, state, step, config.save_total_limit)
+            save_checkpoint(output_dir, state, step, config.save_total_limit, save_weights)
         accelerator.wait_for_everyone()
 
     def validate_now() -> None:

@@ -1,0 +1,466 @@
+"""LoRA files: every reader applies ours with the same effect; those of others are read, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.sdxl import UNET as SDXL
+from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters.policy_files import write_lora
+from diffusion_align.sampling.control import SamplingOptions
+from diffusion_align.sampling.sampler import generate, sample
+
+PROMPTS = ["a large red star on a dark background", "two small blue rings"]
+SEEDS = [1, 2]
+DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
+CONVOLUTIONS = {"alpha": 16.0, "targets": ("to_q", "to_out.0", "conv1", "time_emb_proj", "ff.net.0.proj")}
+State = dict[str, Tensor]
+
+#: Where the original layout has the transformers of SDXL's and SD 1.5's UNet.
+ORIGINAL_PLACES = {
+    "sdxl": {
+        "down_blocks.1.attentions.0": "input_blocks.4.1", "down_blocks.1.attentions.1": "input_blocks.5.1",
+        "down_blocks.2.attentions.0": "input_blocks.7.1", "down_blocks.2.attentions.1": "input_blocks.8.1",
+        "mid_block.attentions.0": "middle_block.1",
+        "up_blocks.0.attentions.0": "output_blocks.0.1", "up_blocks.0.attentions.1": "output_blocks.1.1",
+        "up_blocks.0.attentions.2": "output_blocks.2.1", "up_blocks.1.attentions.0": "output_blocks.3.1",
+        "up_blocks.1.attentions.1": "output_blocks.4.1", "up_blocks.1.attentions.2": "output_blocks.5.1",
+    },
+    "sd": {
+        "down_blocks.0.attentions.0": "input_blocks.1.1", "down_blocks.0.attentions.1": "input_blocks.2.1",
+        "down_blocks.1.attentions.0": "input_blocks.4.1", "down_blocks.1.attentions.1": "input_blocks.5.1",
+        "down_blocks.2.attentions.0": "input_blocks.7.1", "down_blocks.2.attentions.1": "input_blocks.8.1",
+        "mid_block.attentions.0": "middle_block.1",
+        "up_blocks.1.attentions.0": "output_blocks.3.1", "up_blocks.1.attentions.1": "output_blocks.4.1",
+        "up_blocks.1.attentions.2": "output_blocks.5.1", "up_blocks.2.attentions.0": "output_blocks.6.1",
+        "up_blocks.2.attentions.1": "output_blocks.7.1", "up_blocks.2.attentions.2": "output_blocks.8.1",
+        "up_blocks.3.attentions.0": "output_blocks.9.1", "up_blocks.3.attentions.1": "output_blocks.10.1",
+        "up_blocks.3.attentions.2": "output_blocks.11.1",
+    },
+}  # fmt: skip
+
+
+def stirred(adapter: Adapter, seed: int = 0) -> Adapter:
+    """A policy whose trained weights are no longer what they start as."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter.trainable_parameters().values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return adapter
+
+
+def trained(folder: Path, seed: int = 0, **options: Any) -> Adapter:
+    return stirred(load_adapter(folder).train_lora(**{"rank": 4, **options}), seed)
+
+
+def drawn(pipeline: Any) -> Tensor:
+    """Two images by the pipeline itself."""
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    return pipeline(PROMPTS, num_inference_steps=3, guidance_scale=5.0, generator=generators, output_type="pt").images
+
+
+def ours(adapter: Adapter, strength: float = 1.0) -> Tensor:
+    options = SamplingOptions(alignment_strength=strength)
+    return sample(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS, options=options).images
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def as_comfyui_applies(pipeline: Any, file: Path) -> Any:
+    """Every weight that the file's names lead to, plus alpha / r up @ down: kohya's rule, by ComfyUI's and A1111's map.
+
+    The map: ``lora_unet_``, and the name of a diffusers UNet's weight with underscores.
+    """
+    state = load_file(file)
+    weights = {
+        "lora_unet_" + name.removesuffix(".weight").replace(".", "_"): weight
+        for name, weight in pipeline.unet.state_dict().items()
+        if name.endswith(".weight")
+    }
+    names = {key.split(".")[0] for key in state}
+    assert names <= weights.keys()
+    assert len(state) == 3 * len(names)
+    for name in names:
+        down, up, alpha = (state[f"{name}.{kind}"] for kind in ("lora_down.weight", "lora_up.weight", "alpha"))
+        change = up.flatten(1) @ down.flatten(1) * (alpha / len(down))
+        weights[name] += change.view(weights[name].shape)
+    return pipeline
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, CONVOLUTIONS], ids=["attention", "alpha and convolutions"])
+@pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
+def test_every_reader_draws_our_images(
+    folder: str, options: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(folder)
+    adapter = trained(source, **options)
+    assert adapter.save(tmp_path) == tmp_path / DIFFUSERS
+    want = ours(adapter)
+    for name in (DIFFUSERS, KOHYA):
+        pipeline = DiffusionPipeline.from_pretrained(source)
+        pipeline.load_lora_weights(tmp_path, weight_name=name)
+        assert distance(drawn(pipeline), want) < 1e-4, name
+    pipeline = DiffusionPipeline.from_pretrained(source)
+    assert distance(drawn(pipeline), want) > 1e-2
+    assert distance(drawn(as_comfyui_applies(pipeline, tmp_path / KOHYA)), want) < 1e-4
+
+
+def test_the_second_file_is_what_diffusers_own_converter_makes_of_the_first(sdxl_folder: Path, tmp_path: Path) -> None:
+    expected = convert_state_dict_to_kohya(load_file(trained(sdxl_folder, **CONVOLUTIONS).save(tmp_path)))
+    found = load_file(tmp_path / KOHYA)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], tensor.to(found[key])) for key, tensor in expected.items())
+
+
+def on_meta(config: dict[str, Any]) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "layers"),
+    [("sdxl", SDXL, 560), ("sd", {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}, 128)],
+)
+def test_names_at_true_size_are_those_of_comfyui_and_of_kohyas_scripts(
+    family: str, config: dict[str, Any], layers: int, request: pytest.FixtureRequest
+) -> None:
+    cls = {"sdxl": StableDiffusionXLPipeline, "sd": StableDiffusionPipeline}[family]
+    unet = on_meta(config)
+    weights = {name.removesuffix(".weight") for name in unet.state_dict() if name.endswith(".weight")}
+    adapter = Adapter(cls.from_pretrained(request.getfixturevalue(f"{family}_folder"), unet=unet))
+    with torch.device("meta"):
+        adapter.train_lora(rank=8)
+    names, lora = adapter.loras.names(), adapter.loras.attached()
+    assert len(lora) == layers
+    assert {names.kohya[address] for address in lora} <= {f"lora_unet_{name.replace('.', '_')}" for name in weights}
+    originals = {
+        f"lora_unet_{name.replace(place, original).replace('.', '_')}"
+        for name in weights
+        for place, original in ORIGINAL_PLACES[family].items()
+        if name.startswith(f"{place}.")
+    }
+    assert {names.original[address] for address in lora} <= originals
+    assert len({names.original[address] for address in lora}) == layers
+
+
+def test_headers_name_the_base_model_and_bytes_do_not_depend_on_the_run(sdxl_folder: Path, tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        for name in ("a", "b"):
+            trained(sdxl_folder).save(tmp_path / name)
+    finally:
+        os.umask(old)
+    for name in (DIFFUSERS, KOHYA):
+        first, second = (tmp_path / folder / name for folder in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
+        assert first.stat().st_mode & 0o777 == 0o644
+        content = first.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        assert list(header) == sorted(header)
+        assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+        assert header["ss_base_model_version"] == "sdxl_base_v1-0"
+        assert str(tmp_path) not in str(header)
+    assert (header["ss_network_module"], header["ss_network_dim"], header["ss_network_alpha"]) == (
+        "networks.lora", "4", "4",
+    )  # fmt: skip
+
+
+# -- what is read ----------------------------------------------------------------------------------------------------
+
+
+def unprefixed(state: State) -> State:
+    return {key.removeprefix("unet."): tensor for key, tensor in state.items()}
+
+
+def of_peft(state: State) -> State:
+    return {key.replace("unet.", "base_model.model."): tensor for key, tensor in state.items()}
+
+
+def of_peft_with_the_adapters_name(state: State) -> State:
+    return {key.replace(".weight", ".default.weight"): tensor for key, tensor in of_peft(state).items()}
+
+
+def of_older_diffusers(state: State) -> State:
+    spelt = {"lora_A": "lora.down", "lora_B": "lora.up"}
+    return {key.replace(letter, word): t for key, t in state.items() for letter, word in spelt.items() if letter in key}
+
+
+def of_early_diffusers(state: State) -> State:
+    renamed = {}
+    for key, tensor in state.items():
+        module, kind = key.rsplit(".", 2)[:2]
+        owner, name = module.removesuffix(".0").rsplit(".", 1)
+        renamed[f"{owner}.processor.{name}_lora.{ {'lora_A': 'down', 'lora_B': 'up'}[kind] }.weight"] = tensor
+    return renamed
+
+
+def of_kohya_in_half_precision(state: State) -> State:
+    """Another alpha than the rank, so that it matters."""
+    renamed = {}
+    for key, tensor in convert_state_dict_to_kohya(state).items():
+        renamed[key] = tensor * 4.0 if "lora_up" in key else tensor
+        renamed[key] = torch.tensor(1.0) if key.endswith("alpha") else renamed[key]
+    return {key: tensor.half() for key, tensor in renamed.items()}
+
+
+LAYOUTS: list[Callable[[State], State]] = [
+    unprefixed, of_peft, of_peft_with_the_adapters_name, of_older_diffusers, of_early_diffusers,
+    of_kohya_in_half_precision,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_every_layout_is_read(layout: Callable[[State], State], sdxl_folder: Path, tmp_path: Path) -> None:
+    adapter = trained(sdxl_folder)
+    state = layout(load_file(adapter.save(tmp_path)))
+    save_file({key: tensor.clone() for key, tensor in state.items()}, tmp_path / "other.safetensors")
+    loaded = load_adapter(sdxl_folder).load_weights(tmp_path / "other.safetensors")
+    assert distance(ours(loaded), ours(adapter)) < (5e-3 if layout is of_kohya_in_half_precision else 1e-4)
+
+
+@pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
+def test_the_original_blocks_of_kohyas_scripts_are_read(
+    folder: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(folder)
+    adapter = trained(source, **CONVOLUTIONS)
+    file = write_lora(adapter.loras, tmp_path / "original.safetensors", "sd-scripts", "mine")
+    with safe_open(file, "pt") as content:
+        assert any("input_blocks_" in key for key in content.keys())  # noqa: SIM118
+        assert content.metadata()["ss_output_name"] == "mine"
+    assert distance(ours(load_adapter(source).load_weights(file)), ours(adapter)) < 1e-4
+
+
+def test_alphas_are_read_from_the_header_of_diffusers_and_the_config_of_peft(sdxl_folder: Path, tmp_path: Path) -> None:
+    adapter = trained(sdxl_folder, alpha=16.0)
+    unet = adapter.unet
+    unet.save_lora_adapter(tmp_path / "network")
+    state, config = load_file(tmp_path / "network" / DIFFUSERS), unet.peft_config["default"]
+    told = {**config.to_dict(), "target_modules": ["to_q"]}
+    adapter.pipeline.save_lora_weights(tmp_path / "pipeline", unet_lora_layers=state, unet_lora_adapter_metadata=told)
+    config.save_pretrained(tmp_path / "peft")
+    wrapped = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
+    save_file(wrapped, tmp_path / "peft" / "adapter_model.safetensors")
+    for name in ("network", "pipeline", "peft"):
+        assert distance(ours(load_adapter(sdxl_folder).load_weights(tmp_path / name)), ours(adapter)) < 1e-4, name
+
+
+def test_a_convolution_in_three_factors_is_read(sdxl_folder: Path, tmp_path: Path) -> None:
+    """lora_mid: out x r, r x r x 3 x 3, r x in."""
+    generator = torch.Generator().manual_seed(0)
+    plain = load_adapter(sdxl_folder)
+    weight = plain.unet.mid_block.resnets[0].conv1.weight
+    outputs, inputs = weight.shape[:2]
+    up, mid, down = (torch.randn(shape, generator=generator) for shape in ((outputs, 2), (2, 2, 3, 3), (2, inputs)))
+    name = "lora_unet_mid_block_resnets_0_conv1"
+    state = {f"{name}.lora_up.weight": up[..., None, None], f"{name}.lora_mid.weight": mid,
+             f"{name}.lora_down.weight": down[..., None, None], f"{name}.alpha": torch.tensor(0.02)}  # fmt: skip
+    save_file(state, tmp_path / "x.safetensors")
+    loaded = load_adapter(sdxl_folder).load_weights(tmp_path / "x.safetensors")
+    weight.data += 0.01 * torch.einsum("or,rshw,si->oihw", up, mid, down)
+    assert distance(ours(loaded), ours(plain)) < 1e-4
+
+
+def of_another_model(state: State) -> State:
+    return {key.replace("unet.", "transformer."): tensor for key, tensor in state.items()}
+
+
+def partly_another_ones(state: State) -> State:
+    return {key.replace("mid_block", "middle"): tensor for key, tensor in state.items()}
+
+
+def without_a_partner(state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if key != max(state)}
+
+
+def of_a_wider_model(state: State) -> State:
+    return {key: torch.cat([tensor, tensor], dim=1 if "lora_A" in key else 0) for key, tensor in state.items()}
+
+
+def loha(state: State) -> State:
+    return {key.replace("lora_A.weight", "hada_w1_a"): tensor for key, tensor in state.items()}
+
+
+def lokr(state: State) -> State:
+    return {key.replace("lora_A.weight", "lokr_w1"): tensor for key, tensor in state.items()}
+
+
+def dora(state: State) -> State:
+    return state | {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": torch.ones(4)}
+
+
+def twice(state: State) -> State:
+    return state | unprefixed(state)
+
+
+REFUSED: list[tuple[Callable[[State], State], str]] = [
+    (of_another_model, r"of \d+ keys match no LoRA layer of this model \('transformer\."),
+    (partly_another_ones, r"of \d+ keys match no LoRA layer of this model \('unet\.middle"),
+    (without_a_partner, "has no 'up' matrix"), (of_a_wider_model, "do not fit this model's weight of"),
+    (loha, "holds LoHa weights"), (lokr, "holds LoKr weights"), (dora, "holds DoRA weights"),
+    (twice, "two tensors are the 'down' matrix of lora_unet_"), (lambda state: {}, "it has none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_cannot_be_applied_whole_is_refused_with_its_keys(
+    change: Callable[[State], State], message: str, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    state = change(load_file(trained(sdxl_folder).save(tmp_path)))
+    save_file({key: tensor.clone() for key, tensor in state.items()}, tmp_path / "other.safetensors")
+    adapter = load_adapter(sdxl_folder)
+    with pytest.raises(ValueError, match=f"other.safetensors.*{message}"):
+        adapter.load_weights(tmp_path, tmp_path / "other.safetensors")
+    assert not adapter.has_lora
+
+
+def test_files_that_hold_no_tensors_and_adapters_of_other_kinds_are_refused(sdxl_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"no header")
+    with pytest.raises(ValueError, match=r"torn.safetensors: not a safetensors file"):
+        load_adapter(sdxl_folder).load_weights(tmp_path / "torn.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    state = of_peft(load_file(trained(sdxl_folder).save(tmp_path / "run")))
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA"}))
+    with pytest.raises(ValueError, match=r"adapter_config.json is of a LOHA adapter"):
+        load_adapter(sdxl_folder).load_weights(tmp_path)
+
+
+# -- several, and text encoders --------------------------------------------------------------------------------------
+
+
+def test_several_loras_add_up_with_their_weights(sdxl_folder: Path, tmp_path: Path) -> None:
+    first, second = trained(sdxl_folder, 1), trained(sdxl_folder, 2, rank=2, targets=("to_q", "conv1"))
+    files = [first.save(tmp_path / "a"), second.save(tmp_path / "b")]
+    pipeline = DiffusionPipeline.from_pretrained(sdxl_folder)
+    for name, file in zip("ab", files, strict=True):
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+    pipeline.set_adapters(["a", "b"], [0.8, -0.5])
+    want = drawn(pipeline)
+    at_once = load_adapter(sdxl_folder).load_weights(f"{tmp_path}/a:0.8", f"{files[1]}:-0.5")
+    in_turn = load_adapter(sdxl_folder).load_weights(f"{tmp_path}/a:0.8").load_weights(f"{files[1]}:-0.5")
+    assert distance(ours(at_once), want) < 1e-4
+    assert distance(ours(in_turn), want) < 1e-4
+    assert distance(ours(in_turn, 0.0), ours(load_adapter(sdxl_folder))) == 0
+    at_once.save(tmp_path / "both")
+    assert distance(ours(load_adapter(sdxl_folder).load_weights(tmp_path / "both")), want) < 1e-4
+
+
+def with_text_encoders(folder: Path, file: Path) -> Path:
+    """A LoRA of network and text encoders as kohya's scripts write it; alphas are not the rank."""
+    adapter, generator = load_adapter(folder), torch.Generator().manual_seed(3)
+    sd = len(adapter.text_encoders) == 1
+    owners = {"lora_te" if sd else f"lora_te{i + 1}": encoder for i, encoder in enumerate(adapter.text_encoders)}
+    state = {}
+    for prefix, owner in {"lora_unet": adapter.unet, **owners}.items():
+        for name, module in owner.named_modules():
+            if name.endswith(("attn2.to_q", "self_attn.q_proj", "self_attn.out_proj", "mlp.fc1")):
+                name = name if prefix == "lora_unet" or name.startswith("text_model.") else f"text_model.{name}"
+                key, (outputs, inputs) = f"{prefix}_{name.replace('.', '_')}", module.weight.shape
+                state[f"{key}.lora_down.weight"] = torch.randn(3, inputs, generator=generator)
+                state[f"{key}.lora_up.weight"] = 0.1 * torch.randn(outputs, 3, generator=generator)
+                state[f"{key}.alpha"] = torch.tensor(1.5)
+    save_file(state, file)
+    return file
+
+
+@pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
+def test_text_encoders_change_with_the_policy_and_not_with_the_reference(
+    folder: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(folder)
+    file = with_text_encoders(source, tmp_path / "x.safetensors")
+    pipeline = DiffusionPipeline.from_pretrained(source)
+    untouched = ours(load_adapter(source))
+    pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+    want = drawn(pipeline)
+    adapter = load_adapter(source).load_weights(file)
+    network_only = load_adapter(source).load_weights(file)
+    for encoder in network_only.text_encoders:
+        encoder.disable_adapters()
+    assert distance(ours(adapter), want) < 1e-4
+    assert distance(ours(network_only), want) > 1e-3
+    assert torch.equal(ours(adapter, 0.0), untouched)
+    with adapter.reference():
+        assert torch.equal(generate(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS), untouched)
+    half = [ours(adapter, strength) for strength in (0.5, 1.0)]
+    assert distance(half[1], want) < 1e-4
+    assert 1e-3 < distance(half[0], untouched) < distance(want, untouched)
+    adapter.save(tmp_path / "again")
+    for name in (DIFFUSERS, KOHYA):
+        pipeline = DiffusionPipeline.from_pretrained(source)
+        pipeline.load_lora_weights(tmp_path / "again", weight_name=name)
+        assert distance(drawn(pipeline), want) < 1e-4, name
+
+
+# -- training on top -------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_top_of_what_is_loaded_and_the_file_holds_both(sdxl_folder: Path, tmp_path: Path) -> None:
+    file = with_text_encoders(sdxl_folder, tmp_path / "x.safetensors")
+    before = ours(load_adapter(sdxl_folder).load_weights(file))
+    adapter = load_adapter(sdxl_folder).load_weights(file).train_lora(rank=2)
+    assert distance(ours(adapter), before) < 1e-4
+    stirred(adapter)
+    assert distance(ours(adapter), before) > 1e-2
+    assert distance(ours(adapter, 0.0), before) < 1e-4
+    adapter.save(tmp_path / "run")
+    assert distance(ours(load_adapter(sdxl_folder).load_weights(tmp_path / "run")), ours(adapter)) < 1e-4
+    policy = ours(adapter)
+    adapter.train_lora(rank=2, seed=1)
+    assert distance(ours(adapter), policy) < 1e-4
+    stirred(adapter, seed=1)
+    assert distance(ours(adapter), policy) > 1e-2
+    assert distance(ours(adapter, 0.0), policy) < 1e-4
+    loaded = load_adapter(sdxl_folder).load_weights(file).fold_loras().load_weights(tmp_path / "run")
+    assert distance(ours(loaded, 0.0), before) < 1e-4
+    assert distance(ours(loaded), before) > 1e-2
+
+
+def test_all_weights_are_trained_on_top_of_a_lora_too(sdxl_folder: Path, tmp_path: Path) -> None:
+    trained(sdxl_folder).save(tmp_path / "lora")
+    adapter = load_adapter(sdxl_folder).load_weights(tmp_path / "lora")
+    before = ours(adapter)
+    adapter.train_full()
+    assert adapter.trainable_parameters().keys() == dict(load_adapter(sdxl_folder).unet.named_parameters()).keys()
+    adapter.save(tmp_path / "full")
+    assert distance(ours(load_adapter(sdxl_folder).load_weights(tmp_path / "full")), before) < 1e-4
+    stirred(adapter)
+    assert distance(ours(adapter, 0.0), before) < 1e-4
+    encoders = load_adapter(sdxl_folder).load_weights(with_text_encoders(sdxl_folder, tmp_path / "x.safetensors"))
+    with pytest.raises(ValueError, match="cannot be trained on top of a LoRA that changes text encoders"):
+        encoders.train_full()
+
+
+def test_a_lora_on_top_of_other_weights_says_so(sdxl_folder: Path, tmp_path: Path) -> None:
+    full = load_adapter(sdxl_folder).train_full()
+    stirred(full).save(tmp_path / "full")
+    adapter = stirred(load_adapter(sdxl_folder).load_weights(tmp_path / "full").train_lora(rank=2))
+    file = adapter.save(tmp_path / "lora")
+    both = load_adapter(sdxl_folder).load_weights(tmp_path / "full", file)
+    assert distance(ours(both), ours(adapter)) < 1e-4
+    with pytest.warns(UserWarning, match="was trained on other weights than the model's own"):
+        load_adapter(sdxl_folder).load_weights(file)
+    with pytest.raises(ValueError, match="a whole network must come before all LoRAs"):
+        load_adapter(sdxl_folder).load_weights(file, tmp_path / "full")
+    with pytest.raises(ValueError, match=r"full:0.5: only a LoRA has a weight"):
+        load_adapter(sdxl_folder).load_weights(f"{tmp_path}/full:0.5")
+    with pytest.raises(ValueError, match="load weights before train_lora"):
+        adapter.load_weights(file)
