@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of,
 from diffusion_align.devices import DTYPES
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.model import load_policy_model
+from diffusion_align.training.policy.model_options import ModelOptions
 from diffusion_align.training.settings import load_run
 
 from .options import ExportOptions
@@ -35,7 +37,7 @@ def export_weights(options: ExportOptions) -> Path:
         raise ValueError(f"--out {out} is already there: delete it, or give another")
     adapter = load_policy_model(settings(options), "cpu").load_weights(source)
     if options.format == "merged":
-        return save_merged(adapter, out, options.dtype)
+        return save_merged(adapter, out, "fp32" if options.dtype == "auto" else options.dtype)
     if not adapter.has_lora:
         raise ValueError(f"{source} holds all weights of the network and no LoRA: export it with --format merged")
     if not adapter.loras.own_base:
@@ -51,21 +53,21 @@ def settings(options: ExportOptions) -> TrainConfig:
             others that it does not name.
     """
     config = load_run(options.run)
-    if config is None and options.model is None:
+    if config is None and not options.model:
         raise ValueError(f"{options.run} has no config.yaml: give --model, the model that the weights are for")
     if config is not None and not isinstance(config, TrainConfig):
         raise ValueError(f"{options.run} is a run of {config.method}, which trains no diffusion model")
     config = config or TrainConfig()
     file = find_lora_file(Path(options.run))
     base = None if file is None else base_of(file)
-    if base == OTHER_BASE and config.init_weights is None and options.model is None:
+    if base == OTHER_BASE and config.init_weights is None and not options.model:
         raise ValueError(f"{file} was trained on weights that no file names: give --model, a pipeline that holds them")
+    given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(ModelOptions) if f.name != "dtype"}
     return replace(
         config,
-        model=options.model or config.model,
-        model_config=options.model_config or config.model_config,
+        **{name: value for name, value in given.items() if value},
         init_weights=None if file is None or base == OWN_BASE else config.init_weights,
-        weight_dtype="fp32",
+        dtype="fp32",
         full_finetuning=False,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
@@ -119,8 +119,8 @@ class GenerateOptions(ModelOptions, Options):
 
 
 @dataclass(frozen=True)
-class ExportOptions(Options):
-    """Write a run's weights as other programs read them."""
+class ExportOptions(ModelOptions, Options):
+    """Write a run's weights as other programs read them. Options of the model that are unset are the run's own."""
 
     run: str
     """Folder of a run or of one of its checkpoints, or a LoRA file (the flag may be left out if it comes first)."""
@@ -129,12 +129,10 @@ class ExportOptions(Options):
     number SDXL's blocks as the original does; merged: a whole pipeline with the weights folded in."""
     out: str | None = None
     """File of a LoRA (.safetensors), or folder of a merged pipeline; unset: beside the run, named after it."""
-    model: str | None = None
+    model: str = field(default="", kw_only=True)
     """The model that the weights are for; unset takes it from the run's config.yaml."""
-    model_config: str | None = None
-    """For a single-file model: folder or hub name with the pipeline's configs and tokenizers."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of a merged pipeline's weights; its weights are folded in before they are rounded."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = field(default="auto", kw_only=True)
+    """Of a merged pipeline's weights, which are rounded after the LoRA is folded in; auto is fp32."""
 
     def check(self) -> None:
         super().check()

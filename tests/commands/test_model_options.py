@@ -40,6 +40,7 @@ LINES = {
     "annotate": ["prompts.txt", "--scorers", "scenes-oracle"],
     "evaluate guidance": [],
     "cache": ["--cache-dir", "c"],
+    "export": ["run", "--format", "kohya"],
     **{f"train {method}": [] for method in METHODS if config_class(method).takes_model},
     "train evaluator": ["--kinds", "preference"],
 }
