@@ -16,6 +16,7 @@ BENCHMARKS = {
         "scorers trained on the embedded world: accuracy, calibration, speed, use",
     ),
     "scenes-guidance": ("scenes.guided", "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
+    "scorer-process": ("scorer_process", "rollouts with a reward here and in another process"),
     "scenes-rl": ("scenes.online_methods", "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "plots": ("plots", "the plots in docs/images, from the measured files"),

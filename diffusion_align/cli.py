@@ -14,7 +14,14 @@ from typing import Any
 from diffusion_align.training.methods import METHODS
 
 from .commands import cache, evaluate, train
-from .commands.options import AnnotateOptions, DemoOptions, ExportOptions, GenerateOptions, ScoreOptions
+from .commands.options import (
+    AnnotateOptions,
+    DemoOptions,
+    ExportOptions,
+    GenerateOptions,
+    ScoreOptions,
+    ServeScorerOptions,
+)
 from .commands.parsing import parse_options, unknown
 
 
@@ -62,6 +69,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "score": Command(
             "score pictures with any scorers", partial(parse_options, ScoreOptions, "score", bare="--source"), "score"
+        ),
+        "serve-scorer": Command(
+            "serve a scorer to runs in other processes",
+            partial(parse_options, ServeScorerOptions, "serve-scorer", bare="--scorer"),
+            "serve_scorer",
         ),
         "annotate": Command(
             "make preference pairs by AI feedback: draw, score, compare",
@@ -113,7 +125,7 @@ def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
 def overview() -> str:
     """The text of ``diffusion-align --help``."""
     lines = ["usage: diffusion-align COMMAND ... (each command has its own --help)", ""]
-    lines += [f"  {name:<10}{command.text}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<14}{command.text}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "Full tracebacks: DIFFUSION_ALIGN_DEBUG=1"])
 
 

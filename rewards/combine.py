@@ -25,6 +25,7 @@ class Combined(RewardScorer):
             raise ValueError(f"{name}: expected at least one member")
         self.name, self.members = name, nn.ModuleList(members)
         self.differentiable = all(member.differentiable for member in members)
+        self.elsewhere = all(member.elsewhere for member in members)
         self.needs = frozenset[str]().union(*(member.needs for member in members))
 
     def _preprocessed(self, batch: Tensor | list[Tensor]) -> Any:

@@ -65,8 +65,8 @@ def load_scorer(
 
     Args:
         name: a known name (see docs/rewards.md), that of an installed plug-in (entry points of the group
-            "diffusion_align.rewards": a function that takes ``name`` and ``checkpoint``), or the folder of a scorer
-            that was trained here.
+            "diffusion_align.rewards": a function that takes ``name`` and ``checkpoint``), the folder of a scorer
+            that was trained here, or the address of ``diffusion-align serve-scorer`` ("http://127.0.0.1:8765").
         checkpoint: weights file or folder instead of the published ones.
         options: of the scorer's loader, e.g. ``model="ViT-L-14"`` for "clip".
 
@@ -74,6 +74,7 @@ def load_scorer(
         ValueError: no such scorer (the message lists the known ones), an option it does not have, or a checkpoint
             whose keys do not fit.
         FileNotFoundError: the weights are not there.
+        RemoteError: nobody answers at the address.
     """
     load = _find_loader(str(name))
     known = inspect.signature(load).parameters
@@ -100,12 +101,16 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
         if point.name == name:
             plugin: Callable[..., RewardScorer] = point.load()
             return plugin
+    if name.startswith(("http://", "https://")):
+        remote: Callable[..., RewardScorer] = _resolve(".remote:load_remote")
+        return remote
     if Path(name).is_dir():
         return load_trained
     near = difflib.get_close_matches(name, known_scorers(), n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"unknown scorer {name!r}{hint}: known scorers are {', '.join(known_scorers())}, or the folder of a trained one"
+        f"unknown scorer {name!r}{hint}: known scorers are {', '.join(known_scorers())}, the folder of a trained one, "
+        "or an address (http://...)"
     )
 
 

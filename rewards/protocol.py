@@ -88,6 +88,7 @@ class RewardScorer(nn.Module, ABC):
         higher_is_better: False for e.g. BRISQUE; combinators turn the sign.
         statistics: mean and standard deviation of the reward on ordinary pictures, as published; None if unknown.
         gradient_checkpointing: recompute activations in the backward pass to the pixels.
+        elsewhere: scoring takes no time of this process's device, so that drawing can go on meanwhile.
     """
 
     name: str = ""
@@ -96,6 +97,7 @@ class RewardScorer(nn.Module, ABC):
     higher_is_better: bool = True
     statistics: tuple[float, float] | None = None
     gradient_checkpointing: bool = False
+    elsewhere: bool = False
 
     @abstractmethod
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:

@@ -189,6 +189,34 @@ class ScoreOptions(Options):
 
 
 @dataclass(frozen=True)
+class ServeScorerOptions(Options):
+    """Serve a scorer to runs in other processes, which name it by its address (http://127.0.0.1:8765).
+
+    A server that other machines reach needs a secret in the environment variable DIFFUSION_ALIGN_TOKEN, on both sides.
+    """
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    scorer: str
+    """Name (docs/rewards.md) or folder of a trained scorer (the flag may be left out if it comes first)."""
+    checkpoint: str | None = None
+    """Weights file or folder instead of the published ones."""
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: int = 8765
+    """Port to listen at; 0 takes a free one."""
+    batch_size: int = 32
+    """Pictures scored at once."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port {self.port}: expected 0 to 65535")
+
+
+@dataclass(frozen=True)
 class AnnotateOptions(ModelOptions, Options):
     """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
 

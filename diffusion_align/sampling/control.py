@@ -56,6 +56,7 @@ class SamplingOptions:
         alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
             model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
         callback: called after every step.
+        on_pictures: called when a batch is done, with its positions among all images and its pixels (B, 3, H, W).
         keep_trajectory: return the latents of every step.
         latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
         graph: (steps, N) bool, which predictions keep their graph to the weights, for the callback's ``Moment.x0``;
@@ -69,6 +70,7 @@ class SamplingOptions:
     batch_size: int = 16
     alignment_strength: float | Sequence[float] = 1.0
     callback: StepCallback | None = None
+    on_pictures: Callable[[range, Tensor], None] | None = None
     keep_trajectory: bool = False
     latents: Tensor | None = None
     graph: Tensor | None = None

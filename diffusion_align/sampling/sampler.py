@@ -144,6 +144,8 @@ def sample(
         else:
             noise = options.latents[start : rows.stop]
         parts.append(run.draw(noise, generators, options.callback, options.keep_trajectory))
+        if options.on_pictures is not None:
+            options.on_pictures(rows, parts[-1].images)
     if not parts:
         nothing = torch.empty(0, adapter.latent_channels, height // factor, width // factor)
         return Samples(torch.empty(0, 3, height, width), nothing, torch.empty(num_inference_steps, 0), 0.0)

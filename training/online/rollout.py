@@ -16,13 +16,13 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data.holes import Holes
 from diffusion_align.objectives.policy_gradient import group_advantages
 from diffusion_align.objectives.trust import TrustWeight
-from diffusion_align.rewards import RewardScorer
+from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.control import PLAIN, SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
-from diffusion_align.training.policy.run_reward import RunReward
+from diffusion_align.training.policy.run_reward import InTurn, RunReward
 
 from .config import RolloutConfig
 from .drawing_tasks import Tasks
@@ -244,9 +244,10 @@ class RolloutEngine:
             with self.accelerator.autocast():
                 inpaint = holes.encode(adapter).cpu().repeat_interleave(group, 0)
             holes = holes.repeat_each(group)
+        before = self.state_dict()
         training = adapter.network.training
         adapter.network.eval()
-        with self.accelerator.autocast():
+        with self.judging(prompts, holes) as judging, self.accelerator.autocast():
             drawn = sample(
                 adapter,
                 prompts,
@@ -257,18 +258,20 @@ class RolloutEngine:
                 eta=eta,
                 inpaint=inpaint,
                 options=replace(
-                    options, height=self.tasks.size, width=self.tasks.size, batch_size=config.rollout_batch_size
+                    options,
+                    height=self.tasks.size,
+                    width=self.tasks.size,
+                    batch_size=config.rollout_batch_size,
+                    on_pictures=judging.take,
                 ),
             )
-        adapter.network.train(training)
-        self.nfe = drawn.nfe
-        images = drawn.images if holes is None else holes.composite(drawn.images)
-        before = self.state_dict()
-        try:
-            reward, trust = self.judge(images, prompts, holes)
-        except RunInterrupted:
-            self.load_state_dict(before)
-            raise
+            adapter.network.train(training)
+            self.nfe = drawn.nfe
+            try:
+                reward, trust = self.merge(judging.outputs())
+            except RunInterrupted:
+                self.load_state_dict(before)
+                raise
         groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
         return Rollout(prompts, drawn.latents, reward, self.advantages(reward), trust, groups, inpaint)
 
@@ -290,19 +293,25 @@ class RolloutEngine:
         noise = normal(torch.tensor(self.picture_seeds(number, copies)), NOISE, (adapter.latent_channels, side, side))
         return noise.repeat_interleave(config.num_generations // copies, 0)
 
-    def judge(self, images: Tensor, prompts: list[str], holes: Holes | None) -> tuple[Tensor, Tensor]:
+    def judging(self, prompts: list[str], holes: Holes | None) -> InTurn[RewardOutput]:
+        """Scores the batches of a rollout as they are drawn; meanwhile, if the scorer is elsewhere."""
+
+        def judge(rows: range, pictures: Tensor) -> RewardOutput:
+            part = slice(rows.start, rows.stop)
+            its = None if holes is None else holes[part]
+            return self.score(pictures if its is None else its.composite(pictures), prompts[part], its)
+
+        return InTurn(judge, meanwhile=self.scorer.elsewhere)
+
+    def merge(self, outputs: Sequence[RewardOutput]) -> tuple[Tensor, Tensor]:
         """Rewards and trust weights (N,)."""
-        rewards, weights = [], []
-        for start in range(0, len(images), self.config.rollout_batch_size):
-            part = slice(start, start + self.config.rollout_batch_size)
-            output = self.score(images[part], prompts[part], None if holes is None else holes[part])
-            rewards.append(output.reward)
-            if self.trust is not None:
-                if output.features is None:
-                    raise ValueError(f"trust needs reward features, which scorer {self.scorer.name} does not show")
-                weights.append(self.trust(output.features))
-        reward = torch.cat(rewards)
-        return reward, torch.cat(weights) if weights else torch.ones_like(reward)
+        reward = torch.cat([output.reward for output in outputs])
+        if self.trust is None:
+            return reward, torch.ones_like(reward)
+        features = [output.features for output in outputs if output.features is not None]
+        if len(features) < len(outputs):
+            raise ValueError(f"trust needs reward features, which scorer {self.scorer.name} does not show")
+        return reward, torch.cat([self.trust(part) for part in features])
 
     def advantages(self, reward: Tensor) -> Tensor:
         """Of this process's pictures (N,); the spread of a batch is that of all processes' pictures."""

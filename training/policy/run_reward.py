@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.watched import ScorerError, WatchedScorer
 from diffusion_align.training.engine.protocols import RunInterrupted
+
+OutputT = TypeVar("OutputT")
 
 
 class RewardFailed(RunInterrupted, ScorerError):
@@ -54,3 +57,35 @@ class RunReward:
         for name, value in state.items():
             if name.startswith("scorer."):
                 buffers[name.removeprefix("scorer.")].copy_(value)
+
+
+class InTurn(Generic[OutputT]):
+    """Batches of pictures, judged one after the other as they came: when all are there, or while more are drawn.
+
+    Args:
+        judge: (positions, pictures) to an output.
+        meanwhile: judge in a thread of its own from the first batch on, for a judge that takes nothing from drawing.
+    """
+
+    def __init__(self, judge: Callable[[range, Tensor], OutputT], meanwhile: bool) -> None:
+        self.judge, self.pool = judge, ThreadPoolExecutor(1) if meanwhile else None
+        self.waiting: list[tuple[range, Tensor]] = []
+        self.asked: list[Future[OutputT]] = []
+
+    def __enter__(self) -> InTurn[OutputT]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)  # one that failed makes those after it worthless
+
+    def take(self, rows: range, pictures: Tensor) -> None:
+        """One more batch."""
+        if self.pool is None:
+            self.waiting.append((rows, pictures))
+        else:
+            self.asked.append(self.pool.submit(self.judge, rows, pictures))
+
+    def outputs(self) -> list[OutputT]:
+        """Of all batches; raises what ``judge`` raised."""
+        return [future.result() for future in self.asked] + [self.judge(*batch) for batch in self.waiting]
