@@ -16,6 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+#: What only the groups of one optimiser have, and how ``optim`` names it.
+OPTIMIZERS = {
+    "amsgrad": "adamw",
+    "betas": "adamw_8bit",
+    "clip_threshold": "adafactor",
+    "beta2_decay": "adafactor_scaled",
+}
 PREFIX = "checkpoint-"
 
 
@@ -151,17 +158,30 @@ def optimizer_to_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 
 
 def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Undo ``optimizer_to_state``."""
+    """Undo ``optimizer_to_state``.
+
+    Raises:
+        CheckpointError: it is another optimiser's state.
+    """
+    own, saved = optimizer.param_groups, values["param_groups"]
+    if (theirs := _kind(saved)) != (ours := _kind(own)):
+        raise CheckpointError(
+            f"the checkpoint's optimiser is {theirs}, this run's is {ours}: set optim to {theirs} "
+            "(adafactor_scaled is what was called adafactor up to 0.1)"
+        )
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     for index, entries in values["scalars"].items():
         state.setdefault(int(index), {}).update(entries)
-    groups = values["param_groups"]
-    for group in groups:  # JSON has no tuples
-        group.update({k: tuple(v) for k, v in group.items() if k == "betas"})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group in saved:  # JSON has no tuples
+        group.update({k: tuple(v) for k, v in group.items() if k in ("betas", "eps") and isinstance(v, list)})
+    optimizer.load_state_dict({"state": state, "param_groups": saved})
+
+
+def _kind(groups: list[dict[str, Any]]) -> str:
+    return next((name for mark, name in OPTIMIZERS.items() if mark in groups[0]), "another one")
 
 
 def _sha256(path: Path) -> str:

@@ -61,8 +61,9 @@ class RunConfig:
     """Schedule of the learning rate (diffusers.optimization)."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
-    optim: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    """Optimiser: fused AdamW, bitsandbytes' 8-bit AdamW, or Adafactor."""
+    optim: Literal["adamw", "adamw_8bit", "adafactor", "adafactor_scaled"] = "adamw"
+    """Optimiser: fused AdamW, bitsandbytes' 8-bit AdamW, Adafactor with the given rate, or torch's Adafactor, whose
+    rate is multiplied by the size of each parameter."""
     adam_beta1: Fraction = 0.9
     """AdamW's first decay."""
     adam_beta2: Fraction = 0.999

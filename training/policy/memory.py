@@ -148,10 +148,10 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
 def optimizer_bytes(optim: str, shapes: Iterable[torch.Size]) -> int:
     """Bytes of an optimiser's state for float32 parameters of ``shapes``.
 
-    AdamW keeps two moments; in eight bits, one byte each. Adafactor factors the second moment of what has two
-    dimensions or more over the last two of them: of a 3 x 3 convolution that leaves two thirds.
+    AdamW keeps two moments; in eight bits, one byte each. Both kinds of Adafactor factor the second moment of what
+    has two dimensions or more over the last two of them: of a 3 x 3 convolution that leaves two thirds.
     """
-    if optim == "adafactor":
+    if optim in ("adafactor", "adafactor_scaled"):
         return 4 * sum(_factored(shape) for shape in shapes)
     return {"adamw": 8, "adamw_8bit": 2}[optim] * sum(shape.numel() for shape in shapes)
 

@@ -18,6 +18,8 @@ from diffusion_align.training.engine.checkpoint import (
     save_checkpoint,
     state_to_optimizer,
 )
+from diffusion_align.training.engine.config import RunConfig
+from diffusion_align.training.engine.optimizer import build_optimizer
 
 
 @pytest.fixture
@@ -70,31 +72,45 @@ def test_an_unfinished_write_is_never_found(state: TrainState, tmp_path: Path) -
         find_checkpoint("latest", tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def build(optim: str) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 4)
+    return layer, build_optimizer(RunConfig(optim=optim, learning_rate=0.1), list(layer.parameters()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "adafactor_scaled"])
 def test_an_optimiser_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    def build() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        layer = torch.nn.Linear(4, 4)
-        if kind == "adamw":
-            return layer, torch.optim.AdamW(layer.parameters(), fused=True, lr=0.1)
-        return layer, torch.optim.Adafactor(layer.parameters(), lr=0.1)
 
     def step(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, i: int) -> None:
         optimizer.zero_grad()
         layer(torch.full((2, 4), float(i))).square().sum().backward()
         optimizer.step()
 
-    straight, optimizer = build()
+    straight, optimizer = build(kind)
     for i in range(4):
         step(straight, optimizer, i)
         if i == 1:
             tensors, values = optimizer_to_state(optimizer)
             weights = {k: v.clone() for k, v in straight.state_dict().items()}
             folder = save_checkpoint(tmp_path, TrainState({"optimizer": tensors, "policy": weights}, values), 2, keep=1)
-    resumed, optimizer = build()
+    resumed, optimizer = build(kind)
     found = load_checkpoint(folder)
     resumed.load_state_dict(found.tensors["policy"])
     state_to_optimizer(optimizer, found.tensors["optimizer"], found.values)
     for i in (2, 3):
         step(resumed, optimizer, i)
     assert torch.equal(straight.weight, resumed.weight)
+
+
+@pytest.mark.parametrize("saved", ["adamw", "adafactor", "adafactor_scaled"])
+@pytest.mark.parametrize("own", ["adamw", "adafactor", "adafactor_scaled"])
+def test_another_optimiser_s_state_is_one_clear_error(saved: str, own: str) -> None:
+    layer, optimizer = build(saved)
+    layer(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+    state = optimizer_to_state(optimizer)
+    if saved == own:
+        state_to_optimizer(build(own)[1], *state)
+        return
+    with pytest.raises(CheckpointError, match=rf"optimiser is {saved}, this run's is {own}: set optim to {saved} "):
+        state_to_optimizer(build(own)[1], *state)
