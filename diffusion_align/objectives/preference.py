@@ -28,12 +28,14 @@ class PreferenceLoss:
         function: (stats, beta, **options) to the loss of each pair, (B,) float32.
         label_smoothing, soft_labels: whether it takes the option of that name.
         needs_reference: whether it reads the reference's errors.
+        shift: whether rewards are compared with their mean, which is better known over many batches than in one.
     """
 
     function: Callable[..., Tensor]
     label_smoothing: bool = False
     soft_labels: bool = False
     needs_reference: bool = True
+    shift: bool = False
 
 
 #: By name; filled by ``pair_loss``.
@@ -41,12 +43,12 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {}
 
 
 def pair_loss(
-    *, label_smoothing: bool = False, soft_labels: bool = False, needs_reference: bool = True
+    *, label_smoothing: bool = False, soft_labels: bool = False, needs_reference: bool = True, shift: bool = False
 ) -> Callable[[F], F]:
     """Register a function as the ``loss_type`` of its name; the settings' choices and the tests follow."""
 
     def register(function: F) -> F:
-        loss = PreferenceLoss(function, label_smoothing, soft_labels, needs_reference)
+        loss = PreferenceLoss(function, label_smoothing, soft_labels, needs_reference, shift)
         PREFERENCE_LOSSES[function.__name__] = loss
         return function
 
@@ -56,6 +58,11 @@ def pair_loss(
 def rewards(stats: PairStats, beta: float) -> tuple[Tensor, Tensor]:
     """Implicit rewards (r_w, r_l), each (B,): b * (e_ref - e)."""
     return 0.5 * beta * stats.s_w, 0.5 * beta * stats.s_l
+
+
+def mean_reward(stats: PairStats, beta: float) -> Tensor:
+    """Mean of all rewards of the batch, a scalar without gradient."""
+    return torch.cat(rewards(stats, beta)).mean().detach()
 
 
 def logit(stats: PairStats, beta: float) -> Tensor:
@@ -92,42 +99,48 @@ def hinge(stats: PairStats, beta: float) -> Tensor:
 
 @pair_loss()
 def ipo(stats: PairStats, beta: float) -> Tensor:
-    """(u - 1/4)^2: IPO's (D - 1 / (2 beta))^2 (2310.12036) with D = s_w - s_l, times b^2.
+    """(u - 1/2)^2: IPO's (D - 1 / (2 b))^2 (2310.12036, eq. 17) with D = s_w - s_l, times b^2.
 
     The factor leaves the optimum where it is. Without it the loss is about 1e-8 at beta = 5000, and its gradients
     vanish beside AdamW's epsilon.
     """
-    return (logit(stats, beta) - 0.25).square()
+    return (logit(stats, beta) - 0.5).square()
 
 
-@pair_loss()
-def kto(stats: PairStats, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
+@pair_loss(shift=True)
+def kto(
+    stats: PairStats,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    shift: Tensor | None = None,
+) -> Tensor:
     """Diffusion-KTO (2404.04465): half of w_d (1 - sig(r_w - z)) + w_u (1 - sig(z - r_l)).
 
-    The reference point z = max(0, mean of all rewards of the batch) carries no gradient; it is of this process's batch.
+    The reference point is z = max(0, ``shift``), a running mean of rewards; None takes this batch's, without gradient.
     """
     r_w, r_l = rewards(stats, beta)
-    z = torch.cat([r_w, r_l]).mean().clamp(min=0).detach()
+    z = (mean_reward(stats, beta) if shift is None else shift).clamp(min=0)
     chosen, rejected = 1 - torch.sigmoid(r_w - z), 1 - torch.sigmoid(z - r_l)
     return 0.5 * (desirable_weight * chosen + undesirable_weight * rejected)
 
 
-@pair_loss()
+@pair_loss(shift=True)
 def bco_pair(stats: PairStats, beta: float, shift: Tensor | None = None) -> Tensor:
     """-log sig(r_w - d) - log sig(d - r_l) (BCO, 2404.04656); ``shift`` d is a running mean of rewards.
 
-    None takes the mean of this batch's rewards, without gradient.
+    None takes the mean of this batch's rewards, without gradient. For a single pair that leaves -2 log sig(u / 2).
     """
     r_w, r_l = rewards(stats, beta)
-    d = torch.cat([r_w, r_l]).mean().detach() if shift is None else shift
+    d = mean_reward(stats, beta) if shift is None else shift
     return -logsigmoid(r_w - d) - logsigmoid(d - r_l)
 
 
 @pair_loss()
 def sppo_hard(stats: PairStats, beta: float) -> Tensor:
-    """(r_w - 1/4)^2 + (r_l + 1/4)^2: SPPO's (s_w - 1/(2 beta))^2 + (s_l + 1/(2 beta))^2 (2405.00675), times b^2."""
+    """(r_w - 1/2)^2 + (r_l + 1/2)^2: SPPO's (s_w - 1/(2 b))^2 + (s_l + 1/(2 b))^2 (2405.00675, eq. 4.7), times b^2."""
     r_w, r_l = rewards(stats, beta)
-    return (r_w - 0.25).square() + (r_l + 0.25).square()
+    return (r_w - 0.5).square() + (r_l + 0.5).square()
 
 
 @pair_loss(label_smoothing=True)
@@ -177,6 +190,7 @@ def preference_loss(
     label_smoothing: float = 0.0,
     soft_labels: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> LossOutput:
     """Mean loss of a batch of pairs, with the metrics everyone plots.
 
@@ -186,6 +200,7 @@ def preference_loss(
         label_smoothing: assumed share of flipped labels, [0, 0.5).
         soft_labels: (B,) probabilities that chosen is preferred; None means 1.
         sample_weight: (B,) factors of the pairs' losses; the mean is over B, not over the weights.
+        shift: scalar, the running mean of rewards that ``kto`` and ``bco_pair`` compare with; None: this batch's.
 
     Returns:
         Metrics: ``implicit_accuracy`` (share of u > 0), ``margin`` (mean u), ``error_chosen``, ``error_rejected``,
@@ -212,6 +227,10 @@ def preference_loss(
         if not loss.soft_labels:
             raise ValueError(f"loss_type {loss_type!r} takes no soft labels: {_losses_with('soft_labels')} does")
         options["soft_labels"] = soft_labels
+    if shift is not None:
+        if not loss.shift:
+            raise ValueError(f"loss_type {loss_type!r} takes no shift: {_losses_with('shift')} do")
+        options["shift"] = shift
     per_sample = loss.function(stats, beta, **options)
     weighted = per_sample if sample_weight is None else per_sample * sample_weight.to(per_sample)
     return LossOutput(weighted.mean(), per_sample, _metrics(stats, beta))

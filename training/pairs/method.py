@@ -14,7 +14,7 @@ from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.objectives.pair_stats import PairStats
-from diffusion_align.objectives.preference import preference_loss
+from diffusion_align.objectives.preference import PREFERENCE_LOSSES, mean_reward, preference_loss
 from diffusion_align.training.engine.randomness import (
     CHOSEN_POSTERIOR,
     REJECTED_POSTERIOR,
@@ -27,6 +27,7 @@ from diffusion_align.training.engine.sourced_method import BatchSource, SourcedM
 from .config import DPOConfig
 from .noising import Noising
 from .reference import NoisyPairs, Reference, WholeBatch
+from .reward_shift import RewardShift
 
 
 class PairMethod(SourcedMethod[PairBatch]):
@@ -51,6 +52,7 @@ class PairMethod(SourcedMethod[PairBatch]):
         self.reference = reference or WholeBatch(adapter)
         self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
         self.encode_prompts = PromptEncoder(adapter)
+        self.shift = RewardShift(adapter.device) if PREFERENCE_LOSSES[config.loss_type].shift else None
 
     def clean_latents(self, batch: PairBatch, seeds: Tensor) -> Tensor:
         """x0 (2B, C, h, w) float32, sampled from the VAE posterior: chosen first."""
@@ -95,6 +97,7 @@ class PairMethod(SourcedMethod[PairBatch]):
             label_smoothing=config.label_smoothing,
             soft_labels=soft_labels,
             sample_weight=batch.weight,
+            shift=None if self.shift is None else self.shift.update(mean_reward(stats, config.beta)),
         )
         loss = result.loss
         if config.sft_weight:
@@ -103,4 +106,9 @@ class PairMethod(SourcedMethod[PairBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         self.reference.checkpoint()
-        return super().state_dict()
+        return super().state_dict() | ({} if self.shift is None else self.shift.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.shift is not None:
+            self.shift.load_state_dict(state)
