@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from diffusion_align.rewards.fusion import ASPECTS, Fusion, fuse
+from diffusion_align.rewards.fusion import ASPECTS, Fusion
 from diffusion_align.rewards.preprocess import in_float32
 from diffusion_align.rewards.protocol import RewardOutput, RewardScorer
 from diffusion_align.rewards.weights import load_exactly, read_weights
@@ -39,7 +39,8 @@ class QwenReward(RewardScorer):
     """Reads (before,) picture and instruction, and scores at the token ``<|Reward|>``.
 
     One head for HPSv3; two for EditReward (instruction following, visual quality), each with an instruction and a pass
-    of its own. ``reward`` is the (fused) mean, ``std`` the (fused) deviation.
+    of its own. ``reward`` is the (fused) mean, ``std`` the (fused) deviation, see :func:`fuse_outputs`. The language
+    model's positions count tokens, as in the official forward passes: it is not told of the pictures' rows and columns.
 
     Args:
         backbone: transformers' Qwen2VLModel or Qwen2_5_VLModel.
@@ -73,15 +74,15 @@ class QwenReward(RewardScorer):
         pictures = [[image] for image in images]
         if self.edits:
             pictures = [[source, image] for source, image in zip(context["source_images"], images, strict=True)]
-        outputs = []
+        found = []
         for template, head in zip(self.templates, self.heads.values(), strict=True):
             state = self.read(pictures, [template.replace("{text_prompt}", text) for text in texts]).float()
             with in_float32(state):
-                outputs.append(head(state))
-        means, stds = torch.stack([o[:, 0] for o in outputs]), torch.stack([o[:, 1].exp() for o in outputs])
-        reward, std = fuse(means, stds, self.fusion)
-        aspects = dict(zip(ASPECTS, means, strict=True)) if self.edits else {}
-        return RewardOutput(reward, aspects, std)
+                found.append(head(state))
+        outputs = torch.stack(found)
+        reward, log_std = fuse_outputs(outputs, self.fusion).unbind(dim=-1)
+        aspects = dict(zip(ASPECTS, outputs[..., 0], strict=True)) if self.edits else {}
+        return RewardOutput(reward, aspects, log_std.exp())
 
     def read(self, pictures: Sequence[Sequence[Tensor]], texts: Sequence[str]) -> Tensor:
         """Hidden states (B, D) at the reward token, for lists of pictures (3, H, W) in [0, 1] and user texts."""
@@ -97,16 +98,31 @@ class QwenReward(RewardScorer):
             messages.append(CHAT.format(content=blocks + text))
         tokens = self.tokenizer(messages, padding=True, return_tensors="pt", padding_side="right")
         ids = tokens.input_ids.to(self.device)
+        # The authors give the language model no grids, in training neither: its positions just count tokens.
+        positions = torch.arange(ids.shape[1], device=self.device).expand(3, *ids.shape)
         hidden = self.backbone(
             input_ids=ids,
             attention_mask=tokens.attention_mask.to(self.device),
+            position_ids=positions,
             pixel_values=seen["pixel_values"].to(self.device, self.backbone.dtype),
             image_grid_thw=grids.to(self.device),
-            mm_token_type_ids=(ids == self.backbone.config.image_token_id).int(),
             use_cache=False,
         ).last_hidden_state
         states: Tensor = hidden[ids == self.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)]
         return states
+
+
+def fuse_outputs(outputs: Tensor, how: Fusion) -> Tensor:
+    """Outputs (H, B, 2) of the heads, mean and log-deviation, as one (B, 2), the way EditReward's code merges them.
+
+    "mean" and "min" take mean or least of each number by itself, "sum" adds the means and the variances.
+    """
+    if how == "min":
+        return outputs.amin(dim=0)
+    if how == "mean":
+        return outputs.mean(dim=0)
+    means, log_stds = outputs.unbind(dim=-1)
+    return torch.stack([means.sum(dim=0), torch.logsumexp(2 * log_stds, dim=0) / 2], dim=-1)
 
 
 def rename_qwen(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

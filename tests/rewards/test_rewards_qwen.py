@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,7 @@ def state_by_hand(folder: Path, backbone: Any, pictures: list[torch.Tensor], tex
         picture = picture if isinstance(picture, torch.Tensor) else picture.pooler_output
         image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         embeds[ids == image_token] = picture
-        positions, _ = backbone.get_rope_index(
-            ids, mm_token_type_ids=(ids == image_token).int(), image_grid_thw=seen["image_grid_thw"]
-        )
+        positions = torch.arange(ids.shape[1]).view(1, 1, -1).expand(3, 1, -1)  # tokens are counted, pictures' too
         hidden = backbone.language_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
     return hidden[ids == tokenizer.convert_tokens_to_ids("<|Reward|>")]
 
@@ -138,7 +137,15 @@ def test_hps_v3_reads_its_head_at_the_reward_token(tmp_path: Path) -> None:
         assert float(output.std[i]) == pytest.approx(float(log_std.exp()), rel=1e-3)
 
 
-def test_edit_reward_reads_two_heads_in_two_passes(tmp_path: Path) -> None:
+FUSED = {
+    "mean": lambda head: (sum(m for m, _ in head) / 2, exp(sum(s for _, s in head) / 2)),
+    "min": lambda head: (min(m for m, _ in head), exp(min(s for _, s in head))),
+    "sum": lambda head: (sum(m for m, _ in head), sqrt(sum(exp(s) ** 2 for _, s in head))),
+}
+
+
+@pytest.mark.parametrize("fusion", FUSED)
+def test_edit_reward_reads_two_heads_in_two_passes(fusion: str, tmp_path: Path) -> None:
     folder, backbone = base_folder(tmp_path / "edit", newer=True)
     heads = {"rm_heads.head_0": random_head(1), "rm_heads.head_1": random_head(2)}
     save_file(published(backbone, heads), folder / "model.safetensors")
@@ -146,18 +153,21 @@ def test_edit_reward_reads_two_heads_in_two_passes(tmp_path: Path) -> None:
     for name in ("following", "quality"):
         (tmp_path / f"{name}.txt").write_text(f"Judge the {name}: {{text_prompt}} <|Reward|>")
         templates.append(str(tmp_path / f"{name}.txt"))
-    scorer = load_scorer("edit-reward", str(folder), templates=templates)
+    scorer = load_scorer("edit-reward", str(folder), templates=templates, fusion=fusion)
     images, sources = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 48, 80)
     texts = ["make it red", "remove the large star"]
     output = scorer.score(images, ["", ""], source_images=sources, instructions=texts)
     for i, text in enumerate(texts):
-        means = []
+        found = []
         for name, head in zip(("following", "quality"), heads.values(), strict=True):
             state = state_by_hand(folder, backbone, [sources[i], images[i]], f"Judge the {name}: {text} <|Reward|>")
-            means.append(float(head_by_hand(head, state)[0, 0]))
-        assert output.aspects["instruction_following"][i].item() == pytest.approx(means[0], abs=1e-4)
-        assert output.aspects["visual_quality"][i].item() == pytest.approx(means[1], abs=1e-4)
-        assert output.reward[i].item() == pytest.approx(sum(means) / 2, abs=1e-4)
+            found.append(head_by_hand(head, state)[0].tolist())
+        reward, std = FUSED[fusion](found)
+        assert output.aspects["instruction_following"][i].item() == pytest.approx(found[0][0], abs=1e-4)
+        assert output.aspects["visual_quality"][i].item() == pytest.approx(found[1][0], abs=1e-4)
+        assert output.reward[i].item() == pytest.approx(reward, abs=1e-4)
+        assert output.std is not None
+        assert output.std[i].item() == pytest.approx(std, rel=1e-3)
 
 
 def test_templates_are_asked_for_and_checked(tmp_path: Path) -> None:
