@@ -126,10 +126,13 @@ class Adapter(PipelineParts):
         return self._coder.decode(latents)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
+    def encode_prompts(self, prompts: Sequence[str | None]) -> Conditioning:
+        """Conditioning of ``prompts``; None is the pipeline's own null prompt (SDXL: zeros).
+
+        An empty string is encoded like any other, as diffusers' pipelines do it.
+        """
         self.require("text_encoders")
-        return self._by_both(lambda: encode_prompts(self.family, self.pipeline, list(prompts)))
+        return self._by_both(lambda: encode_prompts(self.family, self.pipeline, prompts))
 
     @torch.no_grad()
     def null_conditioning(self, batch: int) -> Conditioning:

@@ -20,8 +20,10 @@ CHUNK = 8
 CAPACITY = 256 * 2**20
 
 
-def encode_in_chunks(adapter: Adapter, prompts: Sequence[str]) -> Conditioning:
+def encode_in_chunks(adapter: Adapter, prompts: Sequence[str | None]) -> Conditioning:
     """Conditioning of ``prompts`` (B rows), the same bits for a prompt whatever stands before, after or beside it.
+
+    None is the null prompt, as in ``Adapter.encode_prompts``.
 
     Kernels choose their order of summation by the shape they are given, and in the last bits their results differ. The
     last chunk is therefore filled up, by repeating its last prompt.
@@ -53,10 +55,10 @@ class PromptEncoder:
 
     def __init__(self, adapter: Adapter, capacity: int = CAPACITY) -> None:
         self.adapter, self.capacity = adapter, capacity
-        self.rows: OrderedDict[str, Conditioning] = OrderedDict()
+        self.rows: OrderedDict[str | None, Conditioning] = OrderedDict()
         self.held = 0
 
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+    def __call__(self, prompts: Sequence[str | None]) -> Conditioning:
         """Conditioning of ``prompts`` (B rows); each distinct one that is not remembered is encoded once."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.rows]
         if missing:
@@ -85,11 +87,11 @@ def byte_count(cond: Conditioning) -> int:
 
 def conditioning(
     adapter: Adapter,
-    prompts: Sequence[str],
+    prompts: Sequence[str | None],
     height: int,
     width: int,
     inpaint: Tensor | None = None,
-    encode: Callable[[Sequence[str]], Conditioning] | None = None,
+    encode: Callable[[Sequence[str | None]], Conditioning] | None = None,
 ) -> Conditioning:
     """What images of ``height`` x ``width`` pixels are drawn with: prompts, SDXL's size ids, hole and masked image.
 

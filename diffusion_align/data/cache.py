@@ -60,11 +60,15 @@ def build_cache(
     shard_size: int = 512,
     max_corrupt: int = 100,
     progress: Callable[[str], None] = lambda text: None,
+    dropped: str | None = None,
 ) -> CachedPairs:
     """Encode every distinct image and caption of ``dataset``; whole shards of an earlier, interrupted build are kept.
 
     Images get one crop (the centre) and, with ``random_flip``, are encoded a second time mirrored; the VAE's mean and
     deviation are kept, so that training still samples them. Values are float16.
+
+    Args:
+        dropped: as for :class:`CachedPairs`.
 
     Raises:
         ValueError: ``random_crop``, or more than ``max_corrupt`` pairs with unreadable images.
@@ -77,7 +81,7 @@ def build_cache(
     pairs, images, corrupt = _index(dataset, transform)
     if len(corrupt) > max_corrupt:
         raise ValueError(f"more than max_corrupt = {max_corrupt} pairs cannot be decoded: {'; '.join(corrupt[:5])}")
-    captions = list(dict.fromkeys(["", *(pair["caption"] for pair in pairs)]))
+    captions: list[str | None] = list(dict.fromkeys([None, "", *(pair["caption"] for pair in pairs)]))
     shards = _kept_shards(folder, mark)
 
     def ensure(name: str, make: Callable[[], dict[str, Tensor]], keys: str) -> None:
@@ -115,7 +119,7 @@ def build_cache(
         "corrupt": corrupt,
     }
     _write_json(folder / MANIFEST, record)
-    return CachedPairs(folder, mark)
+    return CachedPairs(folder, mark, dropped)
 
 
 class CachedPairs:
@@ -125,12 +129,15 @@ class CachedPairs:
         CacheError: no finished cache is there, it was made with another model or transform (``expected``), or a shard
             is torn. Shards' checksums are verified when they are first read.
 
+    Args:
+        dropped: what stands in the place of a dropped caption; None is the pipeline's null prompt.
+
     Attributes:
         contents: hash of all that examples are made of: model, transform, pairs and, by their shards, every value.
     """
 
-    def __init__(self, folder: str | Path, expected: str | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, expected: str | None = None, dropped: str | None = None) -> None:
+        self.folder, self.dropped = Path(folder), dropped
         try:
             record = json.loads((self.folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -143,9 +150,16 @@ class CachedPairs:
                 "build it again in another folder"
             )
         self.pairs: list[dict[str, Any]] = record["pairs"]
-        self.captions: list[str] = record["captions"]
+        self.captions: list[str | None] = record["captions"]
         self.transform = PairTransform(**record["transform"] | {"buckets": _tuples(record["transform"]["buckets"])})
         self._rows = {caption: i for i, caption in enumerate(self.captions)}
+        if None not in self._rows:  # a cache of version 0.1, where "" is the null prompt
+            if dropped is not None:
+                raise CacheError(
+                    f"cache {self.folder} has no embedding of the empty prompt, which null_prompt encoded asks for: "
+                    "build it again in another folder"
+                )
+            self._rows[None] = self._rows[""]
         self._shard_size, self._image_shards, self._shards = (
             record[name] for name in ("shard_size", "image_shards", "shards")
         )
@@ -171,7 +185,7 @@ class CachedPairs:
         parts = [self._image(name, flip) for name in pair["images"]]
         posterior = (torch.stack([mean for mean, _ in parts]), torch.stack([std for _, std in parts]))
         size_ids = torch.tensor(pair["size_ids_flipped" if flip else "size_ids"], dtype=torch.float32)
-        caption = "" if drop_caption else pair["caption"]
+        caption = self.dropped if drop_caption else pair["caption"]
         return Example(
             caption,
             size_ids,
@@ -270,7 +284,7 @@ def _encode_images(
     return tensors
 
 
-def _encode_prompts(adapter: Adapter, captions: list[str], first: int) -> dict[str, Tensor]:
+def _encode_prompts(adapter: Adapter, captions: list[str | None], first: int) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for start in range(0, len(captions), CHUNK):
         cond = encode_in_chunks(adapter, captions[start : start + CHUNK])

@@ -40,16 +40,21 @@ class KeyedExamples(Examples[Example], Protocol):
 
 
 class PixelExamples:
-    """Pairs decoded from their files."""
+    """Pairs decoded from their files.
 
-    def __init__(self, dataset: PairDataset, transform: PairTransform) -> None:
-        self.dataset, self.transform = dataset, transform
+    Args:
+        dropped: what stands in the place of a dropped caption; None is the pipeline's null prompt.
+    """
+
+    def __init__(self, dataset: PairDataset, transform: PairTransform, dropped: str | None = None) -> None:
+        self.dataset, self.transform, self.dropped = dataset, transform, dropped
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def example(self, index: int, seed: int, drop_caption: bool) -> Example:
-        return pixel_example(self.dataset[index], self.transform, seed, drop_caption)
+        record = self.dataset[index]
+        return pixel_example(record, self.transform, seed, self.dropped if drop_caption else record.caption)
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)
@@ -67,10 +72,9 @@ class PixelExamples:
         return sizes
 
 
-def pixel_example(record: PairRecord, transform: PairTransform, seed: int, drop_caption: bool) -> Example:
+def pixel_example(record: PairRecord, transform: PairTransform, seed: int, caption: str | None) -> Example:
     """Decode and augment one pair."""
     pixels, size_ids = transform(record.images(), seed)
-    caption = "" if drop_caption else record.caption
     return Example(caption, size_ids, record.preference, record.weight, record.key, pixels=pixels)
 
 
@@ -105,7 +109,7 @@ class ExampleLoader(Generic[E, B]):
     Args:
         batch_size: B, pairs per process.
         collate: examples and their seeds to a batch.
-        caption_dropout: share of pairs whose caption becomes "".
+        caption_dropout: share of pairs whose caption is dropped.
         num_workers: threads that read ahead; 0 reads when asked.
         max_corrupt: unreadable pairs replaced by their successors before the run stops.
         together: number of neighbouring examples that are drawn one after the other (of one size only).
@@ -247,6 +251,9 @@ class StreamLoader:
     A block of ``block`` pairs is read, permuted and used up before the next one. The position (epoch, block, offset)
     is exact; resuming skips the stream forward to its block.
 
+    Args:
+        dropped: as for :class:`PixelExamples`.
+
     Raises:
         ValueError: aspect-ratio buckets are asked for, which need random access.
     """
@@ -263,12 +270,13 @@ class StreamLoader:
         caption_dropout: float = 0.0,
         max_corrupt: int = 100,
         block: int = 256,
+        dropped: str | None = None,
     ) -> None:
         if transform.buckets is not None:
             raise ValueError("aspect_ratio_buckets need a data set with random access: set streaming to false")
         self.pairs, self.transform, self.batch_size = pairs.shard(rank, world_size), transform, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.caption_dropout, self.block = caption_dropout, block
+        self.caption_dropout, self.block, self.dropped = caption_dropout, block, dropped
         self.corruption = Corruption(max_corrupt)
         self.position = {"epoch": 0, "block": 0, "offset": 0, "read": 0}
 
@@ -279,7 +287,8 @@ class StreamLoader:
             seed = sample_seed(self.seed, self.position["read"] * self.world_size + self.rank)
             drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
             try:
-                examples.append(pixel_example(record, self.transform, seed, bool(drop)))
+                caption = self.dropped if drop else record.caption
+                examples.append(pixel_example(record, self.transform, seed, caption))
             except CorruptImageError as error:
                 self.corruption.note(record.key, error)
                 self.position |= {"read": self.position["read"] + 1}

@@ -67,7 +67,7 @@ class PairBatch:
     """B pairs ready for a training step; chosen first wherever there is a leading 2.
 
     Attributes:
-        captions: "" where the caption was dropped.
+        captions: where the caption was dropped, None for the pipeline's null prompt, or "".
         size_ids: SDXL's original h, w, crop top, left, target h, w, (2, B, 6) float32.
         preference: P(chosen is preferred), (B,) float32.
         weight: (B,) float32.
@@ -78,7 +78,7 @@ class PairBatch:
         cond: prompt embeddings (B rows, no size ids) from a cache, or None.
     """
 
-    captions: list[str]
+    captions: list[str | None]
     size_ids: Tensor
     preference: Tensor
     weight: Tensor
@@ -111,7 +111,7 @@ class PairBatch:
 class Example:
     """One pair of a batch to be: the fields of :class:`PairBatch` without the batch dimension."""
 
-    caption: str
+    caption: str | None
     size_ids: Tensor
     preference: float
     weight: float

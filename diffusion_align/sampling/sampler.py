@@ -89,7 +89,7 @@ def sample(
         guidance: w in eps_null + w (eps_prompt - eps_null) (2207.12598), 1 or less predicts with the prompt only; or
             one w per image, a (steps, images) table, or a guider, ours or diffusers'.
         seeds: one per prompt.
-        negative_prompts: one per prompt, instead of the pipeline's null prompt.
+        negative_prompts: one per prompt, instead of the pipeline's null prompt (SDXL's zeros; "" is encoded).
         scheduler: a diffusers scheduler; None is the pipeline's. A copy is used. DPM++ SDE draws each picture's noise
             from its own seed, as the pipeline does with ``noise_sampler_seed`` set to it.
         eta: DDIM's share of fresh noise, for schedulers that have it; one number or one per step.
@@ -126,7 +126,7 @@ def sample(
         rows = range(start, min(start + options.batch_size, len(prompts)))
         texts = list(prompts[start : rows.stop])
         cond = conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
-        negative = [""] * len(rows) if negative_prompts is None else negative_prompts[start : rows.stop]
+        negative = [None] * len(rows) if negative_prompts is None else negative_prompts[start : rows.stop]
         run = BatchRun(
             adapter,
             guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run

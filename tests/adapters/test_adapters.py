@@ -73,12 +73,14 @@ def test_noise_is_added_as_by_the_scheduler(folder: str, request: pytest.Fixture
 
 def test_prompts_are_embedded_as_by_the_sdxl_pipeline(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
-    cond = adapter.encode_prompts([*PROMPTS, ""])
-    embeds, null, pooled, null_pooled = adapter.pipeline.encode_prompt(PROMPTS, device="cpu")
-    torch.testing.assert_close(cond.embeds[:2], embeds)
-    torch.testing.assert_close(cond.embeds[2:], null[:1])
+    prompts = [*PROMPTS, ""]
+    cond = adapter.encode_prompts([*prompts, None])
+    embeds, null, pooled, null_pooled = adapter.pipeline.encode_prompt(prompts, device="cpu")
+    torch.testing.assert_close(cond.embeds, torch.cat([embeds, null[:1]]))
     assert cond.pooled is not None
     torch.testing.assert_close(cond.pooled, torch.cat([pooled, null_pooled[:1]]))
+    assert not null.any()
+    assert embeds[2].any()
 
 
 def test_images_are_encoded_and_decoded_as_by_the_vae(sdxl_folder: Path) -> None:

@@ -85,7 +85,29 @@ def test_cached_batches_equal_encoded_ones(adapter: Adapter, pairs: PairDataset,
 def test_equal_images_and_captions_are_encoded_once(cache: CachedPairs) -> None:
     record = json.loads((cache.folder / "manifest.json").read_text())
     assert len(record["image_shards"]) == 7
-    assert record["captions"] == ["", "a red star", "a blue ring", "two moons"]
+    assert record["captions"] == [None, "", "a red star", "a blue ring", "two moons"]
+
+
+@pytest.mark.parametrize("dropped", [None, ""])
+def test_a_dropped_caption_is_the_null_prompt_or_the_empty_one(
+    dropped: str | None, adapter: Adapter, cache: CachedPairs
+) -> None:
+    example = CachedPairs(cache.folder, dropped=dropped).example(0, 1, drop_caption=True)
+    assert example.cond is not None
+    assert example.caption == dropped
+    assert torch.equal(example.cond.embeds, encode_in_chunks(adapter, [dropped]).embeds.half())
+
+
+def test_an_older_cache_has_the_null_prompt_alone(cache: CachedPairs) -> None:
+    manifest = cache.folder / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["captions"][:2] = ["", "nobody's"]
+    manifest.write_text(json.dumps(record))
+    example = CachedPairs(cache.folder).example(0, 1, drop_caption=True)
+    assert example.cond is not None
+    assert not example.cond.embeds.any()
+    with pytest.raises(CacheError, match="no embedding of the empty prompt, which null_prompt encoded asks for"):
+        CachedPairs(cache.folder, dropped="")
 
 
 def test_an_interrupted_build_keeps_its_whole_shards(adapter: Adapter, pairs: PairDataset, cache: CachedPairs) -> None:

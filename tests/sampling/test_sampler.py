@@ -28,7 +28,7 @@ def generators() -> list[torch.Generator]:
 def theirs(pipeline: Any, guidance_scale: float, **options: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
-        PROMPTS,
+        options.pop("prompts", PROMPTS),
         num_inference_steps=4,
         guidance_scale=guidance_scale,
         generator=generators(),
@@ -61,6 +61,16 @@ def test_negative_prompts_and_sizes_are_those_of_the_pipeline(sdxl_folder: Path)
     )
     assert ours.shape == (3, 3, 48, 80)
     assert (ours - theirs(adapter.pipeline, 3.0, negative_prompt=negative, **options)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["sdxl_folder", "sd_folder"])
+@pytest.mark.parametrize("negative", [None, ["", "a star", ""]], ids=["null", "empty negative"])
+def test_empty_prompts_are_encoded_as_by_the_pipeline(
+    negative: list[str] | None, family: str, request: pytest.FixtureRequest
+) -> None:
+    adapter, prompts = load_adapter(request.getfixturevalue(family)), ["", PROMPTS[1], ""]
+    ours = generate(adapter, prompts, num_inference_steps=4, guidance_scale=3.0, seeds=SEEDS, negative_prompts=negative)
+    assert (ours - theirs(adapter.pipeline, 3.0, prompts=prompts, negative_prompt=negative)).abs().max() < 1e-4
 
 
 def test_fresh_ddim_noise_is_that_of_the_pipeline(sd_folder: Path) -> None:

@@ -24,8 +24,8 @@ else:
 
 #: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
 REFERENCE_SETTINGS = (
-    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "mixed_precision", "weight_dtype",
-    "full_finetuning", "attention", "torch_compile", "channels_last",
+    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "null_prompt", "mixed_precision",
+    "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
 )  # fmt: skip
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
@@ -53,6 +53,9 @@ class DPOConfig(JudgedPairs, TrainConfig):
     """Keep aspect ratios: batches of equal shape with about resolution^2 pixels."""
     caption_dropout: Fraction = 0.0
     """Share of pairs trained with the null prompt."""
+    null_prompt: Literal["pipeline", "encoded"] = "pipeline"
+    """What a dropped caption becomes: what the pipeline's guidance takes (SDXL: zeros), or the empty prompt, encoded
+    (the official Diffusion-DPO and InPO code). SD 1.x and 2.x encode it either way."""
     noise_draws: Positive | None = None
     """Number of fixed draws of timestep, noise, flip and crop for each pair; every visit takes one of them. Unset:
     fresh ones at every visit (not with streaming)."""

@@ -47,20 +47,25 @@ def build_pair_source(
         "caption_dropout": config.caption_dropout,
         "max_corrupt": config.max_corrupt,
     }
-    batch_size, draws = config.per_device_train_batch_size, fixed_draws(config)
+    batch_size, draws, dropped = config.per_device_train_batch_size, fixed_draws(config), dropped_caption(config)
     if config.cache_dir is not None:
         cached = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
         return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs):
-        return StreamLoader(pairs, transform, batch_size, **options)
-    examples = PixelExamples(pairs, transform)
+        return StreamLoader(pairs, transform, batch_size, dropped=dropped, **options)
+    examples = PixelExamples(pairs, transform, dropped)
     return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
 
 
 def fixed_draws(config: DPOConfig) -> FixedDraws | None:
     """What ``noise_draws`` asks for."""
     return None if config.noise_draws is None else FixedDraws(config.seed, config.noise_draws)
+
+
+def dropped_caption(config: DPOConfig) -> str | None:
+    """What ``null_prompt`` puts in the place of a dropped caption; None is the pipeline's null prompt."""
+    return {"pipeline": None, "encoded": ""}[config.null_prompt]
 
 
 def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
@@ -81,14 +86,16 @@ def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
 def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTransform, is_main: bool) -> CachedPairs:
     """The cache in ``config.cache_dir``, made first when it is not there yet."""
     assert config.cache_dir is not None
-    folder, built = Path(config.cache_dir), None
+    folder, built, dropped = Path(config.cache_dir), None, dropped_caption(config)
     if is_main and not (folder / "manifest.json").is_file():
         pairs = load_training_pairs(config)
         if isinstance(pairs, StreamedPairs):
             raise ValueError("cache_dir needs a data set with random access: set streaming to false")
-        built = build_cache(adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print)
+        built = build_cache(
+            adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print, dropped=dropped
+        )
     PartialState().wait_for_everyone()
-    return CachedPairs(folder, fingerprint(adapter, transform)) if built is None else built
+    return CachedPairs(folder, fingerprint(adapter, transform), dropped) if built is None else built
 
 
 def open_cache_first(config: DPOConfig, device: torch.device, is_main: bool) -> CachedPairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,13 +26,14 @@ class GuidedPolicy:
         self.encode = PromptEncoder(adapter)
         self.size = size
 
-    def conditions(self, prompts: list[str], inpaint: Tensor | None) -> Conditioning:
+    def conditions(self, prompts: Sequence[str], inpaint: Tensor | None) -> Conditioning:
         """What ``predict`` takes: conditioning of the prompts (B) and, with guidance, of null prompts (2B).
 
         Distilled models take the scale as an input instead of null prompts.
         """
         embeds = self.adapter.embeds_guidance
-        texts = prompts + [""] * len(prompts) if self.scale > 1 and not embeds else prompts
+        nulls = [None] * len(prompts) if self.scale > 1 and not embeds else []
+        texts: list[str | None] = [*prompts, *nulls]
         if inpaint is not None:
             inpaint = inpaint.repeat(len(texts) // len(prompts), 1, 1, 1)
         cond = conditioning(self.adapter, texts, self.size, self.size, inpaint, self.encode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -96,14 +96,14 @@ class Family(Protocol):
         """Inputs on the ``meta`` device, of ``rows`` latents of ``side`` x ``side``, in the network's dtype."""
 
 
-def encode_prompts(family: Family, pipeline: Any, prompts: list[str]) -> Conditioning:
-    """Conditioning of ``prompts``; an empty string becomes the pipeline's own null prompt (SDXL: zeros)."""
-    cond = family.encode(pipeline, prompts)
-    empty = [i for i, prompt in enumerate(prompts) if not prompt]
-    if not empty:
+def encode_prompts(family: Family, pipeline: Any, prompts: Sequence[str | None]) -> Conditioning:
+    """Conditioning of ``prompts``; None becomes the pipeline's own null prompt (SDXL: zeros)."""
+    cond = family.encode(pipeline, [prompt or "" for prompt in prompts])
+    nulls = [i for i, prompt in enumerate(prompts) if prompt is None]
+    if not nulls:
         return cond
-    null = family.null(pipeline).repeat(len(empty))
-    rows = torch.tensor(empty, device=cond.embeds.device)
+    null = family.null(pipeline).repeat(len(nulls))
+    rows = torch.tensor(nulls, device=cond.embeds.device)
     pooled = cond.pooled
     if pooled is not None and null.pooled is not None:
         pooled = pooled.index_copy(0, rows, null.pooled)

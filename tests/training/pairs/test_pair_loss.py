@@ -21,6 +21,7 @@ from diffusion_align.training.engine.randomness import (
     normal,
 )
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+from diffusion_align.training.pairs.loading import build_pair_source
 from diffusion_align.training.pairs.method import PairMethod
 from diffusion_align.training.pairs.noising import GaussianNoising, InvertedNoising
 
@@ -77,10 +78,10 @@ class ByHand:
         pipeline, encoded = adapter.pipeline, []
         for caption in batch.captions:
             if hasattr(pipeline, "text_encoder_2"):
-                embeds, null, pooled, null_pooled = pipeline.encode_prompt(caption, device="cpu")
-                encoded.append((embeds, pooled) if caption else (null, null_pooled))
+                embeds, null, pooled, null_pooled = pipeline.encode_prompt(caption or "", device="cpu")
+                encoded.append((null, null_pooled) if caption is None else (embeds, pooled))
             else:
-                encoded.append((pipeline.encode_prompt(caption, "cpu", 1, False)[0], torch.zeros(1, 1)))
+                encoded.append((pipeline.encode_prompt(caption or "", "cpu", 1, False)[0], torch.zeros(1, 1)))
         embeds, pooled = (
             torch.cat([row[i] for row in encoded]).repeat(2, *[1] * d).double() for i, d in ((0, 2), (1, 1))
         )
@@ -139,6 +140,24 @@ def test_dpo_loss_is_the_published_one(
     expected = hand.loss(*double_unets(adapter), hand.eps).item()
     assert method.loss(batch)[0].item() == pytest.approx(expected, abs=1e-5)
     assert abs(expected - 0.6931) > 1e-3
+
+
+@pytest.mark.parametrize("null_prompt", ["pipeline", "encoded"])
+def test_dropped_captions_are_the_pipeline_s_null_prompt_or_the_encoded_empty_one(
+    null_prompt: Any, sdxl_folder: Path, pairs_folder: Path
+) -> None:
+    adapter = policy(sdxl_folder)
+    config = DPOConfig(
+        beta=BETA, dataset=str(pairs_folder), per_device_train_batch_size=6, caption_dropout=1.0,
+        null_prompt=null_prompt, dataloader_num_workers=0,
+    )  # fmt: skip
+    source = build_pair_source(config, adapter)
+    batch = next(iter(source))
+    assert batch.captions == [{"pipeline": None, "encoded": ""}[null_prompt]] * 6
+    hand = ByHand(adapter, batch)
+    assert hand.arguments["encoder_hidden_states"].any() == (null_prompt == "encoded")
+    loss, _ = PairMethod(config, adapter, source, GaussianNoising(adapter)).loss(batch)
+    assert loss.item() == pytest.approx(hand.loss(*double_unets(adapter), hand.eps).item(), abs=1e-5)
 
 
 @pytest.mark.slow
