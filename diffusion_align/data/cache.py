@@ -20,7 +20,7 @@ from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.adapters.prompts import CHUNK, encode_in_chunks
 
 from .pairs import PairDataset
-from .transforms import PairTransform, crop
+from .transforms import PairTransform
 from .types import CorruptImageError, Example
 
 MANIFEST = "manifest.json"
@@ -146,8 +146,8 @@ class CachedPairs:
             ) from error
         if expected is not None and record["fingerprint"] != expected:
             raise CacheError(
-                f"cache {self.folder} was made with another model or other resolution, flip or bucket settings: "
-                "build it again in another folder"
+                f"cache {self.folder} was made with another model or other resolution, flip, interpolation or bucket "
+                "settings: build it again in another folder"
             )
         self.pairs: list[dict[str, Any]] = record["pairs"]
         self.captions: list[str | None] = record["captions"]
@@ -241,8 +241,8 @@ def _index(dataset: PairDataset, transform: PairTransform) -> tuple[list[dict[st
             name = hashlib.sha256(content + repr(target).encode()).hexdigest()[:32]
             images.setdefault(name, (index, side, target))
             names.append(name)
-            ids.append(crop(image, target, 0.5, 0.5, False)[1].tolist())
-            flipped.append(crop(image, target, 0.5, 0.5, True)[1].tolist())
+            ids.append(transform.crop(image, target, 0.5, 0.5, False)[1].tolist())
+            flipped.append(transform.crop(image, target, 0.5, 0.5, True)[1].tolist())
         pairs.append(
             {
                 "key": record.key,
@@ -277,7 +277,7 @@ def _encode_images(
     for target, group in jobs.items():
         for start in range(0, len(group), batch_size):
             part = group[start : start + batch_size]
-            pixels = torch.stack([crop(image, target, 0.5, 0.5, flip)[0] for _, image, flip in part])
+            pixels = torch.stack([transform.crop(image, target, 0.5, 0.5, flip)[0] for _, image, flip in part])
             mean, std = adapter.encode_posterior(pixels)
             for i, (name, _, _) in enumerate(part):
                 tensors[name] = torch.stack([mean[i], std[i]]).half().cpu()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+Interpolation = Literal["lanczos", "bicubic", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,27 @@ class PairTransform:
         random_crop: crop anywhere instead of in the centre.
         random_flip: mirror half of the pairs.
         buckets: target sizes (h, w) to choose from by the chosen image's aspect ratio; None is always square.
+        interpolation: PIL's filter: lanczos, bicubic or bilinear, whose support grows with the reduction.
     """
 
     resolution: int
     random_crop: bool = False
     random_flip: bool = True
     buckets: tuple[tuple[int, int], ...] | None = None
+    interpolation: Interpolation = "lanczos"
 
     def __call__(self, images: Sequence[Image.Image], seed: int) -> tuple[Tensor, Tensor]:
         """Pixels (2, 3, H, W) float32 in [-1, 1] and size ids (2, 6) float32 of one pair."""
         down, right, flip = self.draw(seed)
         size = self.target(images[0].size)
-        parts = [crop(image, size, down, right, flip) for image in images]
+        parts = [self.crop(image, size, down, right, flip) for image in images]
         return torch.stack([p for p, _ in parts]), torch.stack([ids for _, ids in parts])
+
+    def crop(
+        self, image: Image.Image, size: tuple[int, int], down: float, right: float, flip: bool
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`crop` with this transform's filter."""
+        return crop(image, size, down, right, flip, self.interpolation)
 
     def draw(self, seed: int) -> tuple[float, float, bool]:
         """Where to crop, as fractions of the free room, and whether to flip."""
@@ -51,17 +61,26 @@ class PairTransform:
         return min(self.buckets, key=lambda bucket: abs(np.log(bucket[0] / bucket[1]) - ratio))
 
     def settings(self) -> dict[str, Any]:
-        """The fields as JSON types."""
+        """The fields as JSON types; without ``interpolation`` where it is what it was before there was a choice."""
         values = asdict(self)
+        if self.interpolation == "lanczos":
+            del values["interpolation"]
         return values | {"buckets": None if self.buckets is None else [list(bucket) for bucket in self.buckets]}
 
 
-def crop(image: Image.Image, size: tuple[int, int], down: float, right: float, flip: bool) -> tuple[Tensor, Tensor]:
+def crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    down: float,
+    right: float,
+    flip: bool,
+    interpolation: Interpolation = "lanczos",
+) -> tuple[Tensor, Tensor]:
     """Pixels (3, h, w) in [-1, 1] and SDXL's size ids (6,): original h, w, crop top, left, target h, w."""
     height, width = size
     scale = max(height / image.height, width / image.width)
     full = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    resized = image if image.size == full else image.resize(full, Image.Resampling.LANCZOS)
+    resized = image if image.size == full else image.resize(full, Image.Resampling[interpolation.upper()])
     top, left = round(down * (full[1] - height)), round(right * (full[0] - width))
     part = resized.crop((left, top, left + width, top + height))
     if flip:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from torchvision.transforms import v2
 
 from diffusion_align.data import (
     CorruptImageError,
@@ -269,6 +270,29 @@ def test_two_processes_see_what_one_sees(parquet: Path) -> None:
         assert whole.keys == left.keys + right.keys
         assert whole.captions == left.captions + right.captions
         assert torch.equal(whole.seeds, torch.cat([left.seeds, right.seeds]))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (96, 144), (200, 100)])
+@pytest.mark.parametrize("interpolation", ["lanczos", "bicubic", "bilinear"])
+def test_images_are_resized_as_by_torchvision(size: tuple[int, int], interpolation: Any) -> None:
+    """The official code: Resize with its filter, CenterCrop, [-1, 1]."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = v2.Compose(
+        [
+            v2.Resize(32, v2.InterpolationMode(interpolation)),
+            v2.CenterCrop(32),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )(picture)
+    pixels, _ = PairTransform(32, random_flip=False, interpolation=interpolation)((picture, picture), 0)
+    torch.testing.assert_close(pixels, torch.stack([expected, expected]))
+
+
+def test_the_filter_changes_a_cache_s_mark_but_not_that_of_older_caches() -> None:
+    marks = [PairTransform(32, interpolation=kind).settings() for kind in ("lanczos", "bilinear")]  # type: ignore[arg-type]
+    assert [mark.get("interpolation") for mark in marks] == [None, "bilinear"]
 
 
 def test_captions_are_dropped_at_the_asked_rate(tmp_path: Path) -> None:

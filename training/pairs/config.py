@@ -24,8 +24,8 @@ else:
 
 #: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
 REFERENCE_SETTINGS = (
-    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "null_prompt", "mixed_precision",
-    "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
+    "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "null_prompt", "size_ids",
+    "mixed_precision", "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
 )  # fmt: skip
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
@@ -49,6 +49,11 @@ class DPOConfig(JudgedPairs, TrainConfig):
     """Crop at random instead of in the centre (the same for both images of a pair; not with cache_dir)."""
     random_flip: bool = True
     """Mirror half of the pairs (both images)."""
+    interpolation: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
+    """Filter that makes images smaller or larger; the official code's is bilinear."""
+    size_ids: Literal["pair", "own", "resolution"] = "pair"
+    """SDXL's size ids: the chosen image's for both of a pair, each image's own, or an uncropped image of the trained
+    size for all (the official code)."""
     aspect_ratio_buckets: bool = False
     """Keep aspect ratios: batches of equal shape with about resolution^2 pixels."""
     caption_dropout: Fraction = 0.0

@@ -80,7 +80,7 @@ def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
             f"resolution = {resolution} is not divisible by the VAE factor {adapter.vae_scale_factor} of {config.model}"
         )
     buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
-    return PairTransform(resolution, config.random_crop, config.random_flip, buckets)
+    return PairTransform(resolution, config.random_crop, config.random_flip, buckets, config.interpolation)
 
 
 def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTransform, is_main: bool) -> CachedPairs:

@@ -30,6 +30,21 @@ from .reference import NoisyPairs, Reference, WholeBatch
 from .reward_shift import RewardShift
 
 
+def shown_sizes(size_ids: Tensor, which: str) -> Tensor:
+    """What the model is told of sizes and crops, (2, B, 6), of the images' own (2, B, 6).
+
+    Own ones ("own") tell the chosen image from the rejected one wherever size goes with quality: the loss could then be
+    lowered by the condition alone. "pair" gives both the chosen image's. "resolution" says for all: the target's size,
+    nothing cut off.
+    """
+    if which == "pair":
+        return size_ids[:1].expand_as(size_ids)
+    if which == "resolution":
+        target = size_ids[..., 4:]
+        return torch.cat([target, torch.zeros_like(target), target], dim=-1)
+    return size_ids
+
+
 class PairMethod(SourcedMethod[PairBatch]):
     """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
 
@@ -65,10 +80,10 @@ class PairMethod(SourcedMethod[PairBatch]):
         return mean + std * send(torch.cat(draws), mean.device)
 
     def conditioning(self, batch: PairBatch) -> Conditioning:
-        """Conditioning of chosen and rejected (2B rows); SDXL's size ids are those of each image."""
+        """Conditioning of chosen and rejected (2B rows), with the size ids that the settings ask for."""
         cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
         cond = Conditioning(cond.embeds, cond.pooled).repeat(2)
-        sizes = self.adapter.family.size_ids(batch.size_ids.flatten(0, 1))
+        sizes = self.adapter.family.size_ids(shown_sizes(batch.size_ids, self.config.size_ids).flatten(0, 1))
         return replace(cond, time_ids=None if sizes is None else sizes.to(cond.embeds.device))
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:

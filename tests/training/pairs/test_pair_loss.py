@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
@@ -87,7 +90,7 @@ class ByHand:
         )
         arguments: dict[str, Any] = {"encoder_hidden_states": embeds}
         if hasattr(pipeline, "text_encoder_2"):
-            time_ids = batch.size_ids.flatten(0, 1).double()
+            time_ids = batch.size_ids[0].repeat(2, 1).double()  # of the chosen image, for both
             arguments["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
         return arguments
 
@@ -140,6 +143,44 @@ def test_dpo_loss_is_the_published_one(
     expected = hand.loss(*double_unets(adapter), hand.eps).item()
     assert method.loss(batch)[0].item() == pytest.approx(expected, abs=1e-5)
     assert abs(expected - 0.6931) > 1e-3
+
+
+def pictures_of_sizes(folder: Path) -> Path:
+    """Six pairs whose images have other sizes and shapes."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(6):
+        for side in ("chosen", "rejected"):
+            size = tuple(int(each) for each in rng.integers(70, 130, 2))
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{side}{i}.png")
+        rows.append({"chosen": f"chosen{i}.png", "rejected": f"rejected{i}.png", "caption": f"number {i}"})
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("size_ids", ["pair", "own", "resolution"])
+def test_sdxl_is_told_the_sizes_that_are_asked_for(size_ids: Any, sdxl_folder: Path, tmp_path: Path) -> None:
+    adapter = load_adapter(sdxl_folder)
+    config = DPOConfig(dataset=str(pictures_of_sizes(tmp_path)), per_device_train_batch_size=6, size_ids=size_ids)
+    source = build_pair_source(config, adapter)
+    batch = next(iter(source))
+    expected = []
+    for side in ("chosen", "rejected"):
+        for caption, flip in zip(batch.captions, flips(batch), strict=True):
+            assert caption is not None
+            shown = "chosen" if size_ids == "pair" else side
+            with Image.open(tmp_path / f"{shown}{caption.removeprefix('number ')}.png") as image:
+                width, height = image.size
+            full = [round(each * max(64 / width, 64 / height)) for each in (height, width)]
+            top, left = (round(0.5 * (each - 64)) for each in full)
+            left = full[1] - 64 - left if flip else left
+            expected.append([64, 64, 0, 0, 64, 64] if size_ids == "resolution" else [height, width, top, left, 64, 64])
+    cond = PairMethod(config, adapter, source, GaussianNoising(adapter)).conditioning(batch)
+    assert cond.time_ids is not None
+    assert cond.time_ids.tolist() == expected
+
+
+def flips(batch: PairBatch) -> list[bool]:
+    return [np.random.default_rng(seed % 2**64).random(3)[2] < 0.5 for seed in batch.seeds.tolist()]
 
 
 @pytest.mark.parametrize("null_prompt", ["pipeline", "encoded"])
