@@ -16,14 +16,17 @@ def optimality(advantage: Tensor, clip: float) -> Tensor:
 def nft_loss(
     output: Tensor, old_output: Tensor, target: Tensor, optimal: Tensor, beta: float, weight: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """mean of r |o+ - target|^2 / w+ + (1 - r) |o- - target|^2 / w- (eq. 5, with its adaptive weights w).
+    """mean of [r |o+ - target|^2 / w+ + (1 - r) |o- - target|^2 / w-] / beta (eq. 5, with w and 1 / beta of the code).
 
-    o+ = beta o + (1 - beta) o_old is pulled to good samples, o- = (1 + beta) o_old - beta o to bad ones. The w are the
-    losses' own mean absolute errors, without gradient, so that all noise levels weigh alike.
+    o+ = beta o + (1 - beta) o_old is pulled to good samples, o- = (1 + beta) o_old - beta o to bad ones; |.|^2 are
+    means over C, h, w. The w are the means of |o+ - target| and |o- - target|, without gradient and at least 1e-5: a
+    loss is about as large as its error. The official code takes clean latents for o, and multiplies all by its largest
+    advantage, 5.
 
     Args:
         output, old_output, target: (B, C, h, w), of the policy (with a graph), of the policy that drew the samples, and
-            what both should predict (noise, velocity or clean latents).
+            what both should predict (noise, velocity or clean latents): errors of clean latents weigh noisy timesteps
+            more than errors of noise do.
         optimal: (B,) in [0, 1], see :func:`optimality`.
         weight: (B, 1, h, w), e.g. an inpainting mask.
     """

@@ -31,30 +31,53 @@ def clipped_policy_loss(
 
 
 def group_advantages(
-    rewards: Tensor, group_size: int, *, scale: str = "group", std_floor: float = 1e-4, clip: float = 5.0
+    rewards: Tensor,
+    group_size: int,
+    *,
+    baseline: str = "group",
+    scale: str = "group",
+    history: tuple[Tensor, Tensor] | None = None,
+    std_floor: float = 1e-4,
+    clip: float = 5.0,
 ) -> Tensor:
-    """Advantages (N,) relative to the samples of the same prompt: (r - mean of the group) / std (GRPO, 2402.03300).
+    """Advantages (N,) float32: (r - m) / spread, clipped; GRPO (2402.03300) compares with the same prompt's samples.
+
+    Deviations are those of whole populations, without Bessel's correction.
 
     Args:
         rewards: (N,), the ``group_size`` samples of a prompt next to each other.
-        scale: "group" divides by each group's own standard deviation, "batch" by that of all deviations (a group whose
-            rewards hardly differ then moves little, instead of having its noise blown up), "none" by nothing.
+        baseline: m is the mean of the "group", of the whole "batch", or of the prompt's "history".
+        scale: "group" divides by each group's own standard deviation (with the history as baseline, by its), "batch" by
+            the root mean square of all r - m (a group whose rewards hardly differ then moves little, instead of having
+            its noise blown up), "global" by the standard deviation of all rewards, "none" by nothing.
+        history: mean and deviation of what each prompt's samples got so far, each (N / group_size,).
         std_floor: smallest deviation divided by.
         clip: largest absolute advantage.
 
     Raises:
-        ValueError: the number of rewards is no multiple of ``group_size``, or another ``scale``.
+        ValueError: the number of rewards is no multiple of ``group_size``; another ``baseline`` or ``scale``; no
+            ``history`` where one is compared with.
     """
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards cannot be split into groups of {group_size}")
     groups = rewards.float().view(-1, group_size)
-    centred = groups - groups.mean(dim=1, keepdim=True)
-    if scale == "group":
-        spread = centred.square().mean(dim=1, keepdim=True).sqrt().clamp(min=std_floor)
-    elif scale == "batch":
-        spread = centred.square().mean().sqrt().clamp(min=std_floor)
-    elif scale == "none":
-        spread = torch.ones(())
+    own_mean = groups.mean(dim=1, keepdim=True)
+    own_std = (groups - own_mean).square().mean(dim=1, keepdim=True).sqrt()
+    if baseline == "history":
+        if history is None:
+            raise ValueError("baseline = 'history' needs history, the mean and deviation of each prompt's rewards")
+        mean, own_std = (part.to(groups).view(-1, 1) for part in history)
+    elif baseline in ("group", "batch"):
+        mean = own_mean if baseline == "group" else groups.mean()
     else:
-        raise ValueError(f"scale = {scale!r}: expected 'group', 'batch' or 'none'")
-    return (centred / spread).clamp(-clip, clip).flatten()
+        raise ValueError(f"baseline = {baseline!r}: expected 'group', 'batch' or 'history'")
+    centred = groups - mean
+    spreads = {
+        "group": own_std,
+        "batch": centred.square().mean().sqrt(),
+        "global": groups.std(correction=0),
+        "none": torch.ones(()),
+    }
+    if scale not in spreads:
+        raise ValueError(f"scale = {scale!r}: expected 'group', 'batch', 'global' or 'none'")
+    return (centred / spreads[scale].clamp(min=std_floor)).clamp(-clip, clip).flatten()

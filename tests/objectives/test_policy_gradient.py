@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from diffusion_align.objectives.policy_gradient import clipped_policy_loss, grou
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.process import GaussianStep, Level, VariancePreserving
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler
+from diffusion_align.training.policy.reward_history import RewardHistory
 
 
 def test_log_prob_and_kl_are_those_of_torch() -> None:
@@ -104,6 +107,57 @@ def test_advantages_compare_pictures_of_one_prompt() -> None:
     assert group_advantages(torch.ones(4), 4).tolist() == [0.0] * 4
     with pytest.raises(ValueError, match="groups of 3"):
         group_advantages(rewards, 3)
+
+
+def test_advantages_are_flow_grpo_s() -> None:
+    """Its tracker with ``global_std``: the prompt's own mean, the deviation of all rewards."""
+    rewards = np.random.default_rng(0).normal(3, 2, 12)
+    found = group_advantages(torch.tensor(rewards), 3, scale="global")
+    expected = [(r - rewards[i // 3 * 3 :][:3].mean()) / (rewards.std() + 1e-4) for i, r in enumerate(rewards)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_advantages_are_prefpaint_s() -> None:
+    """All pictures of all processes are one batch; its code divides by the sample's deviation."""
+    rewards = np.random.default_rng(0).normal(3, 2, 64)
+    expected = (rewards - rewards.mean()) / rewards.std(ddof=1)
+    for scale in ("batch", "global"):
+        found = group_advantages(torch.tensor(rewards), 1, baseline="batch", scale=scale, clip=10.0)
+        assert found.tolist() == pytest.approx(expected * (64 / 63) ** 0.5, rel=1e-4)
+
+
+def test_advantages_are_ddpo_s_over_the_run() -> None:
+    """Its tracker: a queue of the last 16 rewards of each prompt, and the batch while there are fewer than 6."""
+    rng, history = np.random.default_rng(0), RewardHistory(16, 6)
+    queues: dict[str, deque[float]] = {}
+    for number in range(8):
+        names = [str(name) for name in rng.choice(["a", "b", "c"], 4)]
+        rewards = rng.normal(3, 2, (4, 2)).astype(np.float32)
+        for name, found in zip(names, rewards, strict=True):
+            queues.setdefault(name, deque(maxlen=16)).extend(found.tolist())
+        expected = []
+        for name, found in zip(names, rewards, strict=True):
+            seen = np.array(queues[name]) if len(queues[name]) >= 6 else rewards.flatten()
+            expected += [(r - seen.mean()) / (seen.std() + 1e-6) for r in found]
+        past = history.add(names, torch.tensor(rewards))
+        advantage = group_advantages(torch.tensor(rewards).flatten(), 2, baseline="history", history=past)
+        assert advantage.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        if number == 4:  # as after a checkpoint
+            state, history = json.loads(json.dumps(history.state_dict())), RewardHistory(16, 6)
+            history.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "past"}, "baseline = 'past': expected 'group', 'batch' or 'history'"),
+        ({"baseline": "history"}, "needs history"),
+        ({"scale": "all"}, "scale = 'all': expected 'group', 'batch', 'global' or 'none'"),
+    ],
+)
+def test_unknown_ways_of_comparing_are_errors(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        group_advantages(torch.ones(4), 2, **options)  # type: ignore[arg-type]
 
 
 def test_policy_gradient_is_unbiased_on_an_analytic_diffusion() -> None:

@@ -59,8 +59,16 @@ class RolloutConfig(OnlineConfig):
     """Prompts per device and rollout."""
     rollout_batch_size: Positive = 32
     """Pictures drawn and scored at once."""
-    advantage_scale: Literal["group", "batch", "none"] = "batch"
-    """Deviations from the prompt's mean reward are divided by the spread of the prompt's pictures, of all, or by 1."""
+    advantage_baseline: Literal["group", "history", "batch"] = "group"
+    """Rewards are compared with the mean of the prompt's pictures, of the prompt's last rewards in the run (DDPO), or
+    of all pictures of the rollout (PrefPaint)."""
+    advantage_scale: Literal["batch", "group", "global", "none"] = "batch"
+    """Deviations from that mean are divided by their own spread in the rollout, by that of the prompt's rewards, by
+    that of all rewards (flow_grpo), or by 1."""
+    history_size: Positive = 16
+    """Rewards remembered of each prompt, for advantage_baseline history."""
+    history_min_count: Positive = 16
+    """A prompt with fewer remembered rewards is compared with all pictures of the rollout."""
     advantage_clip: PositiveFloat = 5.0
     """Largest absolute advantage."""
     min_timestep: NonNegative = 0
@@ -72,9 +80,16 @@ class RolloutConfig(OnlineConfig):
 
     def check(self) -> None:
         super().check()
-        if self.num_generations < 2 and self.advantage_scale != "none":
+        baseline, scale = self.advantage_baseline, self.advantage_scale
+        compared = (baseline == "group" and scale != "none") or (baseline == "batch" and scale == "group")
+        if self.num_generations < 2 and compared:
             raise ValueError(
-                "num_generations = 1: pictures of a prompt are compared with each other, expected at least 2"
+                f"num_generations = 1: advantage_baseline {baseline} with advantage_scale {scale} compares pictures of "
+                "a prompt with each other, expected at least 2"
+            )
+        if self.history_min_count > self.history_size:
+            raise ValueError(
+                f"history_min_count = {self.history_min_count}: only history_size = {self.history_size} are remembered"
             )
         if self.min_timestep >= LONGEST_SCHEDULE:
             raise ValueError(f"min_timestep = {self.min_timestep}: expected less than {LONGEST_SCHEDULE}")
@@ -128,6 +143,8 @@ class GRPOConfig(RolloutConfig):
     """Update on the sampler's own forward pass instead of a second one: the same gradients, faster, more memory."""
     clip_range: PositiveFloat = 1e-4
     """Clip of the probability ratio; log-probabilities are means over latent values."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """What becomes of a micro-batch's losses; the sum is PrefPaint's."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the reference."""
     kl_target: NonNegativeFloat = 0.0
@@ -209,6 +226,9 @@ class NFTConfig(RolloutConfig):
     """By how much the decay grows per rollout."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
+    space: Literal["output", "x0"] = "output"
+    """Errors are those of the network's output, or of the clean latents that follow from it, times advantage_clip (the
+    official code: other weights of the timesteps)."""
 
     def items_per_rollout(self) -> int:
         return super().items_per_rollout() * self.updates_per_picture

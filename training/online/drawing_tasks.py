@@ -37,6 +37,11 @@ class Tasks:
         holes = load_holes(self.source, indices, seeds, self.size, self.config.mask_kinds)
         return holes.prompts, holes
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """What tells the tasks at ``positions`` apart: prompts, or the numbers of the pictures."""
+        indices = [self._index(position) for position in positions]
+        return [str(index) if self.source is not None else self.prompts[index] for index in indices]
+
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self))
         if self._order[0] != epoch:

@@ -70,14 +70,14 @@ class BeforeStep:
     Attributes:
         number: of that rollout.
         kl_beta, kl_sum, kl_count: of ``GRPOMethod``.
-        statistics: of the scorer.
+        statistics: of the scorer, and of the rewards so far.
     """
 
     number: int
     kl_beta: float
     kl_sum: Tensor
     kl_count: int
-    statistics: dict[str, Tensor]
+    statistics: dict[str, Any]
 
 
 class FusedGRPOMethod(GRPOMethod):

@@ -286,6 +286,8 @@ class GRPOMethod:
             config.clip_range,
             send(rollout.trust, device) if config.trust != "none" else None,
         )
+        if config.loss_reduction == "sum":
+            loss = loss * len(log_prob)
         metrics |= {"reward": send(rollout.reward.mean(), device), "trust": send(rollout.trust.mean(), device)}
         if kl is not None:
             loss = loss + self.kl_beta * kl.mean()

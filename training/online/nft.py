@@ -76,16 +76,20 @@ class NFTMethod:
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         with self.accelerator.autocast():
             with self.old_policy():
-                old = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-            output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-            optimal = optimality(send(rollout.advantage, output.device), config.advantage_clip)
-            loss, metrics = nft_loss(output, old, noisy.target, optimal, config.nft_beta, noisy.mask)
+                old = self.policy.predict(noisy.x_t, noisy.t, conditions)
+            found = self.policy.predict(noisy.x_t, noisy.t, conditions)
+            optimal = optimality(send(rollout.advantage, found.output.device), config.advantage_clip)
+            if config.space == "x0":  # views are affine, so that the implicit policies' x0 are mixtures of the x0
+                loss, metrics = nft_loss(found.x0, old.x0, noisy.x0, optimal, config.nft_beta, noisy.mask)
+                loss = loss * config.advantage_clip
+            else:
+                loss, metrics = nft_loss(found.output, old.output, noisy.target, optimal, config.nft_beta, noisy.mask)
             if config.kl_beta:
                 with self.adapter.reference():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-                metrics["kl"] = mse_per_sample(output, reference).mean()
+                metrics["kl"] = mse_per_sample(found.output, reference).mean()
                 loss = loss + config.kl_beta * metrics["kl"]
-        metrics["reward"] = send(rollout.reward.mean(), output.device)
+        metrics["reward"] = send(rollout.reward.mean(), found.output.device)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
 
     def state_dict(self) -> dict[str, Any]:

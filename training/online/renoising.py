@@ -16,7 +16,7 @@ class RenoisedBatch:
     """A batch of own pictures at random noise levels.
 
     Attributes:
-        x_t, target: (B, C, h, w), the noisy latents and what the denoiser's raw output should be there.
+        x0, x_t, target: (B, C, h, w), the picture's latents, noisy ones, and what the raw output should be there.
         t: (B,).
         inpaint: (B, 1 + C, h, w) or None; mask: its first channel.
     """
@@ -30,6 +30,7 @@ class RenoisedBatch:
         path = adapter.path
         self.t = send(path.draw_times(generators(seeds, TIMESTEP), min_timestep, path.num_timesteps), device)
         eps = send(normal(seeds, NOISE, x0.shape[1:]), device)
+        self.x0 = x0
         self.x_t, self.target = path.noise(x0, eps, self.t), path.target(x0, eps, self.t)
         self.inpaint = rollout.inpaint
         self.mask = None if self.inpaint is None else send(self.inpaint[:, :1], device)

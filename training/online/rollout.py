@@ -22,6 +22,7 @@ from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
+from diffusion_align.training.policy.reward_history import RewardHistory
 from diffusion_align.training.policy.run_reward import InTurn, RunReward
 
 from .config import RolloutConfig
@@ -216,6 +217,7 @@ class RolloutEngine:
         self.tasks = Tasks(config, adapter)
         self.scorer = scorer
         self.score = RunReward(scorer, config.scorer_timeout, Path(config.output_dir))
+        self.history = RewardHistory(config.history_size, config.history_min_count)
         self.nfe = 0.0
 
     def draw(
@@ -273,7 +275,8 @@ class RolloutEngine:
                 self.load_state_dict(before)
                 raise
         groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
-        return Rollout(prompts, drawn.latents, reward, self.advantages(reward), trust, groups, inpaint)
+        advantage = self.advantages(reward, self.tasks.names(range(first, first + count)))
+        return Rollout(prompts, drawn.latents, reward, advantage, trust, groups, inpaint)
 
     def first_task(self, number: int) -> int:
         """Position in the stream of tasks where this process's share of a rollout starts."""
@@ -313,20 +316,34 @@ class RolloutEngine:
             raise ValueError(f"trust needs reward features, which scorer {self.scorer.name} does not show")
         return reward, torch.cat([self.trust(part) for part in features])
 
-    def advantages(self, reward: Tensor) -> Tensor:
-        """Of this process's pictures (N,); the spread of a batch is that of all processes' pictures."""
+    def advantages(self, reward: Tensor, names: list[str]) -> Tensor:
+        """Of this process's pictures (N,), whose prompts are called ``names`` (N / num_generations).
+
+        Batch, global spread and history are those of all processes' pictures.
+        """
         config, accelerator = self.config, self.accelerator
         if accelerator.num_processes > 1:
             reward = accelerator.gather(reward.to(accelerator.device)).cpu()
+            names = gather_object(names)
+        history = None
+        if config.advantage_baseline == "history":
+            history = self.history.add(names, reward.view(-1, config.num_generations))
         found = group_advantages(
-            reward, config.num_generations, scale=config.advantage_scale, clip=config.advantage_clip
+            reward,
+            config.num_generations,
+            baseline=config.advantage_baseline,
+            scale=config.advantage_scale,
+            history=history,
+            clip=config.advantage_clip,
         )
         share = len(found) // accelerator.num_processes
         return found[accelerator.process_index * share :][:share]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The scorer's running statistics (of an ensemble)."""
-        return self.score.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """The scorer's running statistics (of an ensemble), and the history of rewards where it is used."""
+        used = self.config.advantage_baseline == "history"
+        return self.score.state_dict() | ({"reward_history": self.history.state_dict()} if used else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.score.load_state_dict(state)
+        self.history.load_state_dict(state.get("reward_history", {}))

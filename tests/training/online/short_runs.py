@@ -20,7 +20,19 @@ ROLLOUTS: dict[str, Any] = {"num_generations": 2, "prompts_per_rollout": 2, "rol
 METHODS: dict[str, tuple[type[OnlineConfig], dict[str, Any]]] = {
     "grpo": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "kl_beta": 0.1, "kl_target": 0.01}),
     "window": (GRPOConfig, {**ROLLOUTS, "train_steps": 2, "stochastic_steps": "window", "num_iterations": 2}),
+    "history": (
+        GRPOConfig,
+        {
+            **ROLLOUTS,
+            "train_steps": 2,
+            "advantage_baseline": "history",
+            "advantage_scale": "group",
+            "history_min_count": 3,
+            "loss_reduction": "sum",
+        },
+    ),
     "nft": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1}),
+    "nft-x0": (NFTConfig, {**ROLLOUTS, "kl_beta": 0.1, "space": "x0"}),
     "raft": (RAFTConfig, {**ROLLOUTS, "updates_per_picture": 4, "kl_beta": 0.1}),
     "draft": (DRaFTConfig, {"kl_beta": 0.1, "gradient_steps": 2}),
     "draft-lv": (DRaFTConfig, {"lv_repeats": 2, "kl_beta": 0.1}),

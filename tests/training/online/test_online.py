@@ -22,10 +22,12 @@ from diffusion_align.training.online.config import (
     DRaFTConfig,
     GRPOConfig,
     InpaintRLConfig,
+    NFTConfig,
     OnlineConfig,
 )
 from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
+from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.brightness import Brightness, seen_features
 from tests.training.online.short_runs import METHODS, PROMPTS, ROLLOUTS, build, trained, weights
 
@@ -183,6 +185,60 @@ def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) ->
     assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("space", ["output", "x0"])
+def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, settings: dict[str, Any]) -> None:
+    """The official code: clean latents of both implicit policies, adaptive weights, times its largest advantage."""
+    config = build("nft", settings, space=space, kl_beta=0.0, nft_beta=0.6)
+    assert isinstance(config, NFTConfig)
+    adapter, method = prepared(config)
+    batch = next(method.batches())
+    with torch.no_grad():
+        for index, parameter in enumerate(adapter.trainable_parameters().values()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    noisy = RenoisedBatch(adapter, batch, config.min_timestep)
+    conditions = method.policy.conditions(batch.rollout.prompts, None)
+    with torch.no_grad():
+        new = method.policy.predict(noisy.x_t, noisy.t, conditions).output
+        with method.old_policy():
+            old = method.policy.predict(noisy.x_t, noisy.t, conditions).output
+    assert (new - old).abs().max() > 1e-3
+    signal = adapter.pipeline.scheduler.alphas_cumprod[noisy.t].view(-1, 1, 1, 1)
+    x0 = batch.rollout.latents
+    eps = (noisy.x_t - signal.sqrt() * x0) / (1 - signal).sqrt()
+    expected = []
+    for i, advantage in enumerate(batch.rollout.advantage.tolist()):
+        r, total = min(max(0.5 + 0.5 * advantage / config.advantage_clip, 0.0), 1.0), 0.0
+        for share, output in ((r, 0.6 * new + 0.4 * old), (1 - r, 1.6 * old - 0.6 * new)):
+            error = output[i] - eps[i]
+            if space == "x0":
+                clean = (noisy.x_t[i] - (1 - signal[i]).sqrt() * output[i]) / signal[i].sqrt()
+                error = clean - x0[i]
+            total += share * float((error**2 / error.abs().mean().clamp(min=1e-5)).mean()) / 0.6
+        expected.append(total * (config.advantage_clip if space == "x0" else 1))
+    loss, _ = method.loss(batch)
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_losses_can_be_summed(settings: dict[str, Any]) -> None:
+    both = []
+    for reduction in ("mean", "sum"):
+        _, method = prepared(build("grpo", settings, loss_reduction=reduction, kl_beta=0.0, kl_target=0.0))
+        batch = next(method.batches())
+        both.append(float(method.loss(batch)[0].detach()))
+    assert both[1] == pytest.approx(4 * both[0], rel=1e-5)
+    assert both[1] == pytest.approx(-float(batch.rollout.advantage.sum()), rel=1e-4)
+
+
+def test_pictures_of_one_each_are_compared_with_the_batch(inpainting: dict[str, Any]) -> None:
+    """PrefPaint: every picture is drawn once, and standardised over all that were drawn."""
+    changes = {"num_generations": 1, "prompts_per_rollout": 4, "advantage_baseline": "batch", "trust": "none"}
+    _, method = prepared(InpaintRLConfig(**{**inpainting, **changes}))
+    rollout = method.draw(0)
+    reward = rollout.reward.numpy()
+    assert rollout.advantage.tolist() == pytest.approx(((reward - reward.mean()) / reward.std()).tolist(), rel=1e-4)
+    assert len(set(method.engine.tasks.names(range(4)))) == 4
+
+
 @pytest.fixture
 def inpainting(settings: dict[str, Any], inpaint_folder: Path) -> dict[str, Any]:
     return {**settings, **METHODS["grpo"][1], "model": str(inpaint_folder), "dataset": "scenes-holes"}
@@ -264,6 +320,12 @@ def test_inpaint_rl_trains_with_trust(trusting: dict[str, Any], tmp_path: Path) 
         ("grpo", {"per_device_train_batch_size": 3}, "8 training items, an optimiser step takes 3"),
         ("grpo", {"train_steps": 5, "prompts_per_rollout": 4}, "train_steps = 5: only 4"),
         ("nft", {"num_generations": 1, "prompts_per_rollout": 4}, "num_generations = 1"),
+        (
+            "grpo",
+            {"num_generations": 1, "prompts_per_rollout": 4, "advantage_baseline": "batch", "advantage_scale": "group"},
+            "num_generations = 1: advantage_baseline batch",
+        ),
+        ("grpo", {"history_size": 4}, "history_min_count = 16: only history_size = 4 are remembered"),
         ("raft", {"keep": 3, "updates_per_picture": 4}, "keep = 3: only 2"),
         ("nft", {"min_timestep": 1000}, "min_timestep = 1000"),
         ("draft", {"gradient_steps": 5}, "gradient_steps = 5: there are 4"),
