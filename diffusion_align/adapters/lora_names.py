@@ -17,8 +17,8 @@ ALPHA = re.compile(r"(?P<module>.+?)\.alpha")
 KINDS = {"A": "down", "B": "up"}
 #: Other kinds of adapters, by a word that their keys hold.
 OTHER_KINDS = {
-    "hada_w": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "oft_": "OFT",
-    "boft_": "BOFT", "bundle_emb": "pivotal tuning (embeddings)", "lora_controlnet": "Control-LoRA",
+    "hada_w": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "boft_": "BOFT",
+    "oft_": "OFT", "bundle_emb": "pivotal tuning (embeddings)", "lora_controlnet": "Control-LoRA",
 }  # fmt: skip
 #: Attention projections of the text encoders, as early diffusers called them.
 EARLY_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}

@@ -117,7 +117,8 @@ class LoraStack:
             if of_part:
                 attach(part, of_part, f"loaded_{len(adapters(part))}")
         for layer in self.layers():
-            layer.set_adapter(sorted(layer.lora_A), inference_mode=True)
+            if isinstance(layer, LoraLayer):
+                layer.set_adapter(sorted(layer.lora_A), inference_mode=True)
 
     def attached(self) -> dict[Address, LowRank]:
         """What the active LoRAs add, as one.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusion_align.training.engine.checkpoint import (
     CheckpointError,
@@ -70,6 +72,31 @@ def test_an_unfinished_write_is_never_found(state: TrainState, tmp_path: Path) -
     shutil.move(final, tmp_path / f".{final.name}.partial")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         find_checkpoint("latest", tmp_path)
+
+
+def test_weights_for_others_are_checked_and_are_no_state(state: TrainState, tmp_path: Path) -> None:
+    def save_weights(folder: Path) -> None:
+        (folder / "unet").mkdir()
+        for name in ("lora.safetensors", "unet/model.safetensors"):
+            save_file({"x": torch.ones(1)}, folder / name)
+
+    whole = save_checkpoint(tmp_path, state, 1, keep=5, save_weights=save_weights)
+    assert load_checkpoint(whole).tensors.keys() == state.tensors.keys()
+    assert {path.stat().st_mode & 0o777 for path in whole.rglob("*") if path.is_file()} == {0o644}
+    torn = save_checkpoint(tmp_path, state, 2, keep=5, save_weights=save_weights)
+    flip_last_byte(torn / "unet" / "model.safetensors")
+    found, passed = find_checkpoint("latest", tmp_path)
+    assert found == whole
+    assert "unet/model.safetensors does not match its checksum" in passed[0]
+
+
+def test_a_checkpoint_of_0_1_is_read(state: TrainState, tmp_path: Path) -> None:
+    """Its manifest does not say which files are state: all are."""
+    folder = save_checkpoint(tmp_path, state, 1, keep=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["state"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert load_checkpoint(folder).tensors.keys() == state.tensors.keys()
 
 
 def build(optim: str) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:

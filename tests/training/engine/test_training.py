@@ -108,6 +108,12 @@ def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> No
     name = next(name for name in plain if "lora_B" in name or "lora.up" in name)
     assert not torch.equal(plain[name], averaged[name])
     assert averaged[name].norm() < plain[name].norm()
+    checkpoint = tmp_path / "ema" / "checkpoint-00000004"
+    assert all(
+        torch.equal(t, averaged[n]) for n, t in load_file(checkpoint / "pytorch_lora_weights.safetensors").items()
+    )
+    raw = load_file(checkpoint / "policy.safetensors")
+    assert any(torch.equal(t, plain[name]) for t in raw.values())
 
 
 def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Path) -> None:
