@@ -139,7 +139,9 @@ def load_network(pipeline: Any, network_name: str, source: Source) -> None:
     network, path = getattr(pipeline, network_name), source.path
     folder = path / network_name if (path / network_name).is_dir() else path
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{path} holds no weights: expected {LORA_FILE} or a {network_name!r} folder")
+        raise FileNotFoundError(
+            f"{path} holds no weights: expected {LORA_FILE}, one other LoRA file or a {network_name!r} folder"
+        )
     if source.weight != 1:
         raise ValueError(f"{path}:{source.weight:g}: only a LoRA has a weight, this is a whole network")
     weights = type(network).from_pretrained(folder).state_dict()
