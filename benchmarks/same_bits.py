@@ -36,7 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
                     "gradient_accumulation_steps": 1, "keep": 1, "updates_per_picture": 4},
     "scenes_draft": {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
     "scenes_vp": {"max_steps": 2, "per_device_train_batch_size": 4, "max_pairs": 32, "validation_split": None,
-                  "scorer": "vp-score", "dataset": "scenes-pairs"},
+                  "pair_selection": "first", "scorer": "vp-score", "dataset": "scenes-pairs"},
     "scenes_evaluator": {"max_steps": 2, "per_device_train_batch_size": 8, "max_pairs": 32, "dataset": "scenes-pairs",
                          "real_dataset": None, "kinds": ["alignment", "preference"]},
 }  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -194,6 +194,7 @@ class Adapter(PipelineParts):
         targets: Sequence[str] | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        init: Literal["kaiming", "gaussian"] = "kaiming",
     ) -> Adapter:
         """Add trainable LoRA matrices (float32) to the UNet; the reference is the UNet with them switched off.
 
@@ -203,6 +204,8 @@ class Adapter(PipelineParts):
         Args:
             alpha: LoRA scale is alpha / rank; None means alpha = rank.
             targets: suffixes of the module names to adapt; None takes the family's own.
+            init: of the matrix A: uniform in +-1 / sqrt(inputs), peft's, or normal with deviation 1 / rank, diffusers'
+                scripts'. B starts at zero.
 
         Raises:
             ValueError: a target matches no module; the message lists it.
@@ -213,7 +216,7 @@ class Adapter(PipelineParts):
         if missing:
             raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
         self._start_on_top()
-        add_policy(self.network, rank, alpha or rank, targets, dropout, seed)
+        add_policy(self.network, rank, alpha or rank, targets, dropout, init, seed)
         self._lora_targets = tuple(targets)
         return self
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -173,11 +173,15 @@ def added_by(layer: Any, name: str) -> LowRank | None:
     return next(iter(found.values()), None)
 
 
-def add_policy(network: Any, rank: int, alpha: float, targets: Sequence[str], dropout: float, seed: int) -> None:
-    """Add a LoRA that is trained: float32 matrices, drawn from ``seed``."""
+def add_policy(
+    network: Any, rank: int, alpha: float, targets: Sequence[str], dropout: float,
+    init: Literal["kaiming", "gaussian"], seed: int,
+) -> None:  # fmt: skip
+    """Add a LoRA that is trained: float32 matrices, drawn as ``init`` says (``Adapter.train_lora``) from ``seed``."""
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout, init_lora_weights=True
-    )
+        r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout,
+        init_lora_weights=True if init == "kaiming" else init,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.add_adapter(config)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .pairs import image_bytes
-from .tables import Source, open_source
+from .tables import Selection, Source, open_source
 from .types import decoded_picture
 
 #: Column that holds the verdict on an aspect: label_0_aesthetic, ...
@@ -62,13 +62,24 @@ class Comparisons:
     that the image does not show it, as in RichHF, 2312.10240; null where they cannot tell). Rows without a label are
     left out.
 
+    Args:
+        limit, seed, together: which rows are taken, see :class:`~.tables.Selection`.
+
     Raises:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
     """
 
     unit = "judged pairs"
 
-    def __init__(self, source: str | Path, split: str = "train", limit: int | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        split: str = "train",
+        limit: int | None = None,
+        *,
+        seed: int | None = None,
+        together: int = 1,
+    ) -> None:
         self.source: Source = open_source(source, split, streaming=False)
         columns = self.source.columns
         if "label_0" not in columns:
@@ -79,9 +90,8 @@ class Comparisons:
         self.marked = set(MARKS) <= set(columns)
         names = [c for c in ("has_label", "label_0") if c in columns]
         rows = self.source.table.select_columns(names).to_list()
-        self.rows = [i for i, row in enumerate(rows) if row.get("has_label", True) and row["label_0"] is not None][
-            :limit
-        ]
+        labelled = [i for i, row in enumerate(rows) if row.get("has_label", True) and row["label_0"] is not None]
+        self.rows = Selection(limit, seed, together).of(labelled)
         if not self.rows:
             raise ValueError(f"{self.source.name}: no row of {len(rows)} has a label")
 

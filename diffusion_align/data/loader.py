@@ -21,6 +21,10 @@ E = TypeVar("E")
 B = TypeVar("B")
 
 
+#: Pairs of a block in positions of version 0.1.
+OLD_BLOCK = 256
+
+
 class Examples(Protocol[E_co]):
     """Pairs ready to be batched: decoded images, or cached latents."""
 
@@ -246,12 +250,14 @@ class PairLoader(ExampleLoader[Example, PairBatch]):
 
 
 class StreamLoader:
-    """Batches from a stream, shuffled within blocks; an iterator that never ends.
+    """Batches from a stream, shuffled through a buffer; an iterator that never ends.
 
-    A block of ``block`` pairs is read, permuted and used up before the next one. The position (epoch, block, offset)
-    is exact; resuming skips the stream forward to its block.
+    The files of the stream come in random order. ``buffer`` pairs are held, encoded; each that is used is drawn from
+    them at random, and the next of the stream takes its place. The position (epoch, pairs used) is exact; resuming
+    reads the epoch forward to it. A position of version 0.1, which shuffled within blocks, keeps its number of pairs.
 
     Args:
+        buffer: pairs held; the first batch waits for them.
         dropped: as for :class:`PixelExamples`.
 
     Raises:
@@ -269,16 +275,17 @@ class StreamLoader:
         world_size: int = 1,
         caption_dropout: float = 0.0,
         max_corrupt: int = 100,
-        block: int = 256,
+        buffer: int = 10_000,
         dropped: str | None = None,
     ) -> None:
         if transform.buckets is not None:
             raise ValueError("aspect_ratio_buckets need a data set with random access: set streaming to false")
-        self.pairs, self.transform, self.batch_size = pairs.shard(rank, world_size), transform, batch_size
+        self.pairs = pairs.in_random_files(seed).shard(rank, world_size)
+        self.transform, self.batch_size = transform, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.caption_dropout, self.block, self.dropped = caption_dropout, block, dropped
+        self.caption_dropout, self.buffer, self.dropped = caption_dropout, buffer, dropped
         self.corruption = Corruption(max_corrupt)
-        self.position = {"epoch": 0, "block": 0, "offset": 0, "read": 0}
+        self.position = {"epoch": 0, "used": 0, "read": 0}
 
     def __iter__(self) -> Iterator[PairBatch]:
         examples: list[Example] = []
@@ -302,34 +309,33 @@ class StreamLoader:
 
     def _records(self) -> Iterator[tuple[PairRecord, dict[str, int]]]:
         """Records from the saved position on, each with the position that follows it."""
-        epoch, skip_blocks, skip = (self.position[name] for name in ("epoch", "block", "offset"))
+        epoch, skip = self.position["epoch"], self.position["used"]
         while True:
-            found, number = False, 0
-            for number, block in enumerate(self._blocks()):
-                found = True
-                if number < skip_blocks:
-                    continue
-                order = np.random.default_rng([self.seed, epoch, number, self.rank]).permutation(len(block))
-                for offset in range(skip, len(block)):
-                    yield block[order[offset]], {"epoch": epoch, "block": number, "offset": offset + 1}
-                skip = 0
-            if not found:
+            used = 0
+            for used, record in enumerate(self._shuffled(epoch), start=1):
+                if used > skip:
+                    yield record, {"epoch": epoch, "used": used}
+            if not used:
                 raise ValueError(f"{self.pairs.source.name}: the stream holds no pair to use for process {self.rank}")
-            epoch, skip_blocks, skip = epoch + 1, 0, 0
+            epoch, skip = epoch + 1, 0
 
-    def _blocks(self) -> Iterator[list[PairRecord]]:
-        block: list[PairRecord] = []
-        for record in self.pairs:
-            block.append(record)
-            if len(block) == self.block:
-                yield block
-                block = []
-        if block:
-            yield block
+    def _shuffled(self, epoch: int) -> Iterator[PairRecord]:
+        rng = np.random.default_rng([self.seed, epoch, self.rank])
+        held: list[PairRecord] = []
+        for record in self.pairs.epoch(epoch):
+            if len(held) < self.buffer:
+                held.append(record)
+                continue
+            place = int(rng.integers(self.buffer))
+            yield held[place]
+            held[place] = record
+        for place in rng.permutation(len(held)):
+            yield held[place]
 
     def state_dict(self) -> dict[str, Any]:
         """The position; JSON-able."""
         return dict(self.position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position = {name: int(state[name]) for name in self.position}
+        used = state["used"] if "used" in state else OLD_BLOCK * state["block"] + state["offset"]
+        self.position = {"epoch": int(state["epoch"]), "used": int(used), "read": int(state["read"])}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .tables import Source, open_source
+from .tables import Selection, Source, open_source
 from .types import PairRecord
 
 
@@ -18,6 +19,7 @@ def load_pairs(
     streaming: bool = False,
     keep_ties: bool = False,
     limit: int | None = None,
+    seed: int | None = None,
 ) -> PairDataset | StreamedPairs:
     """Open preference pairs.
 
@@ -29,6 +31,8 @@ def load_pairs(
         streaming: do not download or index; rows come in order, ties are skipped as they come.
         keep_ties: keep pairs without a preferred image (preference 0.5); image 0 is then "chosen".
         limit: use only this many pairs, from the start.
+        seed: draw them at random instead; of a stream the first ones are taken, which alone are known without reading
+            it all.
 
     Raises:
         FileNotFoundError, OSError: nothing readable is there.
@@ -36,17 +40,22 @@ def load_pairs(
             column are named.
     """
     table = open_source(source, split, streaming)
-    return StreamedPairs(table, keep_ties, limit) if streaming else PairDataset(table, keep_ties, limit)
+    return StreamedPairs(table, keep_ties, limit) if streaming else PairDataset(table, keep_ties, limit, seed)
 
 
 class PairDataset:
     """Pairs with random access; decisive rows only unless ties are kept.
 
+    Args:
+        limit, seed: as for ``load_pairs``.
+
     Attributes:
         counts: rows of the table, and how many were left out and why.
     """
 
-    def __init__(self, source: Source, keep_ties: bool = False, limit: int | None = None) -> None:
+    def __init__(
+        self, source: Source, keep_ties: bool = False, limit: int | None = None, seed: int | None = None
+    ) -> None:
         self.source = source
         names = [c for c in ("label_0", "label_1", "has_label", "preference") if c in source.columns]
         rows: list[dict[str, Any]] = source.table.select_columns(names).to_list() if names else []
@@ -62,7 +71,7 @@ class PairDataset:
                 self.counts["ties"] += 1
             else:
                 self.rows.append(index)
-        self.rows = self.rows[:limit]
+        self.rows = Selection(limit, seed).of(self.rows)
         if not self.rows:
             dropped = ", ".join(f"{count} {name}" for name, count in self.counts.items())
             raise ValueError(f"{source.name}: no pair is left to use ({dropped})")
@@ -90,7 +99,10 @@ class PairDataset:
 
 
 class StreamedPairs:
-    """Pairs in the order of the stream; iterate, shard and save the position."""
+    """Pairs in the order of the stream; iterate, shard and save the position.
+
+    The number in a pair's key is its place in this process's stream.
+    """
 
     def __init__(self, source: Source, keep_ties: bool = False, limit: int | None = None) -> None:
         self.source, self.keep_ties, self.limit = source, keep_ties, limit
@@ -102,9 +114,25 @@ class StreamedPairs:
         if world_size == 1:
             return self
         table = split_dataset_by_node(self.source.table, rank, world_size)
-        source = Source(table, self.source.name, self.source.columns, self.source.folder)
+        source = replace(self.source, table=table)
         limit = None if self.limit is None else -(-self.limit // world_size)
         return StreamedPairs(source, self.keep_ties, limit)
+
+    def in_random_files(self, seed: int) -> StreamedPairs:
+        """The same pairs with the files of the stream in random order, a few at a time, and others in each epoch.
+
+        With a ``limit`` the order stays: it is the first pairs that are used.
+        """
+        if self.limit is not None:
+            return self
+        table = self.source.table.shuffle(seed=seed, buffer_size=1)  # a buffer of one row moves files only
+        return StreamedPairs(replace(self.source, table=table), self.keep_ties)
+
+    def epoch(self, number: int) -> Iterator[PairRecord]:
+        """The pairs in the order of epoch ``number``."""
+        if self.limit is None:  # an epoch's number moves files, also of tables that were not shuffled
+            self.source.table.set_epoch(number)
+        return iter(self)
 
     def __iter__(self) -> Iterator[PairRecord]:
         used = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .pairs import image_bytes
-from .tables import Source, open_source
+from .tables import Selection, Source, open_source
 from .types import decoded_picture
 
 #: Column of the points in a criterion: score_structure, score_texture, score_overall.
@@ -55,6 +55,9 @@ class Ratings:
     Reads the columns ``image``, ``source``, ``mask`` (bytes, or paths beside a JSONL or CSV file) and
     ``score_CRITERION`` (points in [0, 7]), of which at least one is needed; all others are ignored.
 
+    Args:
+        limit, seed, together: which rows are taken, see :class:`~.tables.Selection`.
+
     Raises:
         FileNotFoundError, OSError: as ``load_pairs``.
         ValueError: a column is missing, or a score is no number in [0, 7]; file, row and column are named.
@@ -62,7 +65,15 @@ class Ratings:
 
     unit = "rated repaintings"
 
-    def __init__(self, source: str | Path, split: str = "train", limit: int | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        split: str = "train",
+        limit: int | None = None,
+        *,
+        seed: int | None = None,
+        together: int = 1,
+    ) -> None:
         self.source: Source = open_source(source, split, streaming=False, layouts=LAYOUTS)
         scored = [column for column in self.source.columns if column.startswith(SCORE_PREFIX)]
         if not scored:
@@ -71,12 +82,13 @@ class Ratings:
                 f"Expected e.g. {SCORE_PREFIX}structure, {SCORE_PREFIX}texture, {SCORE_PREFIX}overall"
             )
         self.criteria = [column.removeprefix(SCORE_PREFIX) for column in scored]
-        rows = self.source.table.select_columns(scored).to_list()[:limit]
-        if not rows:
+        every = self.source.table.select_columns(scored).to_list()
+        self.rows = Selection(limit, seed, together).of(range(len(every)))
+        if not self.rows:
             raise ValueError(f"{self.source.name}: it has no rows; expected {self.unit}")
         points = [
-            [points_of(row[column], f"{self.source.name}, row {number}: {column}") for column in scored]
-            for number, row in enumerate(rows)
+            [points_of(every[number][column], f"{self.source.name}, row {number}: {column}") for column in scored]
+            for number in self.rows
         ]
         #: (N, C) points of all rows.
         self.points = np.array(points)
@@ -85,14 +97,15 @@ class Ratings:
         return len(self.points)
 
     def __getitem__(self, index: int) -> Rating:
-        row = self.source.table[index]
+        number = self.rows[index]
+        row = self.source.table[number]
         image, source, mask = (
-            image_bytes(row[column], self.source, f"{self.source.name}, row {index}, column {column}")
+            image_bytes(row[column], self.source, f"{self.source.name}, row {number}, column {column}")
             for column in RATING_COLUMNS
         )
         scores = dict(zip(self.criteria, self.points[index].tolist(), strict=True))
         group = hashlib.sha256(source + mask).hexdigest()
-        return Rating(image, source, mask, scores, group, f"row {index}")
+        return Rating(image, source, mask, scores, group, f"row {number}")
 
     def statistics(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of each criterion's points; a deviation of 0 becomes 1."""

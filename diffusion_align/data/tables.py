@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
@@ -32,6 +34,30 @@ class Source:
     name: str
     columns: tuple[str, ...]
     folder: Path | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a table's usable rows are taken.
+
+    Attributes:
+        limit: how many; None takes all.
+        seed: they are drawn at random; None takes the first ones. The order of the table stays.
+        together: neighbours that are drawn together, e.g. pairs of one prompt.
+    """
+
+    limit: int | None = None
+    seed: int | None = None
+    together: int = 1
+
+    def of(self, rows: Sequence[int]) -> list[int]:
+        """The rows that are taken of ``rows``."""
+        if self.limit is None or self.seed is None or self.limit >= len(rows):
+            return list(rows[: self.limit])
+        runs = -(-len(rows) // self.together)
+        drawn = np.random.default_rng([self.seed, 3]).permutation(runs)[: -(-self.limit // self.together)]
+        starts = sorted(int(run) * self.together for run in drawn)
+        return [row for start in starts for row in rows[start : start + self.together]][: self.limit]
 
 
 def open_source(

@@ -94,6 +94,19 @@ def test_images_are_encoded_and_decoded_as_by_the_vae(sdxl_folder: Path) -> None
     assert latents.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_lora_matrices_start_as_peft_s_or_as_diffusers_scripts(init: Any, sdxl_folder: Path) -> None:
+    adapter = load_adapter(sdxl_folder).train_lora(rank=4, init=init)
+    for name, parameter in adapter.trainable_parameters().items():
+        if "lora_B" in name:
+            assert not parameter.any()
+        elif init == "kaiming":
+            bound = parameter.shape[1] ** -0.5
+            assert bound * 0.8 < parameter.abs().max() <= bound
+        else:
+            assert parameter.std().item() == pytest.approx(1 / 4, rel=0.25)
+
+
 def test_a_size_the_vae_cannot_take_is_named(sdxl_folder: Path) -> None:
     with pytest.raises(ValueError, match="images of 66x64 pixels cannot be encoded: both sides must be divisible by 4"):
         load_adapter(sdxl_folder).encode_posterior(torch.zeros(1, 3, 66, 64))

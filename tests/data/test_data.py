@@ -24,11 +24,11 @@ from diffusion_align.data import (
     PairTransform,
     PixelExamples,
     StreamedPairs,
-    StreamLoader,
     load_pairs,
     load_prompts,
     make_buckets,
 )
+from diffusion_align.data.tables import Selection
 from diffusion_align.data.transforms import crop
 
 
@@ -328,38 +328,23 @@ def test_a_batch_holds_one_aspect_ratio(tmp_path: Path) -> None:
     assert len(set(keys(batches))) == 24
 
 
-def test_streams_resume_exactly_and_shuffle_within_blocks(parquet: Path) -> None:
-    def stream() -> StreamLoader:
-        return StreamLoader(streamed(parquet), PairTransform(16), 3, block=6)
-
-    straight = list(islice(stream(), 9))
-    assert len(set(keys(straight[:4]))) == 12
-    assert keys(straight[:4]) != [f"row {i}" for i in range(12)]
-    for stop in (1, 3, 5):
-        first, second = stream(), stream()
-        list(islice(first, stop))
-        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        rest = list(islice(second, 9 - stop))
-        assert keys(rest) == keys(straight[stop:])
-        assert all(torch.equal(a.seeds, b.seeds) for a, b in zip(rest, straight[stop:], strict=True))
+@pytest.mark.parametrize("seed", [None, 4])
+def test_some_pairs_are_the_first_or_drawn_by_the_seed(seed: int | None, tmp_path: Path) -> None:
+    labels = [0.5 if i % 5 == 0 else 1.0 for i in range(40)]
+    table = rows(40) | {"label_0": labels, "label_1": [1 - label for label in labels]}
+    pairs = load_pairs(written(tmp_path / "p.parquet", table), limit=7, seed=seed)
+    decisive = [i for i in range(40) if i % 5]
+    drawn = np.sort(np.random.default_rng([4, 3]).permutation(32)[:7])
+    assert isinstance(pairs, PairDataset)
+    assert pairs.rows == (decisive[:7] if seed is None else [decisive[i] for i in drawn])
 
 
-def test_streams_of_two_processes_do_not_overlap(parquet: Path) -> None:
-    seen = [
-        set(keys_of_images(islice(StreamLoader(streamed(parquet), PairTransform(16), 3, rank=r, world_size=2), 2)))
-        for r in range(2)
-    ]
-    assert not seen[0] & seen[1]
-    assert len(seen[0] | seen[1]) == 12
-
-
-def keys_of_images(batches: Any) -> list[str]:
-    return [caption for batch in batches for caption in batch.captions]
-
-
-def test_buckets_are_refused_for_streams(parquet: Path) -> None:
-    with pytest.raises(ValueError, match="aspect_ratio_buckets need a data set with random access"):
-        StreamLoader(streamed(parquet), PairTransform(32, buckets=make_buckets(32, step=8)), 2)
+def test_rows_that_belong_together_are_drawn_together() -> None:
+    rows = Selection(6, seed=1, together=3).of(range(100, 130))
+    assert len(rows) == 6
+    assert all(row[1] - row[0] == row[2] - row[1] == 1 and row[0] % 3 == 1 for row in (rows[:3], rows[3:]))
+    assert rows != list(range(100, 106))
+    assert Selection(50, seed=1).of(range(9)) == Selection().of(range(9)) == list(range(9))
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 from typing import ClassVar
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
@@ -48,7 +49,9 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
     value_aspect: str = "overall"
     """Aspect of the pairs' verdicts that the kind value learns from; overall: the verdict on the whole."""
     max_pairs: Positive | None = None
-    """Use only this many pairs of each data set, from its start; all latents are held in memory, in half precision."""
+    """Use only this many pairs of each data set; all latents are held in memory, in half precision."""
+    pair_selection: Literal["random", "first"] = "random"
+    """Which they are: drawn at random by the seed, or the first of each data set."""
 
     def check(self) -> None:
         super().check()

@@ -15,6 +15,7 @@ from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentE
 from diffusion_align.guidance.judges.evaluator_kinds import KINDS
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_model
 
 from .config import EvaluatorConfig
@@ -60,9 +61,10 @@ def evaluator_job(
     if teacher is not None:
         teacher = teacher.to(accelerator.device)
     show = config.progress and accelerator.is_main_process
-    encode = [(config.dataset, config.dataset_split, teacher), (config.dataset, config.validation_split, teacher)]
+    seed = selection_seed(config.pair_selection, config.seed)
     train_set, held_out = (
-        EncodedPairs(adapter, Comparisons(name, split, config.max_pairs), judge, show) for name, split, judge in encode
+        EncodedPairs(adapter, Comparisons(config.dataset, split, config.max_pairs, seed=seed), teacher, show)
+        for split in (config.dataset_split, config.validation_split)
     )
 
     def loader(examples: EncodedPairs, seed: int) -> Any:
@@ -84,7 +86,7 @@ def evaluator_job(
         )
     real = None
     if config.real_dataset is not None:
-        pairs = Comparisons(config.real_dataset, config.dataset_split, config.max_pairs)
+        pairs = Comparisons(config.real_dataset, config.dataset_split, config.max_pairs, seed=seed)
         if pairs.aspects != train_set.comparisons.aspects:
             raise ValueError(
                 f"real_dataset judges {pairs.aspects}, dataset {train_set.comparisons.aspects}: must agree"

@@ -41,6 +41,9 @@ class DPOConfig(JudgedPairs, TrainConfig):
     """Pairs: shipped name, hub data set, parquet file or folder, or an image folder with metadata.jsonl/.csv."""
     streaming: bool = False
     """Read the data set as a stream, for what does not fit the disk."""
+    shuffle_buffer: Positive = 10_000
+    """Pairs of a stream that are held, encoded, and drawn from at random; they take a few GB for Pick-a-Pic, and are
+    read before the first step."""
     cache_dir: str | None = None
     """Folder for cached VAE posteriors and prompt embeddings; made when absent, checked when present."""
     resolution: Positive | None = None

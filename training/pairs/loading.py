@@ -25,6 +25,7 @@ from diffusion_align.data import (
     make_buckets,
 )
 from diffusion_align.training.engine.sourced_method import BatchSource
+from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def build_pair_source(
         return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
     pairs = load_training_pairs(config)
     if isinstance(pairs, StreamedPairs):
-        return StreamLoader(pairs, transform, batch_size, dropped=dropped, **options)
+        return StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
     examples = PixelExamples(pairs, transform, dropped)
     return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
 
@@ -113,4 +114,5 @@ def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
         config.dataset_split,
         streaming=config.streaming,
         limit=config.max_pairs,
+        seed=selection_seed(config.pair_selection, config.seed),
     )

@@ -79,6 +79,9 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     """LoRA scale is alpha / rank; unset means alpha = rank."""
     lora_dropout: Fraction = 0.0
     """Dropout on the LoRA input."""
+    lora_init: Literal["kaiming", "gaussian"] = "kaiming"
+    """How the LoRA's first matrices start: as peft's (uniform, by the layer's width), or as in diffusers' scripts
+    (normal, deviation 1 / rank)."""
     lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Suffixes of the UNet modules that get a LoRA."""
 

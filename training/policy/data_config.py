@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from diffusion_align.training.engine.config import NonNegative, Positive
+
+
+def selection_seed(pair_selection: str, seed: int) -> int | None:
+    """What pairs are drawn with; None where the first ones are taken."""
+    return seed if pair_selection == "random" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,9 @@ class PairData(TrainingData):
     """Pairs of pictures."""
 
     max_pairs: Positive | None = None
-    """Use only this many pairs, from the start of the data set."""
+    """Use only this many pairs."""
+    pair_selection: Literal["random", "first"] = "random"
+    """Which they are: drawn at random by the seed, or the first of the data set (streams: always the first)."""
     max_corrupt: NonNegative = 100
     """How many unreadable images are skipped and reported before the run stops."""
 

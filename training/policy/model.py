@@ -73,7 +73,12 @@ def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
         adapter.train_full(reference_dtype=DTYPES[config.weight_dtype])
     else:
         adapter.train_lora(
-            config.lora_rank, config.lora_alpha, config.lora_target_modules, config.lora_dropout, config.seed
+            config.lora_rank,
+            config.lora_alpha,
+            config.lora_target_modules,
+            config.lora_dropout,
+            config.seed,
+            config.lora_init,
         )
     if config.channels_last:
         adapter.network.to(memory_format=torch.channels_last)

@@ -23,6 +23,7 @@ from diffusion_align.rewards.trained.repainting import RepaintingScorer
 from diffusion_align.rewards.trained.scorer import CONFIG, read_config
 from diffusion_align.rewards.trained.vp import VPScore
 from diffusion_align.shipped import SHIPPED_MODELS, SHIPPED_SCORERS, shipped_path
+from diffusion_align.training.policy.data_config import selection_seed
 
 if TYPE_CHECKING:
     from .config import RewardConfig
@@ -66,11 +67,15 @@ def scorer_kind(name: str) -> str:
 def open_judgements(config: RewardConfig, split: str, limit: int | None = None) -> Comparisons | Ratings:
     """The data that ``config.scorer`` learns from: rated repaintings for prefpaint, judged pairs for all others.
 
+    Args:
+        limit: how many rows, chosen as ``config.pair_selection`` says; None takes all.
+
     Raises:
         FileNotFoundError, OSError, ValueError: there is no such scorer or data, or a column is missing.
     """
     opener = Ratings if scorer_kind(config.scorer) == "prefpaint" else Comparisons
-    return opener(config.dataset, split, limit)
+    seed = selection_seed(config.pair_selection, config.seed)
+    return opener(config.dataset, split, limit, seed=seed, together=config.rows_together)
 
 
 def build_scorer(config: RewardConfig, judgements: Comparisons | Ratings) -> RewardScorer:
