@@ -50,19 +50,21 @@ def _in_range(images: Tensor, what: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize (bicubic, antialiased) to ``size`` x ``size``, then normalise.
+    """Resize (bicubic) to ``size`` x ``size``, then normalise.
 
     Attributes:
         size: pixels of the square network input.
         fit: "crop" scales the short side and crops the centre (CLIP), "squash" ignores the aspect ratio (SigLIP),
             "pad" scales the long side and pads with black (HPSv2).
         mean, std: of the normalisation, per channel.
+        antialias: whether all pixels count when pictures are made smaller, as in PIL, or only the 4 x 4 nearest.
     """
 
     size: int
     fit: Literal["crop", "squash", "pad"] = "crop"
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    antialias: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, 3, size, size) normalised, float32."""
@@ -75,18 +77,17 @@ class Preprocess:
         height, width = images.shape[-2:]
         size = self.size
         if self.fit == "squash":
-            return _bicubic(images, [size, size])
+            return self._bicubic(images, [size, size])
         if self.fit == "crop":
-            return tv.center_crop(_bicubic(images, [size]), [size, size])
+            return tv.center_crop(self._bicubic(images, [size]), [size, size])
         scale = size / max(height, width)
         new_height, new_width = round(height * scale), round(width * scale)
-        images = _bicubic(images, [new_height, new_width])
+        images = self._bicubic(images, [new_height, new_width])
         left, top = (size - new_width) // 2, (size - new_height) // 2
         return pad(images, (left, size - new_width - left, top, size - new_height - top))
 
-
-def _bicubic(images: Tensor, size: list[int]) -> Tensor:
-    return tv.resize(images, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    def _bicubic(self, images: Tensor, size: list[int]) -> Tensor:
+        return tv.resize(images, size, interpolation=InterpolationMode.BICUBIC, antialias=self.antialias)
 
 
 def in_float32(like: Tensor) -> Any:

@@ -294,6 +294,22 @@ def test_hps_pads_like_its_own_pipeline() -> None:
     assert float((found - expected).abs().max()) < 0.06
 
 
+def test_hps_resizes_without_a_filter_for_old_scores(clip_name: str, tmp_path: Path) -> None:
+    """torchvision before 0.17 resized tensors with torch's interpolation, which looks at 4 x 4 pixels."""
+    torch.save({"state_dict": rc.clip_weights(1)}, tmp_path / "hps.pt")
+    scorer = load_scorer("hps-v2", str(tmp_path / "hps.pt"), model=clip_name, antialias=False)
+    picture = torch.rand(1, 3, 96, 144)
+    side = scorer.preprocess(picture).shape[-1]
+    height = round(side * 96 / 144)
+    small = torch.nn.functional.interpolate(picture, (height, side), mode="bicubic").clamp(0, 1)
+    above = (side - height) // 2
+    padded = torch.nn.functional.pad(small, (0, 0, above, side - height - above))
+    expected = transforms.Normalize(CLIP_MEAN, CLIP_STD)(padded)
+    torch.testing.assert_close(scorer.preprocess(picture), expected)
+    smooth = load_scorer("hps-v2", str(tmp_path / "hps.pt"), model=clip_name)
+    assert (smooth.preprocess(picture) - expected).abs().mean() > 0.02
+
+
 def test_crop_is_that_of_the_clip_processor() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 45, 3), dtype=np.uint8)).resize((300, 200))
     expected = CLIPImageProcessor(resample=Image.Resampling.BICUBIC)(picture, return_tensors="pt").pixel_values[0]
