@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from diffusion_align.pictures import rgb_picture
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -22,8 +24,8 @@ def to_pixels(images: Tensor | Sequence[Image.Image] | Sequence[Tensor], what: s
     """A checked batch (B, 3, H, W) float in [0, 1]; pictures of different sizes stay a list of (3, H, W).
 
     Raises:
-        ValueError: empty, or a wrong type, shape, dtype or range (e.g. images in [-1, 1] or 0..255); starts with
-            ``what``.
+        ValueError: empty, or a wrong type, shape, dtype or range (e.g. images in [-1, 1] or 0..255), or a PIL picture
+            that cannot be decoded; starts with ``what``.
     """
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
@@ -31,7 +33,8 @@ def to_pixels(images: Tensor | Sequence[Image.Image] | Sequence[Tensor], what: s
         return _in_range(images, what)
     kinds = sorted({type(image).__name__ for image in images}) or ["nothing"]
     if len(images) and all(isinstance(image, Image.Image) for image in images):
-        pictures = [tv.pil_to_tensor(image.convert("RGB")).float() / 255 for image in images]  # type: ignore[union-attr]
+        shown = [rgb_picture(image, f"{what}, picture {i}") for i, image in enumerate(images)]  # type: ignore[arg-type]
+        pictures = [tv.pil_to_tensor(image).float() / 255 for image in shown]
     elif len(images) and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
         pictures = [_in_range(image, what) for image in images]  # type: ignore[arg-type]
     else:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data import PairDataset, load_pairs
 from diffusion_align.evaluation.accuracy import pairwise_accuracy
 from diffusion_align.guidance.judges.evaluator import LatentEvaluator, load_evaluator
+from diffusion_align.pictures import decoded_picture
 from diffusion_align.process.levels import log_snr
 from diffusion_align.rewards import RewardScorer, load_scorer, score_in_batches
 from diffusion_align.rewards.factory import load_trained
@@ -135,7 +135,7 @@ def edit_pairs(count: int) -> JudgedPairs:
 
 def picture(content: bytes) -> Image.Image:
     """An encoded picture, decoded."""
-    return Image.open(io.BytesIO(content)).convert("RGB")
+    return decoded_picture(content, "a stored picture")
 
 
 def compare_scorers(name: str, originals: Path, pairs: JudgedPairs) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
+from diffusion_align.pictures import decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.sampler import generate, to_uint8
 
@@ -122,7 +123,7 @@ def judge_prompt(
     files = [encoded(picture) for picture in to_uint8(images)]
     for i, content in enumerate(files):
         (folder / picture_name(number, i)).write_bytes(content)
-    pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in files]  # as whoever reads them sees them
+    pictures = [decoded_picture(content, prompt) for content in files]  # as whoever reads them sees them
     scores: list[dict[str, float]] = [{} for _ in range(count)]
     for aspect, scorer in scorers.items():
         with torch.no_grad():

@@ -17,12 +17,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
-from diffusion_align.data.holes import Holes
+from diffusion_align.data.holes import Holes, cropped_mask
 from diffusion_align.data.transforms import crop
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
+from diffusion_align.pictures import decoded_mask, decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample, to_uint8
@@ -143,8 +144,9 @@ def load_hole(adapter: Adapter, options: GenerateOptions) -> Holes | None:
     """``--image`` and ``--mask`` at the size that is drawn; None for models that do not inpaint.
 
     Raises:
-        ValueError: they are missing for an inpainting model, given for another, or differ in size.
-        FileNotFoundError, OSError: a file that is not there or no picture.
+        ValueError: they are missing for an inpainting model, given for another, differ in size, are no pictures, or
+            the mask marks nothing or everything.
+        FileNotFoundError: a file that is not there.
     """
     given = (options.image is not None) + (options.mask is not None)
     if given != (2 if adapter.is_inpainting else 0):
@@ -155,12 +157,16 @@ def load_hole(adapter: Adapter, options: GenerateOptions) -> Holes | None:
         )
     if options.image is None or options.mask is None:
         return None
-    picture, mask = Image.open(options.image).convert("RGB"), Image.open(options.mask).convert("RGB")
-    if picture.size != mask.size:
-        raise ValueError(f"--mask {options.mask} is {mask.size}, --image {options.image} is {picture.size} pixels")
+    picture = decoded_picture(Path(options.image), f"--image {options.image}")
+    mask = decoded_mask(Path(options.mask), f"--mask {options.mask}")
+    if picture.size != mask.shape[::-1]:
+        raise ValueError(
+            f"--mask {options.mask} is {mask.shape[::-1]}, --image {options.image} is {picture.size} pixels"
+        )
     size = (options.height or adapter.default_resolution, options.width or adapter.default_resolution)
-    pixels, white = (crop(part, size, 0.5, 0.5, flip=False)[0] for part in (picture, mask))
-    return Holes([""], ((pixels + 1) / 2)[None], (white[:1] > 0).float()[None])
+    pixels, _ = crop(picture, size, 0.5, 0.5, flip=False)
+    hole = cropped_mask(mask, size, f"--mask {options.mask}")
+    return Holes([""], ((pixels + 1) / 2)[None], hole[None, None])
 
 
 @torch.no_grad()

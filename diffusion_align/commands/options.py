@@ -99,7 +99,7 @@ class GenerateOptions(ModelOptions, Options):
     mask: str | None = None
     """For inpainting models: a picture that is white where --image is to be repainted."""
     negative_prompt: str | None = None
-    """Prompt of the unconditional branch; unset is the empty prompt."""
+    """Prompt of the unconditional branch; unset is the pipeline's own null prompt (SDXL: zeros, not the empty text)."""
     seed: int = 0
     """Image i of a prompt has seed + i, whatever the batch."""
     height: int | None = None

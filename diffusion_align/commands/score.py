@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,35 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusion_align.data.pairs import image_bytes
 from diffusion_align.data.tables import open_source
+from diffusion_align.pictures import SUFFIXES, CorruptImageError, opened_picture, rgb_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .options import ScoreOptions
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to score; ``key`` names it in the table."""
+    """One picture to score.
+
+    Attributes:
+        key: names it in the table.
+        picture: RGB; or why it cannot be decoded.
+    """
 
     key: str
     prompt: str
-    picture: Image.Image
+    picture: Image.Image | CorruptImageError
 
 
 def score_files(options: ScoreOptions) -> Path:
     """Score every picture of ``options.source`` and write the table; returns its path.
 
-    Rows are written as they come to ``OUT.partial``, so that a run that died continues where it stopped.
+    Rows are written as they come to ``OUT.partial``, so that a run that died continues where it stopped. A picture that
+    cannot be decoded has no scores, but an ``error``; how many there are is said at the end.
 
     Raises:
-        ValueError: a picture without a prompt, an unreadable picture, a table of another run in ``OUT.partial``, an
-            unknown suffix or scorer; the file or row is named.
+        ValueError: a picture without a prompt, no picture that can be decoded, a table of another run in
+            ``OUT.partial``, an unknown suffix or scorer; the file or row is named.
         FileNotFoundError: no such source or checkpoint.
     """
     out = Path(options.out)
@@ -65,10 +69,18 @@ def score_files(options: ScoreOptions) -> Path:
 
 
 def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list[dict[str, Any]]:
-    """A row per picture: image, prompt, each scorer's reward, its std and aspects as SCORER/ASPECT."""
-    rows: list[dict[str, Any]] = [{"image": item.key, "prompt": item.prompt} for item in items]
-    pictures, prompts = [item.picture for item in items], [item.prompt for item in items]
-    for name, scorer in scorers.items():
+    """A row per picture: image, prompt, each scorer's reward, its std and aspects as SCORER/ASPECT; or its error."""
+    table: list[dict[str, Any]] = [{"image": item.key, "prompt": item.prompt} for item in items]
+    rows: list[dict[str, Any]] = []
+    pictures: list[Image.Image] = []
+    for row, item in zip(table, items, strict=True):
+        if isinstance(item.picture, CorruptImageError):
+            row["error"] = str(item.picture)
+        else:
+            rows.append(row)
+            pictures.append(item.picture)
+    prompts = [row["prompt"] for row in rows]
+    for name, scorer in scorers.items() if pictures else ():
         with torch.no_grad():
             output = scorer.score(pictures, prompts)
         columns = {name: output.reward} | {f"{name}/{aspect}": values for aspect, values in output.aspects.items()}
@@ -77,7 +89,7 @@ def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list
         for column, values in columns.items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[column] = value
-    return rows
+    return table
 
 
 def open_partial(path: Path, settings: dict[str, Any]) -> int:
@@ -103,12 +115,20 @@ def finish(partial: Path, out: Path) -> None:
     """Turn the partial table into the final one, at once."""
     written = out.with_name(out.name + ".tmp")
     lines = partial.read_text().splitlines()[1:]
+    rows = [json.loads(line) for line in lines]
+    errors = [row["error"] for row in rows if "error" in row]
+    if errors:
+        print(f"{len(errors)} of {len(rows)} pictures cannot be decoded and have no scores: {'; '.join(errors[:5])}")
+    if errors and len(errors) == len(rows):
+        partial.unlink()
+        raise ValueError(f"no picture can be decoded, e.g. {errors[0]}")
     if out.suffix == ".jsonl":
         written.write_text("".join(line + "\n" for line in lines))
     else:
         from datasets import Dataset
 
-        Dataset.from_list([json.loads(line) for line in lines]).to_parquet(written)
+        columns = dict.fromkeys(name for row in rows for name in row)
+        Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}).to_parquet(written)
     os.replace(written, out)
     partial.unlink()
 
@@ -127,7 +147,7 @@ def read_items(options: ScoreOptions) -> Iterator[Item]:
         for column in ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected"):
             where = f"{table.name}, row {number}, column {column}"
             content = image_bytes(row[column], table, where)
-            yield Item(f"{number}/{column}", str(row["caption"]), opened(io.BytesIO(content), where))
+            yield Item(f"{number}/{column}", str(row["caption"]), shown(content, where)[0])
 
 
 def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
@@ -138,24 +158,26 @@ def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
     if texts is not None and len(texts) != len(files):
         raise ValueError(f"--prompts {prompts}: {len(texts)} prompts for {len(files)} pictures in {files[0].parent}")
     for i, path in enumerate(files):
-        picture = opened(path, str(path))
+        picture, info = shown(path, str(path))
         if texts is not None:
             yield Item(path.name, texts[i], picture)
             continue
-        record = picture.info.get("diffusion-align")
+        if isinstance(picture, CorruptImageError):
+            yield Item(path.name, "", picture)
+            continue
+        record = info.get("diffusion-align")
         if record is None:
             raise ValueError(f"{path}: no prompt in its metadata; give --prompts, a file with one prompt per picture")
         yield Item(path.name, str(json.loads(record)["prompt"]), picture)
 
 
-def opened(file: Any, where: str) -> Image.Image:
-    """A decoded picture that keeps its metadata."""
+def shown(content: bytes | Path, where: str) -> tuple[Image.Image | CorruptImageError, dict[Any, Any]]:
+    """A picture in RGB, or why there is none, and its metadata."""
     try:
-        picture = Image.open(file)
-        picture.load()
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} cannot be decoded ({error})") from None
-    return picture
+        picture = opened_picture(content, where)
+        return rgb_picture(picture, where), picture.info
+    except CorruptImageError as error:
+        return error, {}
 
 
 def run(options: ScoreOptions) -> int:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from diffusion_align.pictures import decoded_picture
+
 from .pairs import image_bytes
 from .tables import Selection, Source, open_source
-from .types import decoded_picture
 
 #: Column that holds the verdict on an aspect: label_0_aesthetic, ...
 ASPECT_PREFIX = "label_0_"

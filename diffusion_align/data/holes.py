@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.pictures import CorruptImageError, checked_mask
 
 from .inpainting import InpaintingSource
-from .masks import sample_mask
+from .loader import Corruption
+from .masks import Mask, sample_mask
 from .transforms import crop
 
 
@@ -55,20 +57,60 @@ class Holes:
         return torch.where(self.masks > 0.5, images, self.pictures)
 
 
+def cropped_mask(mask: Mask, size: tuple[int, int], where: str) -> Tensor:
+    """``mask`` (H, W), scaled and cropped in the centre to ``size``, as (h, w) float32 of 0 and 1.
+
+    Raises:
+        CorruptImageError: in the crop it marks nothing or everything; starts with ``where``.
+    """
+    white = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
+    part = (crop(white, size, 0.5, 0.5, flip=False)[0][0] > 0).numpy()
+    return torch.from_numpy(checked_mask(part, f"{where}, cropped to {size[1]} x {size[0]} pixels")).float()
+
+
 def load_holes(
-    source: InpaintingSource, indices: Sequence[int], seeds: Sequence[int], size: int, kinds: Sequence[str]
+    source: InpaintingSource,
+    indices: Sequence[int],
+    seeds: Sequence[int],
+    size: int,
+    kinds: Sequence[str],
+    corruption: Corruption | None = None,
 ) -> Holes:
-    """Examples ``indices``, scaled and cropped to ``size`` pixels; where no mask is given, one of ``kinds`` by seed."""
+    """Examples ``indices``, scaled and cropped to ``size`` pixels; where no mask is given, one of ``kinds`` by seed.
+
+    Args:
+        corruption: counts the examples that cannot be used, which are replaced by the next one; None: raise.
+
+    Raises:
+        CorruptImageError, ValueError: a picture that cannot be decoded, or a mask that marks nothing or everything, and
+            nobody counts; or there are more than ``corruption`` allows.
+    """
     prompts, pictures, masks = [], [], []
     for index, seed in zip(indices, seeds, strict=True):
-        example = source[index]
-        pixels, _ = crop(example.picture, (size, size), 0.5, 0.5, flip=False)
-        if example.mask is None:
+        prompt, picture, mask = _usable(source, index, size, corruption)
+        if mask is None:
             mask = torch.from_numpy(sample_mask(np.random.default_rng(seed % 2**63), size, size, kinds)).float()
-        else:
-            white = Image.fromarray(example.mask.astype(np.uint8) * 255).convert("RGB")
-            mask = (crop(white, (size, size), 0.5, 0.5, flip=False)[0][0] > 0).float()
-        prompts.append(example.prompt)
-        pictures.append(((pixels + 1) * 127.5).round() / 255)
+        prompts.append(prompt)
+        pictures.append(picture)
         masks.append(mask[None])
     return Holes(prompts, torch.stack(pictures), torch.stack(masks))
+
+
+def _usable(
+    source: InpaintingSource, index: int, size: int, corruption: Corruption | None
+) -> tuple[str, Tensor, Tensor | None]:
+    """Prompt, picture (3, h, w) and mask (h, w) of example ``index``, or of the next that can be used."""
+    for offset in range(len(source)):
+        candidate = (index + offset) % len(source)
+        try:
+            example = source[candidate]
+            mask = None
+            if example.mask is not None:
+                mask = cropped_mask(example.mask, (size, size), f"example {candidate} ({example.prompt!r})")
+            pixels, _ = crop(example.picture, (size, size), 0.5, 0.5, flip=False)
+            return example.prompt, ((pixels + 1) * 127.5).round() / 255, mask
+        except CorruptImageError as error:
+            if corruption is None:
+                raise
+            corruption.note(f"example {candidate}", error)
+    raise ValueError("no picture of the data set can be used")

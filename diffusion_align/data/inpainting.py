@@ -9,14 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from diffusion_align.pictures import SUFFIXES as PICTURES
+from diffusion_align.pictures import CorruptImageError, decoded_mask, decoded_picture
 from diffusion_align.shipped import SCENE_HOLES
 
 from .masks import Mask
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,16 @@ class PictureFolder:
 
     def __getitem__(self, index: int) -> InpaintingExample:
         row = self.rows[index]
-        mask = None
-        try:
-            picture = Image.open(self.folder / row["file_name"]).convert("RGB")
-            if row.get("mask"):
-                mask = np.array(Image.open(self.folder / row["mask"]).convert("L")) > 127
-        except (UnidentifiedImageError, OSError) as error:
-            raise OSError(f"{self.folder / row['file_name']}: cannot be read as a picture ({error})") from None
+        path, mask = self.folder / row["file_name"], None
+        picture = decoded_picture(path, str(path))
+        if row.get("mask"):
+            path = self.folder / row["mask"]
+            mask = decoded_mask(path, str(path))
+            if mask.shape != (picture.height, picture.width):
+                raise CorruptImageError(
+                    f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, its picture {row['file_name']} "
+                    f"{picture.width} x {picture.height}"
+                )
         return InpaintingExample(row.get("caption") or "", picture, mask)
 
 

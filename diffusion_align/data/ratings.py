@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from diffusion_align.pictures import decoded_mask, decoded_picture
+
 from .pairs import image_bytes
 from .tables import Selection, Source, open_source
-from .types import decoded_picture
 
 #: Column of the points in a criterion: score_structure, score_texture, score_overall.
 SCORE_PREFIX = "score_"
@@ -177,11 +178,11 @@ class RatingExamples:
         record = self.ratings[index]
         where = f"{self.ratings.source.name}, {record.key}"
         image, source = (decoded(getattr(record, name), f"{where}, {name}") for name in ("image", "source"))
-        mask = decoded(record.mask, f"{where}, mask", "L")
+        mask = torch.from_numpy(decoded_mask(record.mask, f"{where}, mask"))[None]
         sizes = [tuple(picture.shape[1:]) for picture in (image, source, mask)]
         if len(set(sizes)) > 1:
             raise ValueError(f"{where}: expected image, source and mask of one size, found (height, width) {sizes}")
-        pictures = torch.stack([image, source * (mask < 0.5)])
+        pictures = torch.stack([image, source * ~mask])
         image, left = self.resize(pictures).clamp(0, 1)
         return RatingExample(image, left, record)
 
@@ -189,13 +190,13 @@ class RatingExamples:
         return [(0, 0)] * len(self)  # all are resized to one
 
 
-def decoded(content: bytes, where: str, mode: str = "RGB") -> Tensor:
-    """An encoded picture as (C, H, W) float32 in [0, 1].
+def decoded(content: bytes, where: str) -> Tensor:
+    """An encoded picture as (3, H, W) float32 in [0, 1].
 
     Raises:
         CorruptImageError: it cannot be decoded.
     """
-    return pil_to_tensor(decoded_picture(content, where, mode)).float() / 255
+    return pil_to_tensor(decoded_picture(content, where)).float() / 255
 
 
 def collate_ratings(examples: Sequence[RatingExample], seeds: Sequence[int]) -> RatingBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,22 +11,9 @@ from torch import Tensor
 
 from diffusion_align.adapters.conditioning import Conditioning
 from diffusion_align.devices import send
+from diffusion_align.pictures import CorruptImageError, decoded_picture
 
-
-class CorruptImageError(ValueError):
-    """An image that cannot be decoded; the message names its row and column."""
-
-
-def decoded_picture(content: bytes, where: str, mode: str = "RGB") -> Image.Image:
-    """An encoded image in PIL's ``mode``.
-
-    Raises:
-        CorruptImageError: it cannot be decoded; starts with ``where``.
-    """
-    try:
-        return Image.open(io.BytesIO(content)).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({error})") from None
+__all__ = ["CorruptImageError", "Example", "PairBatch", "PairRecord", "collate", "decoded_picture"]
 
 
 @dataclass(frozen=True)

@@ -126,14 +126,14 @@ def sample(
         rows = range(start, min(start + options.batch_size, len(prompts)))
         texts = list(prompts[start : rows.stop])
         cond = conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
-        negative = [None] * len(rows) if negative_prompts is None else negative_prompts[start : rows.stop]
+        nulls = [None] * len(rows) if negative_prompts is None else list(negative_prompts[start : rows.stop])
         run = BatchRun(
             adapter,
             guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run
             copy.deepcopy(sampler),
             texts,
             cond,
-            conditioning(adapter, negative, height, width, cond.inpaint),
+            conditioning(adapter, nulls, height, width, cond.inpaint),
             rows,
             plan,
         )

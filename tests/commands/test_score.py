@@ -113,6 +113,29 @@ def test_a_picture_without_prompt_is_named(folder: Path, tmp_path: Path, capsys:
     assert "000.png: no prompt in its metadata; give --prompts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_pictures_that_cannot_be_decoded_have_no_scores(
+    suffix: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others have theirs; the first one is torn, so that the table's columns cannot be read off its first row."""
+    assert score(folder, tmp_path / "whole.jsonl") == 0
+    whole = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    for name in ("000.png", "004.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:80])
+    assert score(folder, tmp_path / f"scores{suffix}", "--batch-size", "3") == 0
+    assert "2 of 7 pictures cannot be decoded and have no scores: " in capsys.readouterr().out
+    kind = {".parquet": "parquet", ".jsonl": "json"}[suffix]
+    table = load_dataset(kind, data_files=str(tmp_path / f"scores{suffix}"), split="train").to_list()
+    for i, (row, expected) in enumerate(zip(table, whole, strict=True)):
+        assert row["image"] == expected["image"]
+        if i in (0, 4):
+            assert row["scenes-oracle"] is None
+            assert f"00{i}.png cannot be decoded" in row["error"]
+        else:
+            assert row["scenes-oracle"] == pytest.approx(expected["scenes-oracle"])
+            assert row["error"] is None
+
+
 def test_a_torn_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG half")
     (tmp_path / "p.txt").write_text("a cat")

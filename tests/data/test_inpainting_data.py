@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_align.data import CorruptImageError
 from diffusion_align.data.holes import load_holes
 from diffusion_align.data.inpainting import PictureFolder, open_inpainting
+from diffusion_align.data.loader import Corruption
 from diffusion_align.data.masks import MASKS, sample_mask
 from diffusion_align.scenes.world.scene_holes import SceneHoles
 
@@ -89,8 +91,23 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path) -> None:
         PictureFolder(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"torn\.png: cannot be read"):
+    with pytest.raises(CorruptImageError, match=r"torn\.png cannot be decoded"):
         PictureFolder(tmp_path)[0]
+
+
+def test_pictures_with_holes_are_replaced_up_to_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    picture(tmp_path / "b.png", 100)
+    picture(tmp_path / "c.png", 200)
+    picture(tmp_path / "full.png", 255)
+    rows = [{"file_name": "torn.png"}, {"file_name": "b.png", "mask": "full.png"}, {"file_name": "c.png"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source, corruption = PictureFolder(tmp_path), Corruption(2)
+    holes = load_holes(source, [0, 1, 2], [1, 1, 1], 32, ("box",), corruption)
+    assert torch.allclose(holes.pictures, torch.tensor(200 / 255))
+    assert len(corruption.messages) == 2
+    with pytest.raises(ValueError, match="more than max_corrupt = 1"):
+        load_holes(source, [0], [1], 32, ("box",), Corruption(1))
 
 
 def test_scenes_are_endless_and_repeatable() -> None:

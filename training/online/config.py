@@ -25,6 +25,9 @@ class OnlineConfig(TrainingData, TrainConfig):
     models: scenes-holes, scenes-objects, or a folder of pictures (metadata.jsonl may give caption and mask)."""
     mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ("box", "brush", "half")
     """Random masks of pictures that come without one."""
+    max_corrupt: NonNegative = 100
+    """Inpainting models: how many pictures that cannot be decoded, and masks that mark nothing or everything, are
+    skipped before the run stops."""
     resolution: Positive | None = None
     """Side of the pictures in pixels; unset takes the model's own."""
 

@@ -9,6 +9,7 @@ import torch
 from diffusion_align.adapters import Adapter
 from diffusion_align.data.holes import Holes, load_holes
 from diffusion_align.data.inpainting import open_inpainting
+from diffusion_align.data.loader import Corruption
 from diffusion_align.data.prompts import training_prompts
 from diffusion_align.training.engine.randomness import MASKS, TASKS, mix
 
@@ -23,6 +24,7 @@ class Tasks:
         self.size = config.resolution or adapter.default_resolution
         self.source = open_inpainting(config.dataset, config.dataset_split) if adapter.is_inpainting else None
         self.prompts = [] if self.source else training_prompts(config.dataset, config.dataset_split)
+        self.corruption = Corruption(config.max_corrupt)
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
@@ -34,7 +36,7 @@ class Tasks:
         if self.source is None:
             return [self.prompts[index] for index in indices], None
         seeds = [mix(self.config.seed, MASKS, position) for position in positions]
-        holes = load_holes(self.source, indices, seeds, self.size, self.config.mask_kinds)
+        holes = load_holes(self.source, indices, seeds, self.size, self.config.mask_kinds, self.corruption)
         return holes.prompts, holes
 
     def names(self, positions: Sequence[int]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_align.evaluation.figures import curve_figure
 from diffusion_align.evaluation.report import Report
+from diffusion_align.pictures import decoded_picture
 
 from .config import OnlineConfig
 
@@ -39,9 +40,7 @@ def write_online_report(config: OnlineConfig) -> Path | None:
         report.figure(curve_figure({"kl": divergence}, "Divergence from the reference", "kl", smooth=3), "Divergence")
     pictures = sorted((folder / "samples").glob("step-*.png"))
     if pictures:
-        from PIL import Image
-
-        report.image(Image.open(pictures[-1]), "Base and trained model, same prompts and seeds")
+        report.image(decoded_picture(pictures[-1], str(pictures[-1])), "Base and trained model, same prompts and seeds")
     return report.write(folder)
 
 

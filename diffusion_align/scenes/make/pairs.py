@@ -21,6 +21,7 @@ from PIL import Image
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.devices import fast_autocast
+from diffusion_align.pictures import decoded_picture
 from diffusion_align.sampling.sampler import generate, to_uint8
 from diffusion_align.scenes.held_out import draw_prompts
 from diffusion_align.scenes.world.oracle import OracleScore, score_images
@@ -176,7 +177,7 @@ def _row(
 
 def decode_jpeg(file: bytes) -> NDArray[np.uint8]:
     """A stored picture as users and the oracle see it, (64, 64, 3)."""
-    return np.array(Image.open(io.BytesIO(file)).convert("RGB"))
+    return np.array(decoded_picture(file, "a stored picture"))
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:

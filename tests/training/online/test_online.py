@@ -129,6 +129,15 @@ def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[s
     assert first.rollout.trajectory.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
 
+def test_on_policy_the_ratio_is_one_for_an_empty_prompt(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Sampler and update must give the network the same text: SDXL's "" is not its null prompt."""
+    config = build("grpo", settings)
+    _, method = prepared(config)
+    assert isinstance(method, GRPOMethod)
+    method.engine.tasks.prompts = ["", "a red circle"]
+    next(method.batches())  # the self-test raises if they disagree
+
+
 @pytest.mark.slow
 def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
     """Noise that explains a recorded step must be standard normal, and consecutive steps must fit together."""
