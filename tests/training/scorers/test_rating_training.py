@@ -131,7 +131,9 @@ def test_a_missing_score_and_another_size_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row 1: score_overall = None is wrong"):
         Ratings(write(rows, tmp_path))
     rows = bright_rows(1, 0)
-    rows[2]["mask"] = encode_png(np.zeros((32, 64, 3), np.uint8))
+    mask = np.zeros((32, 64, 3), np.uint8)
+    mask[:16] = 255
+    rows[2]["mask"] = encode_png(mask)
     with pytest.raises(ValueError, match=r"row 2: expected image, source and mask of one size, .*\(32, 64\)"):
         examples_of(write(rows, tmp_path)).example(2, 0, False)
 
