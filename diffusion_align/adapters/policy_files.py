@@ -75,7 +75,8 @@ def write_lora(stack: LoraStack, file: Path, layout: Layout, title: str | None =
     if layout == "diffusers":
         return write_safetensors(file, diffusers_state(lora), header)
     names = stack.names()
-    state = kohya_state(lora, names.kohya if layout == "kohya" else names.original)
+    original = layout == "sd-scripts" and stack.family.scripts_name_original_blocks
+    state = kohya_state(lora, names.original if original else names.kohya)
     named = {} if title is None else {"ss_output_name": title, "modelspec.title": title}
     return write_safetensors(file, state, {**header, **kohya_header(lora), **named})
 

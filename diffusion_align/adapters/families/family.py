@@ -38,6 +38,7 @@ class Family(Protocol):
         text_encoder_names: attributes of the text encoders.
         lora_targets: names of the modules that get a LoRA by default.
         lora_prefixes: kohya's prefixes of LoRA names, by part of the pipeline; the first is written, all are read.
+        scripts_name_original_blocks: whether kohya's own scripts name LoRAs by ``original_names``.
         blocks: class names of the modules whose activations recomputation frees one at a time.
         conditioning_fields: fields of the denoiser's config that ask for further inputs, with the values understood.
         latent_fields: fields of the VAE's config that its pipelines read to scale latents.
@@ -53,6 +54,7 @@ class Family(Protocol):
     text_encoder_names: tuple[str, ...]
     lora_targets: tuple[str, ...]
     lora_prefixes: Mapping[str, tuple[str, ...]]
+    scripts_name_original_blocks: bool
     blocks: tuple[str, ...]
     conditioning_fields: Mapping[str, Collection[Any]]
     latent_fields: Collection[str]

@@ -30,6 +30,7 @@ class StableDiffusionXL(UNetFamily):
         "text_encoder": ("lora_te1", "lora_te"),
         "text_encoder_2": ("lora_te2",),
     }
+    scripts_name_original_blocks: bool = True
     conditioning_fields: Mapping[str, Collection[Any]] = {"addition_embed_type": ("text_time",)}
     latent_fields: Collection[str] = ("scaling_factor", "latents_mean", "latents_std")
     vae_overflows: bool = True

@@ -46,6 +46,7 @@ class UNetFamily:
         "text_encoder": ("lora_te", "lora_te1"),
         "text_encoder_2": ("lora_te2",),
     }
+    scripts_name_original_blocks: bool = False
     blocks: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
     latent_fields: Collection[str] = ("scaling_factor",)
 

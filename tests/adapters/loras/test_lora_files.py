@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.sdxl import UNET as SDXL
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters.lora_files import kohya_state, write_safetensors
 from diffusion_align.adapters.policy_files import write_lora
 from tests.adapters.loras.pictures import DIFFUSERS, KOHYA, distance, drawn, ours, trained
 
@@ -209,9 +210,14 @@ def test_the_original_blocks_of_kohyas_scripts_are_read(
 ) -> None:
     source = request.getfixturevalue(folder)
     adapter = trained(source, **CONVOLUTIONS)
-    file = write_lora(adapter.loras, tmp_path / "original.safetensors", "sd-scripts", "mine")
-    with safe_open(file, "pt") as content:
-        assert any("input_blocks_" in key for key in content.keys())  # noqa: SIM118
+    state = kohya_state(adapter.loras.whole(), adapter.loras.names().original)
+    file = write_safetensors(tmp_path / "original.safetensors", state, {})
+    assert any("input_blocks_" in key for key in state)
+    # kohya's scripts train SDXL in the original layout, SD 1.x and 2.x in diffusers'.
+    scripts = write_lora(adapter.loras, tmp_path / "scripts.safetensors", "sd-scripts", "mine")
+    with safe_open(scripts, "pt") as content:
+        expected = state if folder == "sdxl_folder" else load_file(adapter.save(tmp_path).with_name(KOHYA))
+        assert set(content.keys()) == expected.keys()
         assert content.metadata()["ss_output_name"] == "mine"
     assert distance(ours(load_adapter(source).load_weights(file)), ours(adapter)) < 1e-4
 
