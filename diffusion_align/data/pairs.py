@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,16 @@ class StreamedPairs:
         return StreamedPairs(source, self.keep_ties, limit)
 
     def in_random_files(self, seed: int) -> StreamedPairs:
-        """The same pairs with the files of the stream in random order, a few at a time, and others in each epoch.
+        """The same pairs with the files of the stream in random order, one at a time, and others in each epoch.
 
         With a ``limit`` the order stays: it is the first pairs that are used.
         """
         if self.limit is not None:
             return self
-        table = self.source.table.shuffle(seed=seed, buffer_size=1)  # a buffer of one row moves files only
+        shuffle = self.source.table.shuffle
+        # Newer versions of datasets read ten files at once, and then wait five seconds at the end of each epoch.
+        single = {"max_buffer_input_shards": 1} if "max_buffer_input_shards" in signature(shuffle).parameters else {}
+        table = shuffle(seed=seed, buffer_size=1, **single)  # a buffer of one row moves files only
         return StreamedPairs(replace(self.source, table=table), self.keep_ties)
 
     def epoch(self, number: int) -> Iterator[PairRecord]:

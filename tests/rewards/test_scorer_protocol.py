@@ -95,7 +95,9 @@ def test_an_unknown_scorer_lists_the_known_ones() -> None:
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(ValueError, match=r"scorer hps-v2.1 has no option 'arch': expected checkpoint, model"):
+    with pytest.raises(
+        ValueError, match=r"scorer hps-v2.1 has no option 'arch': expected antialias, checkpoint, model"
+    ):
         load_scorer("hps-v2.1", arch="ViT-H-14")
 
 

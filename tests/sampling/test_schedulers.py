@@ -75,7 +75,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 3S": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
     "DPM++ 2S SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "Euler trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-    "Euler continuous": ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
     "Euler ancestral leading": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}),
     "Heun Karras": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
     "Heun exponential": ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}),
