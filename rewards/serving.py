@@ -73,8 +73,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        if self._refused() or self.path != DESCRIBE:
-            return self._answer(*(self._refused() or (404, f"nothing is at {self.path}")))
+        refusal = self._refused()
+        if refusal is not None or self.path != DESCRIBE:
+            return self._answer(*(refusal or (404, f"nothing is at {self.path}")))
         return self._answer(200, json.dumps(self.server.describe()), "application/json")
 
     def do_POST(self) -> None:

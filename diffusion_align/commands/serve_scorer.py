@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from diffusion_align.devices import pick_device
 from diffusion_align.rewards import load_scorer
@@ -26,9 +27,7 @@ def run(options: ServeScorerOptions) -> int:
     with ScorerServer(scorer, options.host, options.port, token, options.batch_size) as server:
         address = f"http://{options.host}:{server.server_port}"
         print(f"{options.scorer} is at {address}: give that as a scorer's name. Ctrl-C ends it.", flush=True)
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            return 0
     return 0
