@@ -98,9 +98,9 @@ def _collected(name: str, tensors: Mapping[str, Tensor]) -> Tensor | list[Tensor
 
 
 def _pack(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> bytes:
-    plain = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors refuses names that share memory, as rows of one batch do.
-    return save({name: t.clone() for name, t in plain.items()}, {"said": json.dumps({"version": VERSION, **said})})
+    # Copies: safetensors refuses names that share memory, as rows of one batch do.
+    own = {name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+    return save(own, {"said": json.dumps({"version": VERSION, **said})})
 
 
 def _unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

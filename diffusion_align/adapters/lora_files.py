@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusion_align.shipped import write_whole
+
 from .lora_names import ALPHA, KINDS, MATRIX, OTHER_KINDS, Address, LoraNames, with_text_model
 
 #: Where diffusers' training scripts put a LoRA, and where ``load_lora_weights(folder)`` looks for it.
@@ -264,8 +266,5 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], header: Mapping
     told = {"__metadata__": dict(sorted(header.items())), **json.loads(content[8:start])}
     text = json.dumps(told, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
-    partial.chmod(0o644)
-    return partial.replace(file)
+    write_whole(file, len(text).to_bytes(8, "little") + text + content[start:])
+    return file

@@ -122,19 +122,23 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
-@pytest.mark.parametrize("folder", ["sd_folder", "sdxl_folder"])
-def test_without_a_denoiser_encodings_are_the_same(
-    single: bool, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture(params=[(folder, single) for folder in ("sd_folder", "sdxl_folder") for single in (False, True)])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Adapter, dict[str, Any]]:
+    """A whole model, and what opens it again: its folder, or a single file."""
+    folder, single = request.param
     source = request.getfixturevalue(folder)
     whole = load_adapter(source)
-    options: dict[str, Any] = {}
-    model = source
-    if single:
-        model, options = write_single_file(tmp_path / "m.safetensors", whole.pipeline), {"config": str(source)}
+    if not single:
+        return whole, {"model": source}
+    return whole, {"model": write_single_file(tmp_path / "m.safetensors", whole.pipeline), "config": str(source)}
+
+
+def test_without_a_denoiser_encodings_are_the_same(
+    stored: tuple[Adapter, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, source = stored
     read = watched(monkeypatch)
-    adapter = load_adapter(model, parts=ENCODERS, **options)
+    adapter = load_adapter(**source, parts=ENCODERS)
     assert "UNet2DConditionModel" not in read
     assert all(weight.is_meta for weight in adapter.network.parameters())
     pixels = torch.rand(1, 3, 64, 64)
@@ -146,19 +150,12 @@ def test_without_a_denoiser_encodings_are_the_same(
         drawn(adapter)
 
 
-@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
-@pytest.mark.parametrize("folder", ["sd_folder", "sdxl_folder"])
 def test_without_encoders_predictions_are_the_same(
-    single: bool, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    stored: tuple[Adapter, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = request.getfixturevalue(folder)
-    whole = load_adapter(source)
-    options: dict[str, Any] = {}
-    model = source
-    if single:
-        model, options = write_single_file(tmp_path / "m.safetensors", whole.pipeline), {"config": str(source)}
+    whole, source = stored
     read = watched(monkeypatch)
-    adapter = load_adapter(model, parts=PARTS - ENCODERS, **options)
+    adapter = load_adapter(**source, parts=PARTS - ENCODERS)
     assert "AutoencoderKL" not in read
     assert all(weight.is_meta for module in (adapter.vae, *adapter.text_encoders) for weight in module.parameters())
     cond = whole.encode_prompts(PROMPT)

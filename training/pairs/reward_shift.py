@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 
 
@@ -24,11 +24,7 @@ class RewardShift:
 
     def update(self, mean_reward: Tensor) -> Tensor:
         """The shift with this batch in it, a scalar; called by all processes together, each with its own batch's."""
-        found = mean_reward.detach().float()
-        processes = PartialState().num_processes
-        if processes > 1:
-            torch.distributed.all_reduce(found)
-            found = found / processes
+        found = reduce(mean_reward.detach().float(), reduction="mean")
         good = found.isfinite()
         self.count = self.count + good
         moved = self.mean + (found - self.mean) / self.count.clamp(min=1)

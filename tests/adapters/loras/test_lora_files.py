@@ -20,7 +20,7 @@ from benchmarks.sdxl import UNET as SDXL
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.adapters.lora_files import kohya_state, write_safetensors
 from diffusion_align.adapters.policy_files import write_lora
-from tests.adapters.loras.pictures import DIFFUSERS, KOHYA, distance, drawn, ours, trained
+from tests.adapters.loras.policies import DIFFUSERS, KOHYA, distance, drawn, ours, trained
 
 CONVOLUTIONS = {"alpha": 16.0, "targets": ("to_q", "to_out.0", "conv1", "time_emb_proj", "ff.net.0.proj")}
 State = dict[str, Tensor]

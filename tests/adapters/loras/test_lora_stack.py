@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.sampling.sampler import generate
-from tests.adapters.loras.pictures import DIFFUSERS, KOHYA, PROMPTS, SEEDS, distance, drawn, ours, stirred, trained
+from tests.adapters.loras.policies import DIFFUSERS, KOHYA, PROMPTS, SEEDS, distance, drawn, ours, stirred, trained
 
 
 def test_several_loras_add_up_with_their_weights(sdxl_folder: Path, tmp_path: Path) -> None:
