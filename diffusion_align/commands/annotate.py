@@ -38,7 +38,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     scorers = load_annotators(options)
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
-    adapter = open_model(options, device, options.lora)
+    adapter = open_model(options, device)
     out = Path(options.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     finished = read_finished(out / "rows.jsonl", options)

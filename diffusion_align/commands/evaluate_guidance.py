@@ -34,7 +34,7 @@ def guidance_table(
     """
     test, validation = prompt_sets(options)
     device = pick_device(options.device)
-    adapter = open_model(options, device, options.lora)
+    adapter = open_model(options, device)
     judge = load_scorer(options.scorer).to(device)
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
     tried: dict[float, float] = {}

@@ -191,7 +191,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         raise ValueError(f"--search {options.search} needs --scorer")
     guider = build_guider(options)
     device = pick_device(options.device)
-    adapter = open_model(options, device, options.lora)
+    adapter = open_model(options, device)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]

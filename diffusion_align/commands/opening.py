@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import DTYPES
 from diffusion_align.training.policy.model import load_model
-from diffusion_align.training.policy.model_options import ModelOptions
+
+from .options import DrawingOptions
 
 
-def open_model(options: ModelOptions, device: torch.device, lora: Sequence[str]) -> Adapter:
+def open_model(options: DrawingOptions, device: torch.device) -> Adapter:
     """The model on ``device``, with trained weights if there are any; dtype auto is fp16 on CUDA, fp32 elsewhere.
-
-    Args:
-        lora: PATH or PATH:WEIGHT of weights, as ``Adapter.load_weights`` takes them.
 
     Raises:
         ValueError, FileNotFoundError, OSError: as ``load_adapter`` and ``Adapter.load_weights``.
@@ -24,4 +20,4 @@ def open_model(options: ModelOptions, device: torch.device, lora: Sequence[str])
     name = options.dtype
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
-    return load_model(options, DTYPES[name], device).load_weights(*lora)
+    return load_model(options, DTYPES[name], device).load_weights(*options.lora)

@@ -26,8 +26,17 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(ModelOptions):
+    """The model that a command draws with, and trained weights on top of it."""
+
+    lora: tuple[str, ...] = ()
+    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
+    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
+
+
 @dataclass(frozen=True)
-class GenerateOptions(ModelOptions, Options):
+class GenerateOptions(DrawingOptions, Options):
     """Draw images with a model, with or without trained weights."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_images", "num_inference_steps", "batch_size", "particles")
@@ -36,9 +45,6 @@ class GenerateOptions(ModelOptions, Options):
     """The prompt (the flag may be left out if it comes first); or give --prompts."""
     prompts: str | None = None
     """File of prompts (.txt, .csv, .jsonl, .parquet)."""
-    lora: tuple[str, ...] = ()
-    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
-    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     out: str = "images"
     """Folder for PNG files; each carries its settings."""
     num_images: int = 4
@@ -217,7 +223,7 @@ class ServeScorerOptions(Options):
 
 
 @dataclass(frozen=True)
-class AnnotateOptions(ModelOptions, Options):
+class AnnotateOptions(DrawingOptions, Options):
     """Make preference pairs by AI feedback: draw pictures for prompts, score them, compare them."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_inference_steps", "batch_size")
@@ -229,9 +235,6 @@ class AnnotateOptions(ModelOptions, Options):
     asks a model behind --llm-url. Without an overall scorer the verdict is the mean of the standardised aspects."""
     out: str = "annotated"
     """Folder for pictures and pairs (train-00000-of-00001.parquet: give the folder as --dataset)."""
-    lora: tuple[str, ...] = ()
-    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
-    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     per_prompt: int = 4
     """Pictures per prompt."""
     pairs: Literal["all", "best-worst"] = "all"
@@ -260,14 +263,11 @@ class AnnotateOptions(ModelOptions, Options):
 
 
 @dataclass(frozen=True)
-class EvaluateGuidanceOptions(ModelOptions, Options):
+class EvaluateGuidanceOptions(DrawingOptions, Options):
     """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
 
     counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
 
-    lora: tuple[str, ...] = ()
-    """Trained weights: a run's or checkpoint's folder, a LoRA file or a UNet folder. Several LoRAs add up; PATH:WEIGHT
-    scales one, e.g. --lora runs/dpo:0.8 style.safetensors:0.5."""
     scorer: str = "scenes-oracle"
     """Scorer that judges the pictures; no way of guiding sees it."""
     prompts: str | None = None
