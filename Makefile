@@ -32,7 +32,7 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/pytest
 
-# Without what is marked slow: trainings that must learn something, notebooks, several processes.
+# Without what is marked slow: whatever takes over half a second (trainings, notebooks, several processes).
 test-fast: $(STAMP) lint
 	$(BIN)/pytest -m "not slow"
 

@@ -7,7 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.settings import save_config
@@ -19,26 +22,69 @@ def lines(folder: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def train_in_two_processes(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
-    """The log of a run with gloo on the CPU. The processes are told of each other as a launcher tells them, without
-    the seconds that one takes to start."""
-    save_config(config, recipe)
-    command = [sys.executable, "-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
+def ranks() -> list[dict[str, str]]:
+    """The environments of two processes that are told of each other as a launcher tells them, without the seconds
+    that one takes to start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [ENVIRONMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [ENVIRONMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+@contextmanager
+def running(
+    command: list[str], environment: dict[str, str], log: Path, **pipes: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes to ``log`` and does not outlive the context."""
+    with log.open("w") as file:
+        into: dict[str, Any] = {"stdout": file, "stderr": file, "text": True}
+        process = subprocess.Popen(command, env=environment, **(into | pipes))
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def train_in_two_commands(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
+    """The log of ``diffusion-align train`` in two processes, with gloo on the CPU."""
+    save_config(config, recipe)
+    command = [sys.executable, "-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
     logs = [recipe.with_name(f"{recipe.stem}-{rank}.log") for rank in range(2)]
-    started = []
-    try:
-        for environment, log in zip(ranks, logs, strict=True):
-            with log.open("w") as file:
-                started.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+    with ExitStack() as stack:
+        started = [stack.enter_context(running(command, *each)) for each in zip(ranks(), logs, strict=True)]
         for process, log in zip(started, logs, strict=True):
             assert process.wait(timeout=600) == 0, log.read_text()
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
     return lines(config.output_dir)
+
+
+class TwoProcesses:
+    """Two processes that train one recipe after another: only the first waits for their imports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._runs, self._stack = folder, 0, ExitStack()
+        self._logs = [folder / f"rank-{rank}.log" for rank in range(2)]
+        self._started: list[subprocess.Popen[str]] = []
+
+    def train(self, config: TrainConfig) -> list[dict[str, float]]:
+        """The log of a run with gloo on the CPU."""
+        self._runs += 1
+        recipe = self.folder / f"{self._runs}.yaml"
+        save_config(config, recipe)
+        if not self._started:
+            command = [sys.executable, "-m", "tests.trains_recipes"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            for each in zip(ranks(), self._logs, strict=True):
+                self._started.append(self._stack.enter_context(running(command, *each, **pipes)))
+        for process in self._started:
+            assert process.stdin is not None
+            process.stdin.write(f"{config.method} {recipe}\n")
+            process.stdin.flush()
+        for process, log in zip(self._started, self._logs, strict=True):
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{recipe}\n", log.read_text()
+        return lines(config.output_dir)
+
+    def close(self) -> None:
+        self._stack.close()

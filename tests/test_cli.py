@@ -55,6 +55,7 @@ def test_an_unknown_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--betta" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_flags_override_the_recipe_and_the_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "dpo", "--config", "scenes_dpo", "--max-steps", "7", "--beta", "3", "--dry-run"]) == 0
     plan = capsys.readouterr().out
@@ -81,6 +82,7 @@ def test_generate_writes_pictures_that_carry_their_settings(
     assert [(f["prompt"], f["seed"]) for f in facts] == [("a red star", 5), ("a red star", 6)]
 
 
+@pytest.mark.slow
 def test_a_picture_is_replayed_from_its_record(sdxl_folder: Path, tmp_path: Path) -> None:
     flags = ["--model", str(sdxl_folder), "--num-inference-steps", "3"]
     dynamic = ["--guidance", "dynamic", "--evaluator", "", "--pixel-scorers", "scenes-oracle", "--candidates", "1", "4"]
@@ -99,6 +101,7 @@ def test_a_picture_is_replayed_from_its_record(sdxl_folder: Path, tmp_path: Path
     assert np.array_equal(np.array(Image.open(again)), np.array(Image.open(record.with_suffix(".png"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -131,6 +134,7 @@ def test_generate_wants_one_kind_of_prompt(capsys: pytest.CaptureFixture[str]) -
     assert "--num-images 0: expected at least 1" in fails(capsys, "generate", "a", "--num-images", "0")
 
 
+@pytest.mark.slow
 def test_a_cache_is_made_once_and_trained_from(
     sdxl_folder: Path, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +156,7 @@ def test_every_public_name_can_be_imported() -> None:
         _ = diffusion_align.nothing
 
 
+@pytest.mark.slow
 def test_generate_repaints_a_hole_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)

@@ -124,6 +124,7 @@ def height(name: str) -> int:
     return next(i for i, layer in enumerate(LAYERS) if name in layer)
 
 
+@pytest.mark.slow
 def test_every_room_imports_from_rooms_below_it_only() -> None:
     wrong = []
     for module, path in MODULES.items():

@@ -228,6 +228,7 @@ def test_the_picture_is_the_one_that_viewers_show(name: str) -> None:
     assert np.abs(np.array(picture, int) - expected.astype(int)).max() <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_has_the_same_decoder(door: Door, tmp_path: Path) -> None:
     for i, (name, (content, _, _)) in enumerate(CASES.items()):

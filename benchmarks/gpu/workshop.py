@@ -119,9 +119,9 @@ class Workshop:
         self.free()
 
     def free(self) -> None:
-        """Give memory back that nothing uses any more."""
-        gc.collect()
+        """Give the device memory back that nothing uses any more."""
         if self.cuda:
+            gc.collect()  # on a CPU it would only take its second before every row
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 

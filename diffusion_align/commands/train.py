@@ -68,9 +68,11 @@ def run(config: RunConfig) -> int:
 
         print(make_plan(config))
         return 0
+    from diffusion_align.training.engine.accelerator import leave_processes
     from diffusion_align.training.run import train
 
     result = train(config)
+    leave_processes()
     if result.stopped is not None:
         print(f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest")
         return 130

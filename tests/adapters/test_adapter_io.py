@@ -38,6 +38,7 @@ def ours(adapter: Adapter) -> torch.Tensor:
     return generate(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"alpha": 16.0, "targets": ("to_q", "conv1", "ff.net.0.proj")}])
 @pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
 def test_a_saved_lora_gives_our_images_in_plain_diffusers(
@@ -53,6 +54,7 @@ def test_a_saved_lora_gives_our_images_in_plain_diffusers(
     assert (drawn(pipeline) - before).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_saved_unet_gives_our_images_in_plain_diffusers(sdxl_folder: Path, tmp_path: Path) -> None:
     adapter = trained(sdxl_folder, full=True)
     adapter.save(tmp_path)
@@ -61,6 +63,7 @@ def test_a_saved_unet_gives_our_images_in_plain_diffusers(sdxl_folder: Path, tmp
     assert (drawn(pipeline) - ours(adapter)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "unet"])
 def test_saved_weights_load_back(full: bool, sdxl_folder: Path, tmp_path: Path) -> None:
     adapter = trained(sdxl_folder, full)

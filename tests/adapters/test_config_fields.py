@@ -167,6 +167,7 @@ def test_the_embedding_is_diffusers_own(width: int, distilled: Adapter) -> None:
     assert torch.equal(guidance_embedding(scale, width), theirs)
 
 
+@pytest.mark.slow
 def test_pairs_do_not_train_a_distilled_model(distilled: Adapter, pairs_folder: Path, tmp_path: Path) -> None:
     distilled.pipeline.save_pretrained(tmp_path / "model")
     config = DPOConfig(

@@ -44,6 +44,7 @@ def saved(sdxl_folder: Path, tmp_path: Path) -> Saved:
 ALL = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
 def test_a_folder_of_one_variant_just_loads(variant: str, saved: Saved, sdxl_folder: Path) -> None:
     folder = saved(**dict.fromkeys(ALL, variant))
@@ -51,11 +52,13 @@ def test_a_folder_of_one_variant_just_loads(variant: str, saved: Saved, sdxl_fol
     assert torch.equal(drawn(load_adapter(folder, variant=variant)), drawn(load_adapter(sdxl_folder)))
 
 
+@pytest.mark.slow
 def test_parts_that_have_a_variant_only_are_read_beside_others(saved: Saved, sdxl_folder: Path) -> None:
     folder = saved(text_encoder_2="fp16", vae="bf16")
     assert torch.equal(drawn(load_adapter(folder)), drawn(load_adapter(sdxl_folder)))
 
 
+@pytest.mark.slow
 def test_files_without_a_name_come_before_a_variant(saved: Saved, sdxl_folder: Path) -> None:
     """They are float32 where a variant is fp16; a variant that is asked for is taken."""
     folder = saved()
@@ -66,6 +69,7 @@ def test_files_without_a_name_come_before_a_variant(saved: Saved, sdxl_folder: P
     assert torch.equal(load_adapter(folder, variant="fp16").unet.conv_in.weight, original.half().float())
 
 
+@pytest.mark.slow
 def test_sharded_variants_are_found(saved: Saved, sdxl_folder: Path) -> None:
     folder = saved(vae="fp16", text_encoder="fp16", text_encoder_2="fp16")
     for file in (folder / "unet").glob("*.safetensors"):
@@ -75,6 +79,7 @@ def test_sharded_variants_are_found(saved: Saved, sdxl_folder: Path) -> None:
     assert torch.equal(drawn(load_adapter(folder)), drawn(load_adapter(sdxl_folder)))
 
 
+@pytest.mark.slow
 def test_which_of_several_variants_must_be_said(saved: Saved) -> None:
     folder = saved(vae="fp16")
     load_adapter(folder).vae.save_pretrained(folder / "vae", variant="bf16")
@@ -90,6 +95,7 @@ def test_weights_that_are_not_there_are_an_error_that_helps(saved: Saved) -> Non
         load_adapter(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
 def test_another_vae_of_one_variant_just_loads(single: bool, saved: Saved, sdxl_folder: Path, tmp_path: Path) -> None:
     vae = load_adapter(sdxl_folder).vae
@@ -173,6 +179,7 @@ def test_without_encoders_predictions_are_the_same(
             call()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_let_go_is_freed(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder, parts=ENCODERS)
     gone = weakref.ref(adapter.vae)
@@ -181,6 +188,7 @@ def test_an_adapter_that_is_let_go_is_freed(sdxl_folder: Path) -> None:
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_a_safety_checker_is_never_loaded(sd_folder: Path, tmp_path: Path) -> None:
     """The folder says that there is one; its weights are not even there."""
     load_adapter(sd_folder).pipeline.save_pretrained(tmp_path)

@@ -49,6 +49,7 @@ def test_weights_in_the_runs_precision_are_left_alone_by_autocast(
     assert adapter.denoiser is adapter.unet
 
 
+@pytest.mark.slow
 def test_device_and_dtype_are_the_first_weights(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder, dtype=torch.bfloat16).train_lora(rank=2)
     assert (adapter.device, adapter.dtype) == (adapter.unet.device, torch.bfloat16)

@@ -36,6 +36,7 @@ def adapter(sdxl_folder: Path) -> Adapter:
     return Adapter(StableDiffusionXLPipeline.from_pretrained(sdxl_folder, unet=on_meta(SDXL)))
 
 
+@pytest.mark.slow
 def test_lora_reaches_every_attention_projection_of_sdxl(adapter: Adapter) -> None:
     attentions = [name for name, _ in adapter.unet.named_modules() if name.endswith((".attn1", ".attn2"))]
     with torch.device("meta"):
@@ -47,6 +48,7 @@ def test_lora_reaches_every_attention_projection_of_sdxl(adapter: Adapter) -> No
     assert sum(p.numel() for p in adapter.trainable_parameters().values()) == 11_612_160
 
 
+@pytest.mark.slow
 def test_the_fused_pair_runs_through_sdxl_with_its_size_ids(adapter: Adapter) -> None:
     adapter.unet.to(torch.bfloat16)
     adapter.to("meta")

@@ -33,6 +33,7 @@ def same_weights(loaded: Adapter, original: Adapter) -> bool:
     return all(torch.equal(a, b.state_dict()[name]) for one, b in pairs for name, a in one.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "second", "family"),
     [("sd_folder", False, "sd"), ("sd_folder", True, "sd"), ("sdxl_folder", False, "sdxl")],
@@ -61,6 +62,7 @@ def test_an_inpainting_file_is_told_by_its_channels(inpaint_folder: Path, sd_fol
         load_adapter(file, config=str(sd_folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["sd_folder", "sdxl_folder"])
 def test_the_markers_of_v_prediction_and_zero_snr_are_heard(
     folder: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -49,6 +49,7 @@ def test_a_switch_to_flow_is_refused(adapter: Adapter) -> None:
         with_scheduler(adapter, "DPMSolverMultistepScheduler", use_flow_sigmas=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "field", "value"),
     [

@@ -208,6 +208,7 @@ def chunks(adapter: Adapter) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_hands_the_vae_no_more_than_a_chunk(
     door: str, adapter: Adapter, chunks: list[int], pairs_folder: Path, tmp_path: Path
@@ -232,6 +233,7 @@ def test_guiders_in_diffusers_modular_pipeline_decode_in_chunks(adapter: Adapter
     assert chunks == [16, 2, 1]  # 18 candidates by their size, then the picture by diffusers' own block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eval_steps", "given", "expected"), [(0, False, 1), (10, False, 0), (0, True, 0)])
 def test_a_cached_run_parks_the_encoders_that_it_loaded_and_does_not_need(
     eval_steps: int, given: bool, expected: int, sdxl_folder: Path, pairs_folder: Path, tmp_path: Path,

@@ -69,6 +69,7 @@ def test_the_product_gives_the_same_losses_and_pictures(small: tuple[dict[str, A
     assert all(goal["met"] for goal in goals)
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_recorded_and_the_next_one_runs(shop: Workshop) -> None:
     def broken(shop: Workshop) -> Finding:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -81,6 +82,7 @@ def test_a_row_that_fails_is_recorded_and_the_next_one_runs(shop: Workshop) -> N
     assert second["figures"] == {"one": 1}
 
 
+@pytest.mark.slow
 def test_rows_that_no_longer_fit_are_skipped(shop: Workshop) -> None:
     shop.scale = replace(SMALL, true_size=True)
     row = Row("long", 60, lambda shop: Finding({}))
@@ -89,6 +91,7 @@ def test_rows_that_no_longer_fit_are_skipped(shop: Workshop) -> None:
     assert attempt(stage, row, shop, left=61).skipped is None
 
 
+@pytest.mark.slow
 def test_the_file_is_whole_after_every_stage(shop: Workshop) -> None:
     out, seen = shop.folder / "gpu.json", []
 

@@ -39,12 +39,14 @@ def script(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_clock_runs_from_the_bars_birth_to_its_last_step(script: str, tmp_path: Path) -> None:
     timing = run_timed(script, ["--steps", "4"], 4, tmp_path / "work", {})
     assert timing.loop_seconds >= 0.4
     assert timing.process_seconds >= timing.loop_seconds + 0.6
 
 
+@pytest.mark.slow
 def test_memory_is_the_childs_own_peak(script: str, tmp_path: Path) -> None:
     few, many = (run_timed(script, ["--steps", str(n)], n, tmp_path / "work", {}).peak_memory for n in (1, 5))
     assert 3.5 * 32 * 2**20 < many - few < 4.5 * 32 * 2**20
@@ -58,6 +60,7 @@ def test_a_failing_script_names_its_log(tmp_path: Path) -> None:
     assert "no such data" in (tmp_path / "work" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_script_without_so_many_steps_is_an_error(script: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="took no 9 steps"):
         run_timed(script, ["--steps", "4"], 9, tmp_path / "work", {})

@@ -32,6 +32,7 @@ def annotate(prompts: Path, out: Path, *more: str) -> int:
     return main(["annotate", str(prompts), "--out", str(out), "--num-inference-steps", "2", "--per-prompt", "3", *more])
 
 
+@pytest.mark.slow
 def test_pairs_are_judged_by_the_scorer_and_feed_training(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs"
     assert annotate(prompts, out, "--scorers", "scenes-oracle", "--tie-margin", "0") == 0
@@ -48,6 +49,7 @@ def test_pairs_are_judged_by_the_scorer_and_feed_training(prompts: Path, tmp_pat
     assert main([*run, "--report-to", "none", "--no-progress"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_died_draws_only_what_is_missing(prompts: Path, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert annotate(prompts, whole, "--scorers", "scenes-oracle") == 0
@@ -139,6 +141,7 @@ def answer(**scores: Any) -> str:
     return json.dumps(dict.fromkeys(ASPECTS, 5) | scores | {"reason": "so"})
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_misbehaves_is_asked_again(endpoint: str) -> None:
     Endpoint.script = [
         (429, "", 0), (500, "", 0), (200, "no json", 0), (200, answer(), 3.0), (200, answer(aesthetic=11), 0),
@@ -181,6 +184,7 @@ def test_answers_are_kept_raw_and_not_asked_for_twice(endpoint: str, tmp_path: P
     assert json.loads(cache.read_text().splitlines()[0])["raw"] == answer(fidelity=8)
 
 
+@pytest.mark.slow
 def test_annotating_with_a_language_model(endpoint: str, prompts: Path, tmp_path: Path) -> None:
     Endpoint.script = [(200, answer(aesthetic=value), 0) for value in (2, 9, 5, 3, 7, 4)]
     out = tmp_path / "pairs"

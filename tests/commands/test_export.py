@@ -60,6 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_picture_in_every_format(
     config: DPOConfig, sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_run_is_the_same_picture_in_every_format(
     assert {t.dtype for t in load_file(next((half / "unet").glob("*.safetensors"))).values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_loras_and_is_exported_beside_its_run(
     config: DPOConfig, sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +98,7 @@ def test_a_checkpoint_holds_loras_and_is_exported_beside_its_run(
     assert distance(drawn(sdxl_folder, file), drawn(sdxl_folder, first)) < 1e-4
 
 
+@pytest.mark.slow
 def test_all_weights_are_merged_and_are_no_lora(
     config: DPOConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +114,7 @@ def test_all_weights_are_merged_and_are_no_lora(
     assert "holds all weights of the network and no LoRA" in refused(capsys, tmp_path / "run", "--format", "kohya")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_0_1", [False, True], ids=["new", "of 0.1"])
 def test_what_a_run_started_from_is_exported_with_it(
     of_0_1: bool, config: DPOConfig, sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,6 +148,7 @@ def test_what_a_run_started_from_is_exported_with_it(
     assert distance(drawn_by(merged), want) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_contradicts_is_named(
     sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

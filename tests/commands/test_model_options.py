@@ -72,6 +72,7 @@ def test_every_recipe_takes_every_option(method: str, tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in GIVEN} == GIVEN
 
 
+@pytest.mark.slow
 def test_models_are_loaded_at_one_door() -> None:
     """Outside of it only the embedded world's own makers call ``load_adapter``: they take shipped models."""
     callers = set()
@@ -127,6 +128,7 @@ def test_what_a_run_saves_can_still_be_overridden(tmp_path: Path) -> None:
 # -- from the command line's door --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_generate_takes_a_single_file_of_sd(sd_folder: Path, tmp_path: Path) -> None:
     file = write_single_file(tmp_path / "model.safetensors", load_adapter(sd_folder).pipeline)
     basic = ["--num-inference-steps", "2", "--num-images", "1"]

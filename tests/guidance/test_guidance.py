@@ -136,6 +136,7 @@ def test_levels_are_those_of_the_schedule(scheduler: Any, adapter: Adapter) -> N
     torch.testing.assert_close(levels[:-1], expected.float(), rtol=0.03, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_scale_per_image_is_every_image_alone(adapter: Adapter) -> None:
     scales = [1.0, 3.0, 6.0]
     two = SamplingOptions(batch_size=2)
@@ -158,6 +159,7 @@ def test_diffusers_classifier_free_guidance_comes_through_the_same_door(schedule
     assert ours.nfe == theirs.nfe == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guider", "nfe"),
     [
@@ -192,6 +194,7 @@ def test_other_guiders_of_diffusers_run_and_forget_their_last_run(guider: Any, n
     assert (first.images - plain).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler])
 def test_the_modular_pipeline_draws_the_samplers_images(scheduler: Any, adapter: Adapter) -> None:
     guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",))
@@ -257,6 +260,7 @@ def test_candidates_are_those_of_explicit_scheduler_steps(kind: Any, adapter: Ad
             torch.testing.assert_close(seen.clean(output), explicit.pred_original_sample, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_with_one_candidate_it_is_static_guidance_and_schedulers_stay_intact(scheduler: Any, adapter: Adapter) -> None:
     options: dict[str, Any] = {
@@ -285,6 +289,7 @@ def test_it_takes_the_scale_that_the_scorer_likes_best_and_tells(adapter: Adapte
     torch.testing.assert_close(samples.images.mean(dim=(1, 2, 3)), final, rtol=0, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_it_is_replayed_bit_for_bit(adapter: Adapter) -> None:
     guider = dynamic(adapter, evaluator="none", candidates=(1.0, 2.0, 4.0))
     options: dict[str, Any] = {"num_inference_steps": 4, "seeds": SEEDS, "options": SamplingOptions(batch_size=2)}

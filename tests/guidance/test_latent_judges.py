@@ -165,6 +165,7 @@ def lrm_by_hand(folder: Path, x: torch.Tensor, t: int, prompts: list[str]) -> to
     return float(np.exp(saved["logit_scale"])) * torch.cosine_similarity(picture, text, dim=-1)
 
 
+@pytest.mark.slow
 def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
     judge = load_lrm(lrm_folder)
     x = torch.randn(3, 4, 16, 16)
@@ -179,6 +180,7 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
         judge.check(torch.zeros(1, 16, 8, 8), NOTHING)
 
 
+@pytest.mark.slow
 def test_the_stages_of_sdxl_have_3520_channels() -> None:
     unused = torch.nn.Identity(), torch.nn.Identity()
     with torch.device("meta"):
@@ -191,6 +193,7 @@ def test_the_stages_of_sdxl_have_3520_channels() -> None:
     assert sum(states.shape[1] for states in stages) == projection.in_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
@@ -243,6 +246,7 @@ def test_a_broken_lrm_folder_is_named(
 # -- in guidance -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_published_judge_chooses_scales(
     small_towers: None, lrm_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +264,7 @@ def test_a_published_judge_chooses_scales(
             assert record["scales"] == [(1.0, 3.0, 9.0)[k] for k in scores.argmax(axis=1)]
 
 
+@pytest.mark.slow
 def test_latent_clip_is_shown_predictions_of_clean_latents(
     small_towers: None, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +287,7 @@ def test_latent_clip_is_shown_predictions_of_clean_latents(
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_published_judge_says_what_it_cannot_do(small_towers: None, sdxl_folder: Path, tmp_path: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     name = f"latent-clip:{save_latent_clip(tmp_path, latent_clip_weights())}"

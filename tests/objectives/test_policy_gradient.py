@@ -217,6 +217,7 @@ def test_nft_pulls_to_good_and_away_from_bad() -> None:
     assert optimality(torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]), 2.0).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+@pytest.mark.slow
 def test_trust_follows_the_distance_to_the_training_features() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4000, 8, generator=generator)

@@ -77,6 +77,7 @@ def test_pictures_of_different_sizes_are_sent_as_they_are() -> None:
         same(RemoteScorer(url).score(pictures, prompts), scorer.score(pictures, prompts))
 
 
+@pytest.mark.slow
 def test_a_remote_member_of_an_ensemble() -> None:
     images = torch.rand(2, 3, 64, 64)
     member = load_scorer("scenes-vp-words")

@@ -20,6 +20,7 @@ def written(text: str) -> Image.Image:
     return picture
 
 
+@pytest.mark.slow
 def test_text_is_read() -> None:
     scorer = load_scorer("ocr")
     pictures = [written("HELLO WORLD"), written("HELLO WORDS"), Image.new("RGB", (512, 256), "white")]

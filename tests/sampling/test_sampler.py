@@ -37,6 +37,7 @@ def theirs(pipeline: Any, guidance_scale: float, **options: Any) -> torch.Tensor
     ).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 @pytest.mark.parametrize("family", ["sdxl_folder", "sd_folder", "sd_v_folder"])
 def test_images_are_those_of_the_pipeline(scheduler: Any, family: str, request: pytest.FixtureRequest) -> None:
@@ -47,12 +48,14 @@ def test_images_are_those_of_the_pipeline(scheduler: Any, family: str, request: 
     assert ours.std() > 0.01
 
 
+@pytest.mark.slow
 def test_guidance_of_one_predicts_with_the_prompt_only(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     ours = generate(adapter, PROMPTS, num_inference_steps=4, guidance_scale=1.0, seeds=SEEDS)
     assert (ours - theirs(adapter.pipeline, 1.0)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_negative_prompts_and_sizes_are_those_of_the_pipeline(sdxl_folder: Path) -> None:
     adapter, negative = load_adapter(sdxl_folder), ["a blue ring", "a star", "two moons"]
     options: dict[str, Any] = {"height": 48, "width": 80}
@@ -63,6 +66,7 @@ def test_negative_prompts_and_sizes_are_those_of_the_pipeline(sdxl_folder: Path)
     assert (ours - theirs(adapter.pipeline, 3.0, negative_prompt=negative, **options)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl_folder", "sd_folder"])
 @pytest.mark.parametrize("negative", [None, ["", "a star", ""]], ids=["null", "empty negative"])
 def test_empty_prompts_are_encoded_as_by_the_pipeline(
@@ -73,12 +77,14 @@ def test_empty_prompts_are_encoded_as_by_the_pipeline(
     assert (ours - theirs(adapter.pipeline, 3.0, prompts=prompts, negative_prompt=negative)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_fresh_ddim_noise_is_that_of_the_pipeline(sd_folder: Path) -> None:
     adapter = load_adapter(sd_folder)
     ours = sample(adapter, PROMPTS, num_inference_steps=4, guidance=3.0, seeds=SEEDS, eta=0.7)
     assert (ours.images - theirs(adapter.pipeline, 3.0, eta=0.7)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_inpainting_is_that_of_the_pipeline(inpaint_folder: Path) -> None:
     adapter = load_adapter(inpaint_folder)
     rng = np.random.default_rng(0)
@@ -109,6 +115,7 @@ def test_an_image_does_not_depend_on_its_batch(sdxl_folder: Path) -> None:
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_inside_reference_the_base_is_sampled(sdxl_folder: Path) -> None:
     options: dict[str, Any] = {"num_inference_steps": 3, "seeds": SEEDS}
     base = generate(load_adapter(sdxl_folder), PROMPTS, **options)
@@ -129,6 +136,7 @@ def test_the_pipelines_scheduler_is_left_as_it_was(sdxl_folder: Path) -> None:
     assert torch.equal(adapter.pipeline.scheduler.timesteps, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,6 +155,7 @@ def test_pixels_are_rounded_not_cut() -> None:
     assert to_uint8(images)[0, :, :, 0].tolist() == [[0, 0], [1, 255]]
 
 
+@pytest.mark.slow
 def test_noise_and_eta_can_be_given(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance": 1.0}

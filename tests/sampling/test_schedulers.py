@@ -151,12 +151,14 @@ def check(adapter: Adapter, name: str, changes: dict[str, Any], steps: int, scal
 # -- the pipeline's picture --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "scale", "eta"), [(4, 5.0, 0.0), (5, 1.0, 0.6)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_pictures_are_the_pipelines(name: str, steps: int, scale: float, eta: float, sd: Adapter) -> None:
     check(sd, name, {}, steps, scale, eta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_pictures_of_the_usual_variants_are_the_pipelines(name: str, sd: Adapter) -> None:
     check(sd, *VARIANTS[name], steps=4, scale=5.0, eta=0.0)
@@ -297,6 +299,7 @@ def test_guiders_see_the_noise_level_of_every_call(name: str, sd: Adapter) -> No
     assert all(now < after for _, again, now, after in guider.seen if not again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MANY_CALLS))
 def test_tables_and_records_have_one_entry_per_step(name: str, sd: Adapter) -> None:
     steps, watched = 4, replace(SMALL, keep_trajectory=True)
@@ -315,6 +318,7 @@ def test_tables_and_records_have_one_entry_per_step(name: str, sd: Adapter) -> N
         sample(sd, PROMPTS, guidance=TableGuidance([3.0] * MANY_CALLS[name](steps)), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MANY_CALLS))
 def test_dynamic_guidance_chooses_once_a_step_and_is_replayed(name: str, sd: Adapter) -> None:
     guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",), normalise="population")

@@ -24,6 +24,7 @@ def adapter(sdxl_folder: Path) -> Adapter:
     return load_adapter(sdxl_folder)
 
 
+@pytest.mark.slow
 def test_best_of_n_keeps_the_best_and_counts(adapter: Adapter) -> None:
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance": 2.0}
     found = best_of_n(adapter, PROMPTS, Brightness(), 4, seeds=SEEDS, **options)
@@ -49,6 +50,7 @@ def test_particles_are_resampled_towards_the_reward(adapter: Adapter) -> None:
         fk_steering(adapter, PROMPTS, Brightness(), 2, seeds=SEEDS, options=SamplingOptions(callback=lambda _: None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 def test_reward_gradients_raise_the_reward(scheduler: Any, adapter: Adapter) -> None:
     options: dict[str, Any] = {
@@ -67,6 +69,7 @@ def test_reward_gradients_raise_the_reward(scheduler: Any, adapter: Adapter) -> 
         reward_gradient(adapter, PROMPTS, judge)
 
 
+@pytest.mark.slow
 def test_alignment_strength_is_a_dial(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance": 2.0, "seeds": SEEDS}
@@ -94,6 +97,7 @@ def test_alignment_strength_is_a_dial(sdxl_folder: Path) -> None:
         sample(adapter, PROMPTS, options=SamplingOptions(alignment_strength=[0.0, 1.0]), **options)
 
 
+@pytest.mark.slow
 def test_a_loaded_lora_has_the_base_as_its_reference(sdxl_folder: Path, tmp_path: Path) -> None:
     trained = load_adapter(sdxl_folder).train_lora(rank=4)
     for name, parameter in trained.trainable_parameters().items():

@@ -263,6 +263,7 @@ def test_recoloured_pictures_keep_their_shapes_and_nobody_says_their_colours() -
     assert torch.equal(changed[..., [0, 2, 3, 4]], things[..., [0, 2, 3, 4]])
 
 
+@pytest.mark.slow
 def test_a_reader_goes_on_with_a_models_pictures_and_only_its_tower_changes(scorer: VPScore, tmp_path: Path) -> None:
     from datasets import Dataset
 

@@ -43,6 +43,7 @@ def test_at_least_98_percent_of_rendered_scenes_are_right(world) -> None:  # typ
     assert np.mean([score.correct for score in world[2]]) >= 0.98
 
 
+@pytest.mark.slow
 def test_at_most_2_percent_of_other_prompts_scenes_are_accepted(world) -> None:  # type: ignore[no-untyped-def]
     specs, images, _ = world
     others = [(specs[i], images[(i + 37) % COUNT]) for i in range(COUNT) if specs[i] != specs[(i + 37) % COUNT]]
@@ -59,6 +60,7 @@ def test_one_wrong_shape_or_color_is_never_accepted(world) -> None:  # type: ign
         assert accepted == [], spec.text()
 
 
+@pytest.mark.slow
 def test_a_little_blur_and_noise_is_forgiven(world) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(1)
     pairs = list(zip(world[0], world[1], strict=True))[::2]
@@ -66,6 +68,7 @@ def test_a_little_blur_and_noise_is_forgiven(world) -> None:  # type: ignore[no-
     assert np.mean(right) >= 0.93
 
 
+@pytest.mark.slow
 def test_fidelity_falls_with_blur_and_with_noise(world) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(2)
 
@@ -80,6 +83,7 @@ def test_fidelity_falls_with_blur_and_with_noise(world) -> None:  # type: ignore
     assert clean - mean_fidelity(0, 12) > 0.1
 
 
+@pytest.mark.slow
 def test_pictures_of_one_prompt_differ_in_aesthetics(world) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(3)
     spreads = [

@@ -77,6 +77,7 @@ def test_rejudging_keeps_pictures_and_changes_who_judges() -> None:
     assert {row["user_id"] for row in again} <= set(POPULATIONS["opposed"])
 
 
+@pytest.mark.slow
 def test_prompts_of_another_folders_held_out_pairs_can_be_spared(tmp_path: Path) -> None:
     def captions(folder: str, split: str, *options: str) -> set[str]:
         main(["imperfect", str(tmp_path / folder), *options])

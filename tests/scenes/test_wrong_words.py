@@ -66,6 +66,7 @@ def test_wrong_words_are_those_that_the_picture_contradicts(shown: str, asked: s
     assert {word for word, bad in zip(asked.split(), found, strict=True) if bad} == wrong
 
 
+@pytest.mark.slow
 def test_a_picture_without_a_wrong_word_is_correct() -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):

@@ -96,6 +96,7 @@ def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_a_new_method_trains_resumes_and_reports(settings: dict[str, Any], tmp_path: Path) -> None:
     cls = config_class("toy")

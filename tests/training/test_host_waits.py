@@ -113,6 +113,7 @@ def settings(pairs_folder: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
@@ -136,6 +137,7 @@ def test_soft_labels_are_sent_without_waiting(sdxl_folder: Path) -> None:
     assert traffic.waits == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
@@ -151,6 +153,7 @@ def test_a_rollout_waits_no_more_often_with_more_sampling_steps(
     assert len(waits(config, sdxl_folder)) == len(waits(replace(config, num_inference_steps=4), sdxl_folder))
 
 
+@pytest.mark.slow
 def test_policy_gradient_updates_wait_for_nothing(settings: dict[str, Any], sdxl_folder: Path, device: None) -> None:
     config = GRPOConfig(
         num_generations=2, prompts_per_rollout=2, train_steps=2, num_inference_steps=3, max_steps=1, **settings
@@ -158,6 +161,7 @@ def test_policy_gradient_updates_wait_for_nothing(settings: dict[str, Any], sdxl
     assert len(waits(config, sdxl_folder)) == len(waits(replace(config, max_steps=2), sdxl_folder))
 
 
+@pytest.mark.slow
 def test_draft_waits_for_its_pictures_and_rewards_alone(
     settings: dict[str, Any], sdxl_folder: Path, device: None
 ) -> None:
@@ -169,6 +173,7 @@ def test_draft_waits_for_its_pictures_and_rewards_alone(
     assert all("metrics.py" in wait for wait in found if wait not in checks), found
 
 
+@pytest.mark.slow
 def test_dynamic_guidance_reads_its_choices_once_a_run(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder).to("meta")
     cond = adapter.encode_prompts(["a red star"])

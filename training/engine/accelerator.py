@@ -30,6 +30,12 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
+def leave_processes() -> None:
+    """Part from the other processes of a run, if there are any, at the end of the program."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def build_accelerator(config: RunConfig) -> Accelerator:
     """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
     AcceleratorState._reset_state(reset_partial_state=False)

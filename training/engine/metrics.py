@@ -87,4 +87,6 @@ class MetricLog:
                 file.write(json.dumps({"step": step, **line}) + "\n")
 
     def close(self) -> None:
-        self.accelerator.end_training()
+        """End the trackers. The processes stay connected: another run may follow in them."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

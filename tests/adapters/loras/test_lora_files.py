@@ -73,6 +73,7 @@ def as_comfyui_applies(pipeline: Any, file: Path) -> Any:
 # -- what is written -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, CONVOLUTIONS], ids=["attention", "alpha and convolutions"])
 @pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
 def test_every_reader_draws_our_images(
@@ -91,6 +92,7 @@ def test_every_reader_draws_our_images(
     assert distance(drawn(as_comfyui_applies(pipeline, tmp_path / KOHYA)), want) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_second_file_is_what_diffusers_own_converter_makes_of_the_first(sdxl_folder: Path, tmp_path: Path) -> None:
     expected = convert_state_dict_to_kohya(load_file(trained(sdxl_folder, **CONVOLUTIONS).save(tmp_path)))
     found = load_file(tmp_path / KOHYA)
@@ -103,6 +105,7 @@ def on_meta(config: dict[str, Any]) -> UNet2DConditionModel:
         return UNet2DConditionModel(**config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "config", "layers"),
     [("sdxl", SDXL, 560), ("sd", {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}, 128)],
@@ -195,6 +198,7 @@ LAYOUTS: list[Callable[[State], State]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_every_layout_is_read(layout: Callable[[State], State], sdxl_folder: Path, tmp_path: Path) -> None:
     adapter = trained(sdxl_folder)
@@ -204,6 +208,7 @@ def test_every_layout_is_read(layout: Callable[[State], State], sdxl_folder: Pat
     assert distance(ours(loaded), ours(adapter)) < (5e-3 if layout is of_kohya_in_half_precision else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
 def test_the_original_blocks_of_kohyas_scripts_are_read(
     folder: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -222,6 +227,7 @@ def test_the_original_blocks_of_kohyas_scripts_are_read(
     assert distance(ours(load_adapter(source).load_weights(file)), ours(adapter)) < 1e-4
 
 
+@pytest.mark.slow
 def test_alphas_are_read_from_the_header_of_diffusers_and_the_config_of_peft(sdxl_folder: Path, tmp_path: Path) -> None:
     adapter = trained(sdxl_folder, alpha=16.0)
     unet = adapter.unet
@@ -236,6 +242,7 @@ def test_alphas_are_read_from_the_header_of_diffusers_and_the_config_of_peft(sdx
         assert distance(ours(load_adapter(sdxl_folder).load_weights(tmp_path / name)), ours(adapter)) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_a_convolution_in_three_factors_is_read(sdxl_folder: Path, tmp_path: Path) -> None:
     """lora_mid: out x r, r x r x 3 x 3, r x in."""
     generator = torch.Generator().manual_seed(0)
@@ -293,6 +300,7 @@ REFUSED: list[tuple[Callable[[State], State], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=lambda value: getattr(value, "__name__", ""))
 def test_what_cannot_be_applied_whole_is_refused_with_its_keys(
     change: Callable[[State], State], message: str, sdxl_folder: Path, tmp_path: Path
@@ -305,6 +313,7 @@ def test_what_cannot_be_applied_whole_is_refused_with_its_keys(
     assert not adapter.has_lora
 
 
+@pytest.mark.slow
 def test_files_that_hold_no_tensors_and_adapters_of_other_kinds_are_refused(sdxl_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"no header")
     with pytest.raises(ValueError, match=r"torn.safetensors: not a safetensors file"):

@@ -14,6 +14,7 @@ from diffusion_align.sampling.sampler import generate
 from tests.adapters.loras.policies import DIFFUSERS, KOHYA, PROMPTS, SEEDS, distance, drawn, ours, stirred, trained
 
 
+@pytest.mark.slow
 def test_several_loras_add_up_with_their_weights(sdxl_folder: Path, tmp_path: Path) -> None:
     first, second = trained(sdxl_folder, 1), trained(sdxl_folder, 2, rank=2, targets=("to_q", "conv1"))
     files = [first.save(tmp_path / "a"), second.save(tmp_path / "b")]
@@ -49,6 +50,7 @@ def with_text_encoders(folder: Path, file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["sdxl_folder", "sd_folder"])
 def test_text_encoders_change_with_the_policy_and_not_with_the_reference(
     folder: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -81,6 +83,7 @@ def test_text_encoders_change_with_the_policy_and_not_with_the_reference(
 # -- training on top -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_goes_on_top_of_what_is_loaded_and_the_file_holds_both(sdxl_folder: Path, tmp_path: Path) -> None:
     file = with_text_encoders(sdxl_folder, tmp_path / "x.safetensors")
     before = ours(load_adapter(sdxl_folder).load_weights(file))
@@ -102,6 +105,7 @@ def test_training_goes_on_top_of_what_is_loaded_and_the_file_holds_both(sdxl_fol
     assert distance(ours(loaded), before) > 1e-2
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained_on_top_of_a_lora_too(sdxl_folder: Path, tmp_path: Path) -> None:
     trained(sdxl_folder).save(tmp_path / "lora")
     adapter = load_adapter(sdxl_folder).load_weights(tmp_path / "lora")
@@ -117,6 +121,7 @@ def test_all_weights_are_trained_on_top_of_a_lora_too(sdxl_folder: Path, tmp_pat
         encoders.train_full()
 
 
+@pytest.mark.slow
 def test_a_lora_on_top_of_other_weights_says_so(sdxl_folder: Path, tmp_path: Path) -> None:
     full = load_adapter(sdxl_folder).train_full()
     stirred(full).save(tmp_path / "full")

@@ -67,6 +67,7 @@ CASES: dict[str, tuple[type[RunConfig], dict[str, Any], set[str], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_last_bad_batch_is_saved(
     name: str, sdxl_folder: Path, inpaint_folder: Path, pairs_folder: Path, tmp_path: Path

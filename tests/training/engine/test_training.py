@@ -31,7 +31,7 @@ from diffusion_align.training.run import train
 from diffusion_align.training.scorers.config import RewardConfig
 from diffusion_align.training.settings import load_config, save_config
 from tests.brightness import Brightness
-from tests.processes import ENVIRONMENT, lines, train_in_two_processes
+from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_in_two_commands
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def weights(result: Any) -> dict[str, Tensor]:
 # -- what a run does -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
     result = train(config)
     assert result.weights == Path(config.output_dir) / "pytorch_lora_weights.safetensors"
@@ -68,6 +69,7 @@ def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
     assert {"loss", "implicit_accuracy", "error_chosen", "grad_norm", "learning_rate"} <= set(result.history[0])
 
 
+@pytest.mark.slow
 def test_the_saved_settings_repeat_the_run(config: DPOConfig, tmp_path: Path) -> None:
     first = train(config)
     again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
@@ -75,6 +77,7 @@ def test_the_saved_settings_repeat_the_run(config: DPOConfig, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
 
 
+@pytest.mark.slow
 def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
     adapter = load_adapter(config.model)
     before = {name: p.clone() for name, p in adapter.unet.named_parameters()}
@@ -97,11 +100,13 @@ def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: 
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_warmup_rises_to_the_learning_rate(config: DPOConfig) -> None:
     history = train(replace(config, warmup_steps=2)).history
     assert [line["learning_rate"] for line in history] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
 
 
+@pytest.mark.slow
 def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> None:
     plain = weights(train(config))
     averaged = weights(train(replace(config, use_ema=True, ema_decay=0.5, output_dir=str(tmp_path / "ema"))))
@@ -116,6 +121,7 @@ def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> No
     assert any(torch.equal(t, plain[name]) for t in raw.values())
 
 
+@pytest.mark.slow
 def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Path) -> None:
     plain = train(config)
     cached = train(replace(config, cache_dir=str(tmp_path / "cache"), output_dir=str(tmp_path / "cached")))
@@ -124,6 +130,7 @@ def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Pat
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)
 
 
+@pytest.mark.slow
 def test_streamed_pairs_train(config: DPOConfig) -> None:
     streamed = replace(config, streaming=True, max_steps=2)
     with pytest.raises(ValueError, match="aspect_ratio_buckets need a data set with random access"):
@@ -131,6 +138,7 @@ def test_streamed_pairs_train(config: DPOConfig) -> None:
     assert train(streamed).step == 2
 
 
+@pytest.mark.slow
 def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Path) -> None:
     values = {**vars(config), "max_steps": 2}
     result = train(InPOConfig(**values, inversion_steps=3, renoise_iterations=1))
@@ -141,6 +149,7 @@ def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Pat
         assert other.history[0]["error_chosen"] != result.history[0]["error_chosen"]
 
 
+@pytest.mark.slow
 def test_validation_compares_with_the_base(config: DPOConfig) -> None:
     result = train(
         replace(
@@ -157,6 +166,7 @@ def test_validation_compares_with_the_base(config: DPOConfig) -> None:
     assert (Path(config.output_dir) / "samples" / "step-000004.png").is_file()
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_never_mixed_with_a_new_one(config: DPOConfig) -> None:
     train(replace(config, save_steps=2))
     with pytest.raises(CheckpointError, match="holds checkpoint-00000004 of an earlier run: pass --resume-from"):
@@ -260,7 +270,9 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["grpo", "fused", "nft"])
-def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_draw_and_learn_as_one(
+    name: str, sdxl_folder: Path, two_processes: TwoProcesses, tmp_path: Path
+) -> None:
     """Pictures, rewards, the spread of advantages and losses are those of all processes together."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
@@ -279,7 +291,7 @@ def test_two_processes_draw_and_learn_as_one(name: str, sdxl_folder: Path, tmp_p
     build: Callable[..., TrainConfig] = partial(method, **shared, **items)
     one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=24))
     two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=12)
-    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
+    for a, b in zip(one.history, two_processes.train(two), strict=True):
         assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
@@ -290,7 +302,7 @@ def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
     config = replace(config, learning_rate=1e-4)
     one = train(replace(config, per_device_train_batch_size=4))
     two = replace(config, output_dir=str(tmp_path / "two"))
-    for a, b in zip(one.history, train_in_two_processes(two, tmp_path / "recipe.yaml"), strict=True):
+    for a, b in zip(one.history, train_in_two_commands(two, tmp_path / "recipe.yaml"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)

@@ -138,6 +138,7 @@ def test_what_is_missing_is_named(
         train(config(grey, tmp_path, sdxl_folder, **options))
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_skipped_up_to_a_limit(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     rows = Dataset.from_parquet(str(next(grey.glob("train*")))).to_list()
     rows[3]["jpg_1"] = rows[3]["jpg_1"][:100]
@@ -183,11 +184,13 @@ def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path
     torch.testing.assert_close(judged[0], judged[1])  # of candidates only the scale counts
 
 
+@pytest.mark.slow
 def test_value_needs_the_scales(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns scale_0 and scale_1 are missing"):
         train(config(grey, tmp_path, sdxl_folder, kinds=("value",), real_dataset=None))
 
 
+@pytest.mark.slow
 def test_towers_of_another_evaluator_stay_as_they_are(grey: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "real_dataset": None, "max_steps": 2, "eval_steps": 0, "per_device_train_batch_size": 8, "max_pairs": 20,

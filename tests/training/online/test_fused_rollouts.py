@@ -168,6 +168,7 @@ def draw(adapter: Adapter) -> Callable[..., list[Moment]]:
     return run
 
 
+@pytest.mark.slow
 def test_the_sampler_keeps_graphs_where_asked_and_changes_nothing(draw: Callable[..., list[Moment]]) -> None:
     graph = torch.tensor([[True, False, False, True], [False] * 4])
     plain, traced, shared = draw(), draw(graph=graph), draw(graph=graph, copies=[2, 1])

@@ -85,6 +85,7 @@ def test_pictures_get_brighter_when_brightness_is_the_reward(
     assert brightness() > before + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scheduler"),
     [
@@ -108,6 +109,7 @@ def test_models_whose_scheduler_calls_the_denoiser_more_often(
     assert any("reward" in line for line in result.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[str, Any]) -> None:
@@ -129,6 +131,7 @@ def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[s
     assert first.rollout.trajectory.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
 
+@pytest.mark.slow
 def test_on_policy_the_ratio_is_one_for_an_empty_prompt(settings: dict[str, Any], tmp_path: Path) -> None:
     """Sampler and update must give the network the same text: SDXL's "" is not its null prompt."""
     config = build("grpo", settings)
@@ -162,6 +165,7 @@ def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
     assert float((log_prob.double() - expected).mean().abs()) < 0.02
 
 
+@pytest.mark.slow
 def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) -> None:
     """With K = all steps the gradient equals a straight-line computation with the scheduler and the VAE."""
     config = build("draft", settings, gradient_steps=4, kl_beta=0.0, guidance_scale=1.0)
@@ -194,6 +198,7 @@ def test_reward_gradient_is_that_of_the_whole_chain(settings: dict[str, Any]) ->
     assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["output", "x0"])
 def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, settings: dict[str, Any]) -> None:
     """The official code: clean latents of both implicit policies, adaptive weights, times its largest advantage."""
@@ -228,6 +233,7 @@ def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, setti
     assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_can_be_summed(settings: dict[str, Any]) -> None:
     both = []
     for reduction in ("mean", "sum"):
@@ -238,6 +244,7 @@ def test_losses_can_be_summed(settings: dict[str, Any]) -> None:
     assert both[1] == pytest.approx(-float(batch.rollout.advantage.sum()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_pictures_of_one_each_are_compared_with_the_batch(inpainting: dict[str, Any]) -> None:
     """PrefPaint: every picture is drawn once, and standardised over all that were drawn."""
     changes = {"num_generations": 1, "prompts_per_rollout": 4, "advantage_baseline": "batch", "trust": "none"}
@@ -253,6 +260,7 @@ def inpainting(settings: dict[str, Any], inpaint_folder: Path) -> dict[str, Any]
     return {**settings, **METHODS["grpo"][1], "model": str(inpaint_folder), "dataset": "scenes-holes"}
 
 
+@pytest.mark.slow
 def test_inpainting_leaves_the_rest_of_the_picture_alone(inpainting: dict[str, Any]) -> None:
     seen: list[Tensor] = []
 
@@ -289,6 +297,7 @@ def trusting(inpainting: dict[str, Any], seen: FeatureStatistics, tmp_path: Path
     return {**inpainting, "scorers": (str(tmp_path / "scorer"),), "kl_beta": 0.0, "kl_target": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", ["prefpaint", "mahalanobis"])
 def test_trust_weighs_pictures_by_their_reward_features(
     trust: Any, trusting: dict[str, Any], seen: FeatureStatistics
@@ -323,6 +332,7 @@ def test_inpaint_rl_trains_with_trust(trusting: dict[str, Any], tmp_path: Path) 
     assert all(0 < line["trust"] < 2 and line["trust"] != 1 for line in trust)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

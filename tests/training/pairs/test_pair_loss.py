@@ -132,6 +132,7 @@ class ByHand:
         return torch.cat(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("family", ["sdxl_folder", "sd_folder", "sd_v_folder"])
 def test_dpo_loss_is_the_published_one(
@@ -183,6 +184,7 @@ def flips(batch: PairBatch) -> list[bool]:
     return [np.random.default_rng(seed % 2**64).random(3)[2] < 0.5 for seed in batch.seeds.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("null_prompt", ["pipeline", "encoded"])
 def test_dropped_captions_are_the_pipeline_s_null_prompt_or_the_encoded_empty_one(
     null_prompt: Any, sdxl_folder: Path, pairs_folder: Path
@@ -217,6 +219,7 @@ def test_inpo_loss_is_the_published_one(
     assert method.loss(batch)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_formula(sd_folder: Path, loader: PairLoader) -> None:
     adapter, batch = policy(sd_folder, full=True), loader.load(0)
     method = PairMethod(DPOConfig(beta=BETA), adapter, loader, GaussianNoising(adapter))

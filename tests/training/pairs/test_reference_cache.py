@@ -26,7 +26,7 @@ from diffusion_align.training.pairs.remembering import build_reference, facts
 from diffusion_align.training.policy.model import prepare_policy
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_config, save_config
-from tests.processes import train_in_two_processes
+from tests.processes import TwoProcesses
 
 SAME = ("loss", "grad_norm", "margin", "rewards/chosen", "rewards/rejected")
 
@@ -142,18 +142,19 @@ def test_a_resumed_run_is_bit_for_bit_one_run(lost: bool, fresh_cache: Callable[
 
 
 @pytest.mark.slow
-def test_two_processes_remember_together(fresh_cache: Callable[..., DPOConfig], tmp_path: Path) -> None:
+def test_two_processes_remember_together(fresh_cache: Callable[..., DPOConfig], two_processes: TwoProcesses) -> None:
     """What one learned the other knows after a checkpoint, and a run in one process knows it, too."""
     shared: dict[str, Any] = {"max_steps": 10, "save_steps": 5}
     halves = {**shared, "per_device_train_batch_size": 2}
-    plain = train_in_two_processes(fresh_cache(**halves), tmp_path / "plain.yaml")
-    both = train_in_two_processes(fresh_cache(**halves, reference_cache=True), tmp_path / "both.yaml")
+    plain = two_processes.train(fresh_cache(**halves))
+    both = two_processes.train(fresh_cache(**halves, reference_cache=True))
     assert numbers(both) == numbers(plain)
     alone = train(fresh_cache(**shared, reference_cache=True))
     assert hits(alone.history) == [1.0] * 10
     assert numbers(alone.history) == numbers(train(fresh_cache(**shared)).history)
 
 
+@pytest.mark.slow
 def test_only_unknown_pairs_are_asked_of_the_reference(
     fresh_cache: Callable[..., DPOConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_only_unknown_pairs_are_asked_of_the_reference(
     assert (first["reference_hits"], second["reference_hits"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_pair_by_pair_differs_from_the_batch_by_rounding_only(fresh_cache: Callable[..., DPOConfig]) -> None:
     method, adapter = method_of(fresh_cache())
     for parameter in adapter.trainable_parameters().values():

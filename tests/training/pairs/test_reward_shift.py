@@ -16,7 +16,7 @@ from diffusion_align.training.engine.checkpoint import list_checkpoints
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.reward_shift import RewardShift
 from diffusion_align.training.run import train
-from tests.processes import train_in_two_processes
+from tests.processes import TwoProcesses
 
 REWARDS = ("rewards/chosen", "rewards/rejected")
 
@@ -51,6 +51,7 @@ def by_hand(loss_type: str, chosen: float, rejected: float, shift: float) -> flo
     return 0.5 * ((1 - sig(chosen - z)) + (1 - sig(z - rejected)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["bco_pair", "kto"])
 def test_each_loss_is_compared_with_the_mean_of_all_batches_so_far(loss_type: Any, config: DPOConfig) -> None:
     history = train(replace(config, loss_type=loss_type)).history
@@ -62,11 +63,13 @@ def test_each_loss_is_compared_with_the_mean_of_all_batches_so_far(loss_type: An
         assert line["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_with_one_pair_bco_is_not_a_loss_on_the_difference_alone(config: DPOConfig) -> None:
     apart = [abs(line["loss"] - 2 * log1p(exp(-line["margin"] / 2))) for line in train(config).history[1:]]
     assert max(apart) > 1e-5  # with a mean of the batch alone: rounding, 1e-7
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_mean(config: DPOConfig) -> None:
     straight = train(replace(config, output_dir=config.output_dir + "-straight"))
     train(replace(config, max_steps=3))
@@ -81,8 +84,10 @@ def shift_of(folder: str | Path) -> tuple[float, int]:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_mean_of_one_with_both_s_pairs(config: DPOConfig, tmp_path: Path) -> None:
-    train_in_two_processes(replace(config, output_dir=str(tmp_path / "two")), tmp_path / "two.yaml")
+def test_two_processes_have_the_mean_of_one_with_both_s_pairs(
+    config: DPOConfig, two_processes: TwoProcesses, tmp_path: Path
+) -> None:
+    two_processes.train(replace(config, output_dir=str(tmp_path / "two")))
     train(replace(config, per_device_train_batch_size=2))
     (two, count), (one, _) = shift_of(tmp_path / "two"), shift_of(config.output_dir)
     assert (count, two) == (6, pytest.approx(one, rel=1e-3))

@@ -42,6 +42,7 @@ def settings(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> dict[str,
 NETWORK = PARTS - ENCODERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DPOConfig, InPOConfig])
 def test_a_cached_run_loads_the_denoiser_alone(
     kind: Any, settings: dict[str, Any], loaded: list[Any], tmp_path: Path
@@ -58,6 +59,7 @@ def test_a_cached_run_loads_the_denoiser_alone(
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.slow
 def test_runs_that_encode_or_validate_load_everything(
     settings: dict[str, Any], loaded: list[Any], tmp_path: Path
 ) -> None:
@@ -67,6 +69,7 @@ def test_runs_that_encode_or_validate_load_everything(
     assert loaded == [PARTS, PARTS]
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_model_is_still_refused(settings: dict[str, Any], sd_folder: Path, tmp_path: Path) -> None:
     cached = settings | {"cache_dir": str(tmp_path / "cache")}
     train(DPOConfig(**cached))
@@ -92,6 +95,7 @@ def test_init_weights_may_belong_to_any_part(sdxl_folder: Path, loaded: list[Any
     assert loaded == [PARTS]
 
 
+@pytest.mark.slow
 def test_full_runs_start_from_what_the_files_hold(sdxl_folder: Path) -> None:
     """And their reference is stored in ``weight_dtype``."""
     exact = load_adapter(sdxl_folder).unet.conv_in.weight

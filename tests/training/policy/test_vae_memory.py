@@ -88,6 +88,7 @@ def counted(job: Job, pictures: int, side: int, batch_size: int | None = None) -
     return live.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [512, 1024])
 @pytest.mark.parametrize("job", ["encode", "decode", "decode_with_graph"])
 def test_beyond_a_chunk_the_peak_grows_by_pixels_and_latents_only(job: Job, side: int) -> None:
@@ -98,6 +99,7 @@ def test_beyond_a_chunk_the_peak_grows_by_pixels_and_latents_only(job: Job, side
     assert two < 1.1 * one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [512, 1024])
 @pytest.mark.parametrize("job", ["encode", "decode", "decode_with_graph"])
 def test_the_estimate_of_many_pictures_is_what_is_counted(job: Job, side: int) -> None:
@@ -118,6 +120,7 @@ def test_all_at_once_is_what_chunks_avoid() -> None:
     assert counted("decode", 8, 1024, batch_size=8) > 3.5 * counted("decode", 8, 1024)
 
 
+@pytest.mark.slow
 def test_tiles_need_less_than_the_whole_picture() -> None:
     with torch.device("meta"):
         model = AutoencoderKL(**VAE | {"sample_size": 512})
@@ -159,17 +162,20 @@ def estimate(folder: Path, **settings: Any) -> MemoryEstimate:
     return found
 
 
+@pytest.mark.slow
 def test_an_uncached_run_needs_the_encoder_and_a_cached_one_does_not(sdxl_folder: Path) -> None:
     assert estimate(sdxl_folder).vae > 0
     assert estimate(sdxl_folder, cache_dir="cache").vae == 0
 
 
+@pytest.mark.slow
 def test_validation_needs_the_decoder_and_the_encoders_of_a_cached_run(sdxl_folder: Path) -> None:
     validated = estimate(sdxl_folder, cache_dir="cache", eval_steps=10)
     assert validated.vae > 0
     assert validated.frozen_weights == estimate(sdxl_folder).frozen_weights
 
 
+@pytest.mark.slow
 def test_encoding_ends_before_activations_are_kept(sdxl_folder: Path) -> None:
     plain, cached = estimate(sdxl_folder, resolution=256), estimate(sdxl_folder, resolution=256, cache_dir="cache")
     encoders = plain.frozen_weights - cached.frozen_weights
@@ -183,6 +189,7 @@ def test_reward_gradients_decode_while_activations_are_kept(sdxl_folder: Path) -
     assert found.total == lasting + found.activations + found.vae
 
 
+@pytest.mark.slow
 def test_several_processes_hold_gradients_twice(sdxl_folder: Path) -> None:
     alone, two = (estimate_memory(DPOConfig(model=str(sdxl_folder)), count) for count in (1, 2))
     assert alone is not None
@@ -190,6 +197,7 @@ def test_several_processes_hold_gradients_twice(sdxl_folder: Path) -> None:
     assert two.total - alone.total == alone.gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("force_upcast", "size"), [(True, 4), (False, 2)])
 def test_weights_are_counted_in_the_dtype_they_are_stored_in(
     force_upcast: bool, size: int, sdxl_folder: Path, tmp_path: Path

@@ -201,6 +201,7 @@ def test_it_learns_what_raters_like_and_is_loaded_from_its_folder(bright: Path, 
         train(config(write(rows, tmp_path / "fewer"), tmp_path / "out", scorer=str(result.weights)))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_one_run(bright: Path, tmp_path: Path) -> None:
     whole = train(config(bright, tmp_path / "whole"))
     train(config(bright, tmp_path / "parts", save_steps=2))
@@ -239,6 +240,7 @@ def test_the_measures_are_those_of_the_formulas(bright: Path) -> None:
     assert "accuracy" in found
 
 
+@pytest.mark.slow
 def test_trust_is_measured_on_the_ratings_themselves(bright: Path, tmp_path: Path) -> None:
     scorer = build_scorer(config(bright, Path("unused")), Ratings(bright)).frozen()
     assert isinstance(scorer, RepaintingScorer)

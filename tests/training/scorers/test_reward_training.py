@@ -37,7 +37,7 @@ from diffusion_align.training.run import train
 from diffusion_align.training.scorers.building import build_scorer
 from diffusion_align.training.scorers.config import RewardConfig
 from diffusion_align.training.scorers.job import reward_job
-from tests.processes import train_in_two_processes
+from tests.processes import TwoProcesses
 
 # -- objectives -------------------------------------------------------------------------------------------------------
 
@@ -72,6 +72,7 @@ def test_the_contrastive_loss_is_that_of_clip() -> None:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_near_miss_is_one() -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -89,6 +90,7 @@ def test_damage_costs_fidelity() -> None:
     assert better >= 36
 
 
+@pytest.mark.slow
 def test_edits_follow_their_instruction_or_not() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -206,9 +208,9 @@ def test_killed_and_resumed_is_bit_for_bit_one_run(renders: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_scorer(renders: Path, tmp_path: Path) -> None:
+def test_two_processes_train_a_scorer(renders: Path, two_processes: TwoProcesses, tmp_path: Path) -> None:
     recipe = config(renders, tmp_path / "run", architecture="objects", per_device_train_batch_size=3)
-    history = train_in_two_processes(recipe, tmp_path / "recipe.yaml")
+    history = two_processes.train(recipe)
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
     assert all(np.isfinite(line["grad_norm"]) for line in history if "loss" in line)
 
@@ -219,6 +221,7 @@ def test_a_clip_is_trained_in_one_process(renders: Path, tmp_path: Path) -> None
         reward_job(config(renders, tmp_path / "run", scorer="scenes-clip"), two)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_saved_scorer(renders: Path, tmp_path: Path) -> None:
     first = train(config(renders, tmp_path / "first"))
     settings = config(renders, tmp_path / "second", scorer=str(first.weights))
@@ -252,6 +255,7 @@ def test_data_that_does_not_fit_is_named(scorer: str, message: str, renders: Pat
         train(config(tmp_path, tmp_path / "out", scorer=scorer))
 
 
+@pytest.mark.slow
 def test_an_edit_scorer_may_start_from_a_trained_reader(
     renders: Path, tmp_path: Path, tokenizer: CLIPTokenizer
 ) -> None:
