@@ -14,6 +14,7 @@ from diffusion_align.rewards import RewardScorer
 from .engine.accelerator import build_accelerator, prepare_folder
 from .engine.config import RunConfig
 from .engine.loop import TrainResult, run_loop
+from .engine.resuming import resumed_checkpoint
 from .methods import build_job
 from .settings import save_config, to_dict, validated
 
@@ -29,7 +30,8 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
     Raises:
         ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
             Also a scorer for a method that learns from none, or a model for the training of a scorer.
-        CheckpointError: nothing to resume from, or checkpoints of an earlier run would be mixed with this one's.
+        CheckpointError: nothing to resume from, a checkpoint of a run with other settings that cannot change on the
+            way, or checkpoints of an earlier run would be mixed with this one's.
     """
     config = validated(type(config), {k: v for k, v in to_dict(config).items() if k != "method"}, type(config).__name__)
     if scorer is not None and not config.takes_scorer:
@@ -42,6 +44,11 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
     keep_freed_memory(accelerator.device)
     config = replace(config, mixed_precision=accelerator.mixed_precision)  # what auto came to is saved with the run
     set_seed(config.seed, device_specific=True)  # of dropout; everything else is drawn from the samples' own seeds
+    checkpoint = None
+    if config.resume_from_checkpoint is not None:
+        checkpoint, notes = resumed_checkpoint(config, output_dir, accelerator.num_processes)
+        for note in notes:
+            accelerator.print(note)
     job = build_job(config, accelerator, adapter, scorer)
     if accelerator.is_main_process:
         save_config(config, output_dir / "config.yaml")
@@ -49,7 +56,7 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if accelerator.is_main_process and config.eval_steps else None
-    result = run_loop(config, job.trained, job.method, accelerator, validate)
+    result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint)
     if job.finish is not None and accelerator.is_main_process:
         job.finish()
     return result

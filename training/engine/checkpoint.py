@@ -134,13 +134,19 @@ def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
     raise CheckpointError(f"resume_from_checkpoint {where}: no whole checkpoint in {folder} ({detail})")
 
 
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """The values of a verified checkpoint, without its tensors."""
+    values: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    return values
+
+
 def load_checkpoint(checkpoint: Path) -> TrainState:
     """Read a verified checkpoint back."""
     # Checkpoints of 0.1 have no list: all of their files are state.
     names = json.loads((checkpoint / MANIFEST).read_text()).get("state")
     names = sorted(path.stem for path in checkpoint.glob("*.safetensors")) if names is None else names
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
-    return TrainState(tensors, json.loads((checkpoint / "state.json").read_text()))
+    return TrainState(tensors, saved_values(checkpoint))
 
 
 def optimizer_to_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -158,7 +164,7 @@ def optimizer_to_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 
 
 def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Undo ``optimizer_to_state``.
+    """Undo ``optimizer_to_state``; learning rate, decays and the like stay this run's.
 
     Raises:
         CheckpointError: it is another optimiser's state.
@@ -175,9 +181,7 @@ def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         state.setdefault(int(index), {})[name] = tensor
     for index, entries in values["scalars"].items():
         state.setdefault(int(index), {}).update(entries)
-    for group in saved:  # JSON has no tuples
-        group.update({k: tuple(v) for k, v in group.items() if k in ("betas", "eps") and isinstance(v, list)})
-    optimizer.load_state_dict({"state": state, "param_groups": saved})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _kind(groups: list[dict[str, Any]]) -> str:

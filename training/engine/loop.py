@@ -16,12 +16,13 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .guard import FiniteGuard, Patience, StopSignal
 from .metrics import MetricLog
 from .optimizer import build_optimizer
 from .protocols import Method, RunInterrupted, Trainable, Validate
+from .resuming import record_of
 from .state import collect_state, restore_state
 
 
@@ -70,18 +71,20 @@ def run_loop(
     method: Method,
     accelerator: Accelerator,
     validate: Validate | None = None,
+    checkpoint: Path | None = None,
     bare_optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
     """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
 
     Args:
         validate: gives the figures of a validation.
+        checkpoint: a verified one to go on from.
         bare_optimizer: over ``trained``'s parameters, not prepared yet; None makes the one that ``config`` names.
 
     Raises:
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
             batch is saved in ``output_dir`` and named.
-        CheckpointError: ``resume_from_checkpoint`` leads to no whole checkpoint.
+        CheckpointError: ``checkpoint`` is of a run that trained other weights, or with another optimiser.
         RunInterrupted: the method cannot go on; a checkpoint was written before.
     """
     output_dir = Path(config.output_dir)
@@ -96,10 +99,7 @@ def run_loop(
     ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
     wrapped = trained.wrap(accelerator.prepare)
     step = 0
-    if config.resume_from_checkpoint:
-        checkpoint, warnings = find_checkpoint(config.resume_from_checkpoint, output_dir)
-        for warning in warnings:
-            accelerator.print(warning)
+    if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         step = restore_state(state, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         accelerator.print(f"resumed from {checkpoint}")
@@ -119,6 +119,7 @@ def run_loop(
 
     def checkpoint_now() -> None:
         state = collect_state(step, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
+        state.values |= record_of(config, accelerator.num_processes)
         if accelerator.is_main_process:
             save_checkpoint(output_dir, state, step, config.save_total_limit, save_weights)
         accelerator.wait_for_everyone()

@@ -45,6 +45,14 @@ def collect_state(
     return state
 
 
+def go_on(scheduler: Any, saved: dict[str, Any]) -> None:
+    """Set this run's schedule of the learning rate to the saved step; its form and its peak stay this run's."""
+    scheduler.last_epoch, scheduler._step_count = saved["last_epoch"], saved["_step_count"]
+    scheduler._last_lr = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
+
+
 def restore_state(
     state: TrainState,
     trained: Trainable,
@@ -72,7 +80,7 @@ def restore_state(
         for name, buffer in trained.network.named_buffers():
             buffer.copy_(state.tensors["buffers"][name])
     state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
-    scheduler.load_state_dict(state.values["scheduler"])
+    go_on(scheduler, state.values["scheduler"])
     method.load_state_dict(state.values["method"] | state.tensors.get("method", {}))
     if scaler is not None and "scaler" in state.values:
         scaler.load_state_dict(state.values["scaler"])

@@ -18,6 +18,9 @@ class OnlineConfig(TrainingData, TrainConfig):
     """What every method that learns from its own pictures shares."""
 
     takes_scorer: ClassVar[bool] = True
+    changeable: ClassVar[frozenset[str]] = frozenset({
+        "held_out_scorers", "scorer_timeout", "max_corrupt",
+    })  # fmt: skip
 
     # -- tasks
     dataset: str = "scenes-pairs"
@@ -55,6 +58,8 @@ class OnlineConfig(TrainingData, TrainConfig):
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(OnlineConfig):
     """What the methods share that compare several pictures of one prompt."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset({"rollout_batch_size"})
 
     num_generations: Positive = 8
     """Pictures of one prompt, compared with each other."""

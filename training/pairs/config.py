@@ -35,6 +35,7 @@ class DPOConfig(JudgedPairs, TrainConfig):
     """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
 
     method: ClassVar[str] = "dpo"
+    changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir", "reference_cache"})
 
     # -- data
     dataset: str = "scenes-pairs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
     Fraction,
@@ -64,6 +64,12 @@ class MemoryNeeds:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainedModelOptions, RunConfig):
     """What every method that trains a diffusion model shares."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset({
+        "gradient_checkpointing", "torch_compile", "channels_last", "vae_batch_size", "validation_prompts",
+        "num_validation_prompts", "validation_scorer", "validation_inference_steps", "validation_guidance_scale",
+        "validation_seed",
+    })  # fmt: skip
 
     # -- model
     init_weights: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class TrainingData:
 class PairData(TrainingData):
     """Pairs of pictures."""
 
+    changeable: ClassVar[frozenset[str]] = frozenset({"max_corrupt"})
+
     max_pairs: Positive | None = None
     """Use only this many pairs."""
     pair_selection: Literal["random", "first"] = "random"
@@ -40,6 +42,11 @@ class PairData(TrainingData):
 @dataclass(frozen=True, kw_only=True)
 class JudgedPairs(PairData):
     """Pairs that are read batch by batch, and whose verdicts are learned from."""
+
+    #: The position in the data is kept in pairs, whatever the size of the batches.
+    changeable: ClassVar[frozenset[str]] = frozenset({
+        "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers",
+    })  # fmt: skip
 
     dataloader_num_workers: NonNegative = 2
     """Threads that read ahead."""

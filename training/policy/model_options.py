@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,9 @@ class ModelOptions(VAEOptions):
 @dataclass(frozen=True, kw_only=True)
 class TrainedModelOptions(ModelOptions):
     """Of runs: recipes call the precision ``weight_dtype``."""
+
+    #: What weight_dtype holds, which must stay.
+    changeable: ClassVar[frozenset[str]] = frozenset({"dtype"})
 
     weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy); dtype overrides it."""
