@@ -20,6 +20,7 @@ BENCHMARKS = {
     "scenes-rl": ("scenes.online_methods", "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "plots": ("plots", "the plots in docs/images, from the measured files"),
+    "faults": ("faults", "commands that are killed at random instants and started again: equal files in the end?"),
     "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),
     "base-quality": ("shipped.base_quality", "oracle scores of a shipped pipeline per guidance scale"),
     "shipped-weights": ("shipped.weights", "packed weights against their float16 originals"),

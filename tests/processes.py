@@ -73,7 +73,7 @@ class TwoProcesses:
         recipe = self.folder / f"{self._runs}.yaml"
         save_config(config, recipe)
         if not self._started:
-            command = [sys.executable, "-m", "tests.trains_recipes"]
+            command = [sys.executable, "-m", "tests.training.engine.trains_recipes"]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             for each in zip(ranks(), self._logs, strict=True):
                 self._started.append(self._stack.enter_context(running(command, *each, **pipes)))

@@ -40,10 +40,9 @@ class RunConfig:
     method: ClassVar[str]
     #: Settings, of this class's own, with which a resumed run may differ from the checkpoint's; they are applied.
     changeable: ClassVar[frozenset[str]] = frozenset({
-        "config", "dry_run", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta1",
-        "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "ema_decay", "output_dir",
-        "overwrite_output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit", "logging_steps",
-        "report_to", "progress", "eval_steps", "early_stopping_patience", "metric_for_best_model",
+        "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "weight_decay", "max_grad_norm", "ema_decay", "save_steps", "save_total_limit", "logging_steps", "report_to",
+        "eval_steps", "early_stopping_patience", "metric_for_best_model",
     })  # fmt: skip
     #: Whether ``train`` may be given a loaded scorer to learn from, and a loaded diffusion model.
     takes_scorer: ClassVar[bool] = False

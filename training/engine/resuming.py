@@ -14,10 +14,15 @@ from .config import RunConfig
 BATCH = "per_device_train_batch_size"
 
 
+#: Settings of one start of a run.
+ONCE = frozenset({"config", "dry_run", "overwrite_output_dir", "resume_from_checkpoint", "output_dir", "progress"})
+
+
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Every setting as JSON has it."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return values
+    """What a run does, as JSON has it."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in ONCE}
+    settings: dict[str, Any] = json.loads(json.dumps(values))
+    return settings
 
 
 def record_of(config: RunConfig, num_processes: int) -> dict[str, Any]:
@@ -55,12 +60,8 @@ def resumed_checkpoint(config: RunConfig, output_dir: Path, num_processes: int) 
             f"{checkpoint} was written with other settings, which cannot change on the way: {'; '.join(refused)}. "
             "Resume with the checkpoint's, or start a new run (a diffusion model's with init_weights)"
         )
-    applied = [_told(name, *changed[name]) for name in changed if name not in QUIET]
+    applied = [_told(name, *both) for name, both in changed.items()]
     return checkpoint, [*notes, *([f"settings changed on the way: {'; '.join(applied)}"] if applied else [])]
-
-
-#: Settings that say nothing about the training.
-QUIET = frozenset({"config", "dry_run", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "progress"})
 
 
 def _told(name: str, before: Any, now: Any) -> str:
