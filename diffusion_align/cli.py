@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, evaluate, train
+from .commands import cache, evaluate, scorers, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -74,6 +74,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "serve a scorer to runs in other processes",
             partial(parse_options, ServeScorerOptions, "serve-scorer", bare="--scorer"),
             "serve_scorer",
+        ),
+        "scorers": Command(
+            "list scorers and where their weights are; scorers verify NAME tries one", scorers.parse, "scorers"
         ),
         "annotate": Command(
             "make preference pairs by AI feedback: draw, score, compare",

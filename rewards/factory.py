@@ -15,6 +15,7 @@ import torch
 
 from diffusion_align.shipped import SCENE_SCORERS, SHIPPED_SCORERS, shipped_path
 
+from .catalogue import ENTRY_POINTS
 from .protocol import RewardScorer
 
 #: Name to "module:function"; modules are imported when a scorer is asked for.
@@ -31,12 +32,17 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "hps-v2.1": ".published.hps:load_hps",
         "image-reward": ".published.image_reward:load_image_reward",
         "hps-v3": ".published.qwen:load_qwen",
+        "hps-v3++": ".published.qwen:load_hps_v3_plus",
         "edit-reward": ".published.qwen:load_qwen",
         "prefpaint": ".published.prefpaint:load_prefpaint",
         "nsfw": ".local.nsfw:load_nsfw",
         "ocr": ".local.ocr:load_ocr",
         "brisque": ".local.brisque:load_brisque",
         "llm": ".published.llm:load_llm",
+        "mps": ".published.mps:load_mps",
+        "vqascore": ".published.vision_language:load_vqascore",
+        "unified-reward": ".published.vision_language:load_unified_reward",
+        "unified-reward-2": ".published.vision_language:load_unified_reward",
         "clip-directional": ".published.directional:load_directional",
     }
 )
@@ -50,8 +56,6 @@ TRAINED: Mapping[str, str] = MappingProxyType(
         "prefpaint": ".trained.repainting:RepaintingScorer",
     }
 )
-
-ENTRY_POINTS = "diffusion_align.rewards"
 
 
 def load_scorer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,31 @@ def find_file(checkpoint: str | Path | None, source: str, filename: str, sha256:
         ) from None
 
 
+def find_folder(checkpoint: str | Path | None, source: str) -> Path:
+    """The folder with *.safetensors files and their configuration: ``checkpoint``, else the repository ``source``, from
+    the local cache or fetched.
+
+    Raises:
+        FileNotFoundError: neither is there; the message says how to get it.
+    """
+    if checkpoint is not None:
+        if not any(Path(checkpoint).glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"checkpoint {checkpoint}: no .safetensors files: download {source} ('hf download {source}') and give "
+                "its folder"
+            )
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source} is not in the local cache and cannot be fetched ({type(error).__name__}): download it "
+            f"('hf download {source}') or give checkpoint=, its folder"
+        ) from None
+
+
 def _fetch_hub(repo: str, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
 
@@ -66,7 +91,7 @@ def _fetch_address(address: str, filename: str, sha256: str | None) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or PyTorch file; ``state_dict`` and ``module.`` wrappings are taken off.
+    """Tensors of a .safetensors or PyTorch file; ``state_dict``, ``model`` and ``module.`` wrappings are taken off.
 
     Raises:
         ValueError: the file is torn, or holds something else than tensors.
@@ -78,11 +103,48 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for wrapping in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
+            content = content[wrapping]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"checkpoint {path}: expected a mapping of names to tensors, found {type(content).__name__}")
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+class Husk:
+    """Stands for every object of a pickled module that is no tensor: it takes what it is given and does nothing."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        pass
+
+
+def read_module(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file into which a whole module was pickled (``torch.save(model)``), by name.
+
+    Nothing of it is run and no class of it is imported: torch's restricted reader gets an empty class for each name.
+
+    Raises:
+        ValueError: the file is torn, or holds no module.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(Husk, name) for name in names]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, Husk) or "_modules" not in vars(content):
+        raise ValueError(f"checkpoint {path}: expected a pickled module, found {type(content).__name__}")
+    return dict(_tensors_of(content, ""))
+
+
+def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    own = vars(module)
+    for name, value in (own["_parameters"] | own["_buffers"]).items():
+        if value is not None and name not in own.get("_non_persistent_buffers_set", ()):
+            yield prefix + name, value.detach()
+    for name, child in own["_modules"].items():
+        if child is not None:
+            yield from _tensors_of(child, f"{prefix}{name}.")
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

@@ -194,8 +194,29 @@ class ScoreOptions(Options):
             raise ValueError(f"--out {self.out}: expected a .parquet or .jsonl file")
 
 
-@dataclass(frozen=True)
-class ServeScorerOptions(Options):
+@dataclass(frozen=True, kw_only=True)
+class OneScorerOptions(Options):
+    """A scorer, and what its loader is given."""
+
+    scorer: str
+    """Name (docs/rewards.md) or folder of a trained scorer (the flag may be left out if it comes first)."""
+    checkpoint: str | None = None
+    """Weights file or folder instead of the published ones."""
+    options: tuple[str, ...] = ()
+    """Further options of the scorer as KEY=VALUE; a key given twice becomes a list, e.g. templates=a.txt
+    templates=b.txt."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
+
+    def check(self) -> None:
+        super().check()
+        for option in self.options:
+            if not option.partition("=")[0] or "=" not in option:
+                raise ValueError(f"--options {option}: expected KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeScorerOptions(OneScorerOptions):
     """Serve a scorer to runs in other processes, which name it by its address (http://127.0.0.1:8765).
 
     A server that other machines reach needs a secret in the environment variable DIFFUSION_ALIGN_TOKEN, on both sides.
@@ -203,23 +224,37 @@ class ServeScorerOptions(Options):
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    scorer: str
-    """Name (docs/rewards.md) or folder of a trained scorer (the flag may be left out if it comes first)."""
-    checkpoint: str | None = None
-    """Weights file or folder instead of the published ones."""
     host: str = "127.0.0.1"
     """Address to listen at."""
     port: int = 8765
     """Port to listen at; 0 takes a free one."""
     batch_size: int = 32
     """Pictures scored at once."""
-    device: str = "auto"
-    """cuda, mps, cpu; auto takes a GPU where there is one."""
 
     def check(self) -> None:
         super().check()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port {self.port}: expected 0 to 65535")
+
+
+@dataclass(frozen=True)
+class ScorersOptions(Options):
+    """List every scorer: size and licence of its weights, what it needs, and whether the weights are on this machine.
+
+    'diffusion-align scorers verify NAME' loads one and scores a few pictures.
+    """
+
+    json: bool = False
+    """One JSON list instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyScorerOptions(OneScorerOptions):
+    """Load a scorer, score a few pictures that the package draws, compare with what is known of it, and print a row
+    for the table of what was run (docs/evidence/scorers.md). Weights that are not here are downloaded."""
+
+    json: bool = False
+    """Everything that was found as JSON instead of the row."""
 
 
 @dataclass(frozen=True)

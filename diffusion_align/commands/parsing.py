@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .options import Options
 
@@ -41,3 +41,14 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {kind} {given!r}{hint}: expected one of {', '.join(names)}"
+
+
+def scorer_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Options of a scorer from KEY=VALUE, numbers and truth values as such; a key given more than once has a tuple."""
+    import yaml
+
+    values: dict[str, tuple[Any, ...]] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        values[key] = (*values.get(key, ()), yaml.safe_load(value))
+    return {key: found if len(found) > 1 or key == "templates" else found[0] for key, found in values.items()}

@@ -12,6 +12,7 @@ from diffusion_align.rewards.serving import ScorerServer
 from diffusion_align.rewards.wire import TOKEN
 
 from .options import ServeScorerOptions
+from .parsing import scorer_options
 
 
 def run(options: ServeScorerOptions) -> int:
@@ -21,8 +22,8 @@ def run(options: ServeScorerOptions) -> int:
         ValueError: no such scorer, or an address that others reach without a secret.
         OSError: the address is taken, or the weights are not there.
     """
-    given = {} if options.checkpoint is None else {"checkpoint": options.checkpoint}
-    scorer = load_scorer(options.scorer, device=pick_device(options.device), **given)
+    given = scorer_options(options.options)
+    scorer = load_scorer(options.scorer, options.checkpoint, device=pick_device(options.device), **given)
     token = os.environ.get(TOKEN, "")
     with ScorerServer(scorer, options.host, options.port, token, options.batch_size) as server:
         address = f"http://{options.host}:{server.server_port}"

@@ -7,14 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diffusion_align.rewards.catalogue import AESTHETIC_V1, AESTHETIC_V2
 from diffusion_align.rewards.preprocess import Preprocess, in_float32
 from diffusion_align.rewards.protocol import RewardOutput, RewardScorer
 from diffusion_align.rewards.weights import find_file, load_exactly, read_weights
 
 from .clip import build_open_clip
 
-V1 = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
-V2 = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 V2_SHA256 = "21dd590f3ccd"
 
 
@@ -77,10 +76,10 @@ def load_aesthetic(
     clip, _, preprocessing = build_open_clip(model, pretrained)
     width = int(clip.visual.output_dim)  # type: ignore[union-attr, arg-type]
     if name == "aesthetic-v1":
-        path = find_file(checkpoint, V1, "sa_0_4_vit_l_14_linear.pth")
+        path = find_file(checkpoint, AESTHETIC_V1, "sa_0_4_vit_l_14_linear.pth")
         head: nn.Module = LinearHead(width)
     else:
-        path = find_file(checkpoint, V2, "sac+logos+ava1-l14-linearMSE.pth", V2_SHA256)
+        path = find_file(checkpoint, AESTHETIC_V2, "sac+logos+ava1-l14-linearMSE.pth", V2_SHA256)
         head = AffineHead(width)
     load_exactly(head, read_weights(path), path)
     return AestheticScorer(name, clip, head, preprocessing)

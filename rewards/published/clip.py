@@ -132,6 +132,10 @@ def build_open_clip(architecture: str, pretrained: str | None = None) -> tuple[n
             f"({type(error).__name__})"
         ) from None
     except RuntimeError as error:
+        if "Failed to download" in str(error):  # how open_clip wraps the errors above
+            raise FileNotFoundError(
+                f"CLIP {architecture} {pretrained or ''} is not in the local cache and cannot be fetched"
+            ) from None
         raise ValueError(f"CLIP {architecture} {pretrained or ''}: {str(error).splitlines()[0]}") from None
     given = model.visual.preprocess_cfg
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
