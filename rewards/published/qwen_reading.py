@@ -76,7 +76,7 @@ def row_positions(image: Tensor, sides: Sequence[Sequence[int]]) -> Tensor:
                 place, at = place + 1, at + 1
                 continue
             rows, columns = next(left)
-            grid = torch.cartesian_prod(torch.zeros(1), torch.arange(rows), torch.arange(columns)).long().T
+            grid = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).T
             positions[:, row, at : at + rows * columns] = place + grid
             place, at = place + max(rows, columns), at + rows * columns
     return positions

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch.nn.functional import linear
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import (
     PreTrainedTokenizerFast,
@@ -22,16 +21,8 @@ from transformers import (
 )
 
 from diffusion_align.rewards import load_scorer
+from tests.rewards.qwen_models import SPECIAL, head_by_hand, published, random_head
 
-SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -68,30 +59,6 @@ def base_folder(folder: Path, newer: bool) -> tuple[Path, Any]:
     for parameter in backbone.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return folder, backbone
-
-
-def published(backbone: Any, heads: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The checkpoint as it is on the hub: the keys of transformers before 4.52, an lm_head, the reward heads."""
-    weights = {"lm_head.weight": torch.zeros(4, 32)}
-    for key, value in backbone.state_dict().items():
-        old = key.replace("language_model.", "model.") if key.startswith("language_model.") else key
-        weights[old] = value.clone()
-    for prefix, head in heads.items():
-        weights |= {f"{prefix}.{key}": value for key, value in head.items()}
-    return weights
-
-
-def random_head(seed: int) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    shapes = {"0": (1024, 32), "3": (16, 1024), "5": (2, 16)}
-    head = {f"{place}.weight": torch.randn(*shape, generator=rng) / shape[1] ** 0.5 for place, shape in shapes.items()}
-    return head | {f"{place}.bias": torch.randn(shape[0], generator=rng) for place, shape in shapes.items()}
-
-
-def head_by_hand(head: dict[str, torch.Tensor], state: torch.Tensor) -> torch.Tensor:
-    state = linear(state, head["0.weight"], head["0.bias"]).relu()
-    state = linear(state, head["3.weight"], head["3.bias"]).relu()
-    return linear(state, head["5.weight"], head["5.bias"])
 
 
 def state_by_hand(folder: Path, backbone: Any, pictures: list[torch.Tensor], text: str) -> torch.Tensor:
