@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,40 @@ def lrm_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def lrm_by_hand(folder: Path, x: torch.Tensor, t: int, prompts: list[str]) -> torch.Tensor:
+@pytest.fixture(scope="module")
+def sd_lrm_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lrm_sd")
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32, 64, 64, 64), cross_attention_dim=32, attention_head_dim=4
+    ).save_pretrained(folder / "unet")
+    options = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+               "max_position_embeddings": 77, "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    CLIPTextModel(CLIPTextConfig(hidden_size=32, **options)).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    weights = {"visual_projection": {"weight": torch.randn(24, 32 + 64 * 4)}, "logit_scale": 2.3,
+               "text_projection": {"weight": torch.randn(24, 32)}}  # fmt: skip
+    torch.save(weights, folder / "state_dict.pt")
+    return folder
+
+
+def sd_prompt(folder: Path, ids: torch.Tensor, saved: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """SD 1.5's states and the text's embedding."""
+    output = CLIPTextModel.from_pretrained(folder / "text_encoder")(ids)
+    return output.last_hidden_state, linear(output.pooler_output, saved["text_projection"]["weight"])
+
+
+def sdxl_prompt(folder: Path, ids: torch.Tensor, saved: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """SDXL's states and the text's embedding."""
+    models = (
+        CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+    )
+    outputs = [model(ids, output_hidden_states=True) for model in models]
+    return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
+
+
+def lrm_by_hand(folder: Path, x: torch.Tensor, t: int, prompts: list[str], read: Any) -> torch.Tensor:
     """The published score, from a whole UNet whose stages are overheard."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     heard: list[torch.Tensor] = []
@@ -138,19 +172,14 @@ def lrm_by_hand(folder: Path, x: torch.Tensor, t: int, prompts: list[str]) -> to
         last = block.attentions[-1] if hasattr(block, "attentions") else block.resnets[-1]
         last.register_forward_hook(lambda _module, _given, out: heard.append(out if torch.is_tensor(out) else out[0]))
     unet.mid_block.register_forward_hook(lambda _module, _given, out: heard.append(out))
-    models = (
-        CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
-    )
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    saved = torch.load(folder / "state_dict.pt", weights_only=True)
 
     def pooled_states(texts: list[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
         ids = tokenizer(
             texts, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
         ).input_ids
-        outputs = [model(ids, output_hidden_states=True) for model in models]
-        embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        pooled = outputs[1].text_embeds
+        embeds, pooled = read(folder, ids, saved)
         heard.clear()
         sizes = torch.tensor([[128.0, 128, 0, 0, 128, 128]] * len(texts))
         unet(x, t, embeds, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes})
@@ -159,15 +188,16 @@ def lrm_by_hand(folder: Path, x: torch.Tensor, t: int, prompts: list[str]) -> to
     with torch.no_grad():
         states, text = pooled_states(prompts)
         nulls, _ = pooled_states([""] * len(prompts))
-    saved = torch.load(folder / "state_dict.pt", weights_only=True)
     states[-1] = nulls[-1] + 7.5 * (states[-1] - nulls[-1])
     picture = linear(torch.cat(states, dim=-1), saved["visual_projection"]["weight"])
     return float(np.exp(saved["logit_scale"])) * torch.cosine_similarity(picture, text, dim=-1)
 
 
 @pytest.mark.slow
-def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
-    judge = load_lrm(lrm_folder)
+@pytest.mark.parametrize(("name", "read"), [("lrm_folder", sdxl_prompt), ("sd_lrm_folder", sd_prompt)])
+def test_lrm_is_the_scaled_cosine_of_guided_stages(name: str, read: Any, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    judge = load_lrm(folder)
     x = torch.randn(3, 4, 16, 16)
     table = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod
     for t in (0, 400, 999):
@@ -175,22 +205,58 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(lrm_folder: Path) -> None:
         assert judge.timesteps(level).tolist() == [t] * 3
         with torch.no_grad():
             found = judge.judge(x, level, judge.read(NOTHING, PROMPTS), torch.ones(len(x)))["preference"]
-        torch.testing.assert_close(found, lrm_by_hand(lrm_folder, x, t, PROMPTS), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="LRM reads SDXL latents of 4 channels, found"):
+        torch.testing.assert_close(found, lrm_by_hand(folder, x, t, PROMPTS, read), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"LRM reads SD(XL)? latents of 4 channels, found"):
         judge.check(torch.zeros(1, 16, 8, 8), NOTHING)
+
+
+def test_lrm_refuses_the_other_models_latents(lrm_folder: Path, sd_lrm_folder: Path) -> None:
+    latents, pooled = torch.zeros(3, 4, 8, 8), Conditioning(torch.zeros(3, 1, 1), torch.zeros(3, 1))
+    load_lrm(lrm_folder).check(latents, pooled)
+    load_lrm(sd_lrm_folder).check(latents, NOTHING)
+    with pytest.raises(ValueError, match="LRM reads SDXL latents, found those of SD: expected SD's LRM"):
+        load_lrm(lrm_folder).check(latents, NOTHING)
+    with pytest.raises(ValueError, match="LRM reads SD latents, found those of SDXL: expected SDXL's LRM"):
+        load_lrm(sd_lrm_folder).check(latents, pooled)
+
+
+def test_a_broken_lrm_of_sd_is_named(sd_lrm_folder: Path, tmp_path: Path) -> None:
+    saved = torch.load(sd_lrm_folder / "state_dict.pt", weights_only=True)
+    narrow = {"text_projection": {"weight": torch.zeros(24, 7)}}
+    spoilt: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"text_projection": None}, FileNotFoundError, "has no text_projection; expected one of them"),
+        (narrow, ValueError, "text_projection reads 7 features, text_encoder has 32"),
+    ]
+    for place, (change, error, message) in enumerate(spoilt):
+        folder = Path(shutil.copytree(sd_lrm_folder, tmp_path / str(place)))
+        kept = {name: value for name, value in (saved | change).items() if value is not None}
+        torch.save(kept, folder / "state_dict.pt")
+        with pytest.raises(error, match=message):
+            load_lrm(folder)
+
+
+def stage_widths(unet: dict[str, Any], embeds: int) -> list[int]:
+    """Channels of the stages of a UNet without weights."""
+    with torch.device("meta"):
+        model = UNet2DConditionModel(**unet)
+    judge = LatentRewardModel(model, torch.nn.Identity(), torch.nn.Linear(1, 1), 1.0)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        latents, t = torch.empty(1, 4, 64, 64), torch.empty(1, dtype=torch.long)
+        stages = judge.stages(latents, t, torch.empty(1, 77, embeds), torch.empty(1, 1280))
+    return [states.shape[1] for states in stages]
+
+
+def test_the_stages_of_sd_have_4800_channels() -> None:
+    assert (
+        sum(stage_widths({"cross_attention_dim": 768, "sample_size": 64}, 768))
+        == sum([320, 640, 1280, 1280, 1280])
+        == 4800
+    )
 
 
 @pytest.mark.slow
 def test_the_stages_of_sdxl_have_3520_channels() -> None:
-    unused = torch.nn.Identity(), torch.nn.Identity()
-    with torch.device("meta"):
-        unet, projection = UNet2DConditionModel(**SDXL), torch.nn.Linear(3520, 1280, bias=False)
-    judge = LatentRewardModel(unet, unused, projection, 1.0)  # type: ignore[arg-type]
-    with torch.device("meta"):
-        latents, t = torch.empty(1, 4, 128, 128), torch.empty(1, dtype=torch.long)
-        stages = judge.stages(latents, t, torch.empty(1, 77, 2048), torch.empty(1, 1280))
-    assert [states.shape[1] for states in stages] == [320, 640, 1280, 1280]
-    assert sum(states.shape[1] for states in stages) == projection.in_features
+    assert stage_widths(SDXL, 2048) == [320, 640, 1280, 1280]
 
 
 @pytest.mark.slow
@@ -231,8 +297,6 @@ def test_the_stages_of_sdxl_have_3520_channels() -> None:
 def test_a_broken_lrm_folder_is_named(
     spoil: Any, error: type[Exception] | None, message: str, lrm_folder: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(lrm_folder, tmp_path / "lrm"))
     spoil(folder)
     if error is None:

@@ -1,11 +1,11 @@
-"""LRM (2502.01051), the latent reward model of LPO: SDXL's own encoder half judges noisy latents."""
+"""LRM (2502.01051), the latent reward model of LPO: SD 1.5's or SDXL's own encoder half judges noisy latents."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,19 +19,19 @@ from diffusion_align.process.path import scaled_linear
 from diffusion_align.rewards.weights import load_exactly
 
 #: Whose tokenizers are used where the folder has none.
-BASE = "stabilityai/stable-diffusion-xl-base-1.0"
+BASES = {"SD": "stable-diffusion-v1-5/stable-diffusion-v1-5", "SDXL": "stabilityai/stable-diffusion-xl-base-1.0"}
 UNET = "diffusion_pytorch_model.safetensors"
 
 
 class Encoder(nn.Module):
-    """A text encoder of SDXL and its tokenizer."""
+    """A text encoder and its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
 
-    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The last but one layer's states (B, L, D), and the model's first output (B, ...)."""
+    def forward(self, prompts: Sequence[str]) -> Any:
+        """transformers' output of the prompts, with the states of all layers."""
         ids = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -39,21 +39,49 @@ class Encoder(nn.Module):
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         ).input_ids.to(self.model.device)
-        output = self.model(ids, output_hidden_states=True)
-        return output.hidden_states[-2], output[0]
+        return self.model(ids, output_hidden_states=True)
+
+
+class SDPrompts(nn.Module):
+    """What SD 1.5's LRM reads: the last states, and the projected state of the end token."""
+
+    base = "SD"
+
+    def __init__(self, encoder: Encoder, projection: nn.Linear) -> None:
+        super().__init__()
+        self.encoder, self.projection = encoder, projection
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, L, D), and the text's embedding (B, P)."""
+        output = self.encoder(prompts)
+        return output.last_hidden_state, self.projection(output.pooler_output)
+
+
+class SDXLPrompts(nn.Module):
+    """What SDXL's LRM reads: the last but one states of both encoders, and the second one's embedding."""
+
+    base = "SDXL"
+
+    def __init__(self, first: Encoder, second: Encoder) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, L, D), and the text's embedding (B, P)."""
+        outputs = self.first(prompts), self.second(prompts)
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
 
 
 class LatentRewardModel(nn.Module):
     """exp(logit_scale) cos of a noisy latent's and a prompt's embeddings, as the kind "preference".
 
     A latent's embedding is a projection of the UNet's states, averaged over the picture: after each stage of the way
-    down (before it is halved) and in the middle. The middle ones are guided as in classifier-free guidance. The
-    prompt's is the pooled embedding of the second text encoder.
+    down (before it is halved) and in the middle. The middle ones are guided as in classifier-free guidance.
 
     Args:
-        unet: SDXL's; its way up is thrown away.
-        encoders: SDXL's two, as trained with the UNet.
-        projection: of the concatenated states (3520 for SDXL), without bias.
+        unet: its way up is thrown away.
+        prompts: reads prompts with the text encoders that were trained with the UNet.
+        projection: of the concatenated states (4800 for SD 1.5, 3520 for SDXL), without bias.
         guidance: weight of the guidance in the middle.
     """
 
@@ -65,7 +93,7 @@ class LatentRewardModel(nn.Module):
     def __init__(
         self,
         unet: Any,
-        encoders: tuple[Encoder, Encoder],
+        prompts: SDPrompts | SDXLPrompts,
         projection: nn.Linear,
         logit_scale: float,
         guidance: float = 7.5,
@@ -73,26 +101,22 @@ class LatentRewardModel(nn.Module):
         super().__init__()
         unet.up_blocks = nn.ModuleList()
         unet.conv_norm_out, unet.conv_out = None, None
-        self.unet, self.first, self.second, self.projection = unet, *encoders, projection
+        self.unet, self.prompts, self.projection = unet, prompts, projection
         self.scale, self.guidance = float(torch.tensor(logit_scale).exp()), guidance
         self.register_buffer("levels", level_of(scaled_linear()))
 
     def check(self, x: Tensor, cond: Conditioning) -> None:
-        channels = self.unet.config.in_channels
+        channels, base = self.unet.config.in_channels, self.prompts.base
         if x.shape[1] != channels:
-            raise ValueError(f"LRM reads SDXL latents of {channels} channels, found {tuple(x.shape[1:])}")
+            raise ValueError(f"LRM reads {base} latents of {channels} channels, found {tuple(x.shape[1:])}")
+        found = "SD" if cond.pooled is None else "SDXL"
+        if found != base:
+            raise ValueError(f"LRM reads {base} latents, found those of {found}: expected {found}'s LRM")
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Embeddings and pooled ones of the prompts, then of the empty prompt, which LRM encodes, too."""
+        """States and embeddings of the prompts, then of the empty prompt, which LRM encodes, too."""
         count = len(prompts)
-        given = self.encode(prompts)
-        return (*given, *(part.expand(count, *part.shape[1:]) for part in self.encode([""])))
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(B, L, D) and pooled (B, P)."""
-        first, _ = self.first(prompts)
-        second, pooled = self.second(prompts)
-        return torch.cat([first, second], dim=-1), pooled
+        return (*self.prompts(prompts), *(part.expand(count, *part.shape[1:]) for part in self.prompts([""])))
 
     def judge(self, x: Tensor, log_snr: Tensor, read: tuple[Tensor, ...], scale: Tensor) -> dict[str, Tensor]:
         embeds, pooled, null_embeds, null_pooled = read
@@ -111,7 +135,7 @@ class LatentRewardModel(nn.Module):
         return {"preference": self.scale * cosine}
 
     def timesteps(self, log_snr: Tensor) -> Tensor:
-        """SDXL's timesteps (B,) whose noise levels are nearest to ``log_snr`` (B,)."""
+        """The model's timesteps (B,) whose noise levels are nearest to ``log_snr`` (B,)."""
         return (self.levels.to(log_snr) - log_snr[:, None]).abs().argmin(dim=1)
 
     def stages(self, x: Tensor, t: Tensor, embeds: Tensor, pooled: Tensor) -> list[Tensor]:
@@ -120,7 +144,8 @@ class LatentRewardModel(nn.Module):
         side = 8 * unet.config.sample_size  # pixels
         added = {"text_embeds": pooled, "time_ids": x.new_tensor([side, side, 0, 0, side, side]).expand(len(x), 6)}
         level = unet.time_embedding(unet.time_proj(t).to(x.dtype))
-        level = level + unet.get_aug_embed(level, embeds, added)
+        more = unet.get_aug_embed(level, embeds, added)  # SD has none
+        level = level if more is None else level + more
         h, found = unet.conv_in(x), []
         for block in unet.down_blocks:
             crossed = getattr(block, "has_cross_attention", False)
@@ -131,50 +156,92 @@ class LatentRewardModel(nn.Module):
 
 
 def load_lrm(path: str | Path | None = None) -> LatentRewardModel:
-    """The SDXL model in folder ``path``: unet/, text_encoder/, text_encoder_2/ and state_dict.pt as published.
+    """The model in folder ``path``, as published: unet/, text_encoder/, for SDXL text_encoder_2/, and state_dict.pt.
 
-    Its tokenizers are those in tokenizer/ and tokenizer_2/ if they are there, else SDXL's from the hub.
+    Its tokenizers are those in tokenizer/ and tokenizer_2/ if they are there, else its base model's from the hub.
 
     Raises:
         FileNotFoundError: a file is missing, or a tokenizer cannot be found.
         ValueError: weights that do not fit.
     """
     folder = Path(path or "lrm")
-    for name in ("unet/config.json", f"unet/{UNET}", "text_encoder", "text_encoder_2", "state_dict.pt"):
+    for name in ("unet/config.json", f"unet/{UNET}", "text_encoder", "state_dict.pt"):
         if not (folder / name).exists():
             raise FileNotFoundError(
-                f"{folder / name}: no such file; expected lrm:FOLDER with unet/, text_encoder/, text_encoder_2/ and "
-                "state_dict.pt: the SDXL model of casiatao/LRM ('hf download casiatao/LRM')"
+                f"{folder / name}: no such file; expected lrm:FOLDER with unet/, text_encoder/, for SDXL "
+                "text_encoder_2/, and state_dict.pt: a model of casiatao/LRM ('hf download casiatao/LRM')"
             )
-    projection, scale = read_projection(folder / "state_dict.pt")
+    saved = read_state(folder / "state_dict.pt")
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
     load_exactly(unet, load_file(folder / "unet" / UNET), folder / "unet" / UNET)
     widths = sum(unet.config.block_out_channels) + unet.config.block_out_channels[-1]
-    if projection.in_features != widths:
+    if saved.visual.in_features != widths:
         raise ValueError(
-            f"{folder / 'state_dict.pt'}: visual_projection reads {projection.in_features} features, the UNet's stages "
-            f"have {widths}"
+            f"{folder / 'state_dict.pt'}: visual_projection reads {saved.visual.in_features} features, the UNet's "
+            f"stages have {widths}"
         )
-    encoders = (load_encoder(folder, ""), load_encoder(folder, "_2"))
-    return LatentRewardModel(unet, encoders, projection, scale).requires_grad_(False).eval()
+    prompts = load_prompts(folder, saved.text)
+    return LatentRewardModel(unet, prompts, saved.visual, saved.scale).requires_grad_(False).eval()
 
 
-def read_projection(file: Path) -> tuple[nn.Linear, float]:
-    """The projection and the logarithm of the scale."""
+def load_prompts(folder: Path, projection: nn.Linear | None) -> SDPrompts | SDXLPrompts:
+    """The text encoders: two of SDXL, or SD's one with its ``projection``.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: the projection does not fit.
+    """
+    if (folder / "text_encoder_2").exists():
+        return SDXLPrompts(load_encoder(folder, "", "SDXL"), load_encoder(folder, "_2", "SDXL"))
+    if projection is None:
+        raise FileNotFoundError(
+            f"{folder / 'text_encoder_2'}: no such file, and {folder / 'state_dict.pt'} has no text_projection; "
+            "expected one of them: an LRM of SDXL, or of SD 1.5"
+        )
+    encoder = load_encoder(folder, "", "SD")
+    width = encoder.model.config.hidden_size
+    if projection.in_features != width:
+        raise ValueError(
+            f"{folder / 'state_dict.pt'}: text_projection reads {projection.in_features} features, text_encoder has "
+            f"{width}"
+        )
+    return SDPrompts(encoder, projection)
+
+
+class State(NamedTuple):
+    """What state_dict.pt holds: the projections, the text's for SD only, and the logarithm of the scale."""
+
+    visual: nn.Linear
+    text: nn.Linear | None
+    scale: float
+
+
+def read_state(file: Path) -> State:
+    """Read state_dict.pt.
+
+    Raises:
+        ValueError: it is torn, or lacks something.
+    """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        weight, scale = content["visual_projection"]["weight"], content["logit_scale"]
-        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        projection.load_state_dict({"weight": weight})
-        return projection, float(scale)
-    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        text = content.get("text_projection")
+        visual = linear(content["visual_projection"]["weight"])
+        return State(visual, None if text is None else linear(text["weight"]), float(content["logit_scale"]))
+    except (AttributeError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{file}: expected visual_projection.weight and logit_scale ({type(error).__name__}: {error})"
         ) from None
 
 
-def load_encoder(folder: Path, suffix: str) -> Encoder:
-    """The first ("") or second ("_2") text encoder with its tokenizer."""
+def linear(weight: Tensor) -> nn.Linear:
+    """A layer without bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.load_state_dict({"weight": weight})
+    return layer
+
+
+def load_encoder(folder: Path, suffix: str, base: str) -> Encoder:
+    """The first ("") or second ("_2") text encoder with its tokenizer, else that of the model ``base``."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
@@ -186,11 +253,12 @@ def load_encoder(folder: Path, suffix: str) -> Encoder:
     if found:
         raise ValueError(f"{place} does not fit {kind.__name__}: {'; '.join(found)}")
     name = f"tokenizer{suffix}"
-    source = folder if (folder / name).is_dir() else BASE
+    source = folder if (folder / name).is_dir() else BASES[base]
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=name)
     except OSError as error:
         raise FileNotFoundError(
-            f"{folder / name} is not there and cannot be fetched from {BASE} ({type(error).__name__}): put SDXL's there"
+            f"{folder / name} is not there and cannot be fetched from {BASES[base]} ({type(error).__name__}): put "
+            f"{base}'s there"
         ) from None
     return Encoder(model, tokenizer)
