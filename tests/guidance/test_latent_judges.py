@@ -220,6 +220,13 @@ def test_lrm_refuses_the_other_models_latents(lrm_folder: Path, sd_lrm_folder: P
         load_lrm(sd_lrm_folder).check(latents, pooled)
 
 
+def test_latent_clip_refuses_sds_latents(small_towers: None, tmp_path: Path) -> None:
+    judge = load_latent_clip(save_latent_clip(tmp_path, latent_clip_weights()))
+    judge.check(torch.zeros(3, 4, 16, 16), Conditioning(torch.zeros(3, 1, 1), torch.zeros(3, 1)))
+    with pytest.raises(ValueError, match="Latent-CLIP reads SDXL latents, found those of SD"):
+        judge.check(torch.zeros(3, 4, 16, 16), NOTHING)
+
+
 def test_a_broken_lrm_of_sd_is_named(sd_lrm_folder: Path, tmp_path: Path) -> None:
     saved = torch.load(sd_lrm_folder / "state_dict.pt", weights_only=True)
     narrow = {"text_projection": {"weight": torch.zeros(24, 7)}}
@@ -247,11 +254,9 @@ def stage_widths(unet: dict[str, Any], embeds: int) -> list[int]:
 
 
 def test_the_stages_of_sd_have_4800_channels() -> None:
-    assert (
-        sum(stage_widths({"cross_attention_dim": 768, "sample_size": 64}, 768))
-        == sum([320, 640, 1280, 1280, 1280])
-        == 4800
-    )
+    widths = stage_widths({"cross_attention_dim": 768, "sample_size": 64}, 768)
+    assert widths == [320, 640, 1280, 1280, 1280]
+    assert sum(widths) == 4800
 
 
 @pytest.mark.slow

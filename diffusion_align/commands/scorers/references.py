@@ -26,7 +26,7 @@ class Reference:
 
 
 IMAGE_REWARD = "0105ff13e24fd3c06db693e67678380882db9752"
-OWN = "recorded by this package's authors"
+OWN = "recorded with this package"
 #: Scores of the cards by what comes with this package or one that it may install, and the tolerance.
 CARDS = {
     "scenes-oracle": ((0.8001, 0.9367, 0.9584, 0.9171), 0.001),

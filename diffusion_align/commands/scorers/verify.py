@@ -19,7 +19,8 @@ from diffusion_align.devices import pick_device
 from diffusion_align.environment import versions
 from diffusion_align.pictures import opened_picture, rgb_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.rewards.catalogue import FACTS, find_files
+from diffusion_align.rewards.catalogue import FACTS, MODEL_FILES, Part, find_files
+from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
 
 from .cards import LARGE_SIZE, SCENE_SIZE, Cards, mismatched, scene_cards, sign_cards
 from .references import REFERENCES, Reference
@@ -87,7 +88,7 @@ def verify(options: VerifyScorerOptions) -> Finding:
     compared, passed = compare(scorer, scores, None if options.checkpoint or given else REFERENCES.get(options.scorer))
     return Finding(
         options.scorer,
-        [f"{path.name} {digest(path)[:12]}" for path in weight_files(options)],
+        weights_of(options),
         [*(f"{name} {version}" for name, version in versions().items() if name in SOFTWARE), str(device)],
         scores.tolist(),
         score(scorer, mismatched(cards)).tolist(),
@@ -167,15 +168,27 @@ def fetch(address: str) -> bytes:
     return content
 
 
-def weight_files(options: VerifyScorerOptions) -> list[Path]:
-    """Files of the weights that ``options`` name."""
-    given = options.checkpoint if options.scorer in FACTS else options.checkpoint or options.scorer
-    if given is not None:
-        path = Path(given)
-        return sorted(p for p in path.iterdir() if p.suffix in WEIGHTS) if path.is_dir() else [path]
+def weights_of(options: VerifyScorerOptions) -> list[str]:
+    """What was loaded: files with the start of their SHA-256, or the package that holds them."""
     facts = FACTS.get(options.scorer)
-    found = [] if facts is None else [path for part in facts.parts for path in find_files(part)]
-    return [path for path in found if path.suffix in WEIGHTS]
+    if facts is not None and facts.package not in (None, "diffusion_align"):
+        return [f"package {facts.package}"]
+    return [f"{path.name} {digest(path)[:12]}" for path in weight_files(options)]
+
+
+def weight_files(options: VerifyScorerOptions) -> list[Path]:
+    """Files of the weights that ``options`` name; none where this machine has none (an address, a plug-in)."""
+    path = Path(options.checkpoint or options.scorer)
+    if options.checkpoint is None and options.scorer in SHIPPED_SCORERS:
+        path = shipped_path(options.scorer)
+    elif options.checkpoint is None and options.scorer in FACTS:
+        found = [file for part in FACTS[options.scorer].parts for file in find_files(part)]
+        return [file for file in found if file.suffix in WEIGHTS]
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
+    if path.is_file():
+        return [path]
+    return find_files(Part(options.checkpoint, MODEL_FILES)) if options.checkpoint else []
 
 
 def digest(path: Path) -> str:

@@ -45,6 +45,8 @@ class LatentCLIP(nn.Module):
                 f"Latent-CLIP reads SDXL latents of {channels} channels and at least {self.size} x {self.size}, "
                 f"found {tuple(x.shape[1:])}"
             )
+        if cond.pooled is None:
+            raise ValueError("Latent-CLIP reads SDXL latents, found those of SD")
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         ids = self.tokenizer(list(prompts)).to(self.clip.logit_scale.device)
