@@ -56,22 +56,22 @@ def find_folder(checkpoint: str | Path | None, source: str) -> Path:
     Raises:
         FileNotFoundError: neither is there; the message says how to get it.
     """
-    if checkpoint is not None:
-        if not any(Path(checkpoint).glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"checkpoint {checkpoint}: no .safetensors files: download {source} ('hf download {source}') and give "
-                "its folder"
-            )
-        return Path(checkpoint)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"]))
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+        folder = Path(checkpoint or snapshot_download(source, allow_patterns=wanted))
     except OSError as error:
         raise FileNotFoundError(
             f"{source} is not in the local cache and cannot be fetched ({type(error).__name__}): download it "
             f"('hf download {source}') or give checkpoint=, its folder"
         ) from None
+    if not any(folder.glob("*.safetensors")):  # offline, what is left of a broken download is given as it is
+        raise FileNotFoundError(
+            f"checkpoint {folder}: no .safetensors files: download {source} ('hf download {source}') and give its "
+            "folder"
+        )
+    return folder
 
 
 def _fetch_hub(repo: str, filename: str) -> Path:

@@ -70,7 +70,15 @@ class Conversation(nn.Module):
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
 
     def inputs(self, images: Tensor, questions: Sequence[str]) -> Any:
-        """Model inputs for pictures (B, 3, H, W) in [0, 1] with one question each, up to where the answer begins."""
+        """Model inputs for pictures (B, 3, H, W) in [0, 1] with one question each, up to where the answer begins.
+
+        Raises:
+            ValueError: a question holds the model's own mark for a picture.
+        """
+        mark = getattr(self.processor, "image_token", None)
+        for question in questions:
+            if isinstance(mark, str) and mark in question:
+                raise ValueError(f"scorer {self.name}: {question!r} holds {mark!r}, the model's mark for a picture")
         pictures = [to_pil_image(image.clamp(0, 1).float().cpu()) for image in images]
         messages = [
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoProcessor
 
 from diffusion_align.rewards import load_scorer
-from diffusion_align.rewards.published.vision_language import UnreadableAnswerError, read_score
+from diffusion_align.rewards.published.vision_language import Conversation, UnreadableAnswerError, read_score
 from diffusion_align.rewards.watched import ScorerError, WatchedScorer
-from tests.rewards.vision_language_models import Llava, Qwen
+from tests.rewards.vision_language_models import Llava, Qwen, chat
 
 PROMPTS = ["a red star", "two small blue rings on a dark background", "a cat"]
 
@@ -62,6 +62,17 @@ def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mute" / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="LlavaProcessor has no chat template: give chat_template=, a Jinja file"):
         load_scorer("vqascore", str(tmp_path / "mute"))
+    (tmp_path / "chat.jinja").write_text(chat("<image>"))
+    judge = load_scorer("vqascore", str(tmp_path / "mute"), chat_template=str(tmp_path / "chat.jinja"))
+    assert 0 < judge.score(pictures(), PROMPTS).reward.max() < 1
+    with pytest.raises(ValueError, match="holds '<image>', the model's mark for a picture"):
+        judge.score(pictures(), ["an <image> of a cat", "a", "b"])
+    whole = judge.conversation.model
+    whole.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration is an encoder with a decoder"):
+        Conversation("vqascore", whole, judge.conversation.processor)
+    with pytest.raises(ValueError, match="CLIPImageProcessor does not read pictures and text"):
+        Conversation("vqascore", whole, judge.conversation.processor.image_processor)
     with pytest.raises(FileNotFoundError, match=r"nobody/nothing is not in the local cache .*hf download"):
         load_scorer("vqascore", "nobody/nothing")
 
