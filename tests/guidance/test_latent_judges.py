@@ -210,6 +210,7 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(name: str, read: Any, request
         judge.check(torch.zeros(1, 16, 8, 8), NOTHING)
 
 
+@pytest.mark.slow
 def test_lrm_refuses_the_other_models_latents(lrm_folder: Path, sd_lrm_folder: Path) -> None:
     latents, pooled = torch.zeros(3, 4, 8, 8), Conditioning(torch.zeros(3, 1, 1), torch.zeros(3, 1))
     load_lrm(lrm_folder).check(latents, pooled)
@@ -253,6 +254,7 @@ def stage_widths(unet: dict[str, Any], embeds: int) -> list[int]:
     return [states.shape[1] for states in stages]
 
 
+@pytest.mark.slow
 def test_the_stages_of_sd_have_4800_channels() -> None:
     widths = stage_widths({"cross_attention_dim": 768, "sample_size": 64}, 768)
     assert widths == [320, 640, 1280, 1280, 1280]
