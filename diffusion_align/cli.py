@@ -13,16 +13,18 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, evaluate, scorers, train
+from .commands import cache, scorers, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
+    EvaluateGuidanceOptions,
     ExportOptions,
     GenerateOptions,
+    RelabelOptions,
     ScoreOptions,
     ServeScorerOptions,
 )
-from .commands.parsing import parse_options, unknown
+from .commands.parsing import parse_options, parse_second, unknown
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,15 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             partial(parse_options, AnnotateOptions, "annotate", bare="--prompts"),
             "annotate",
         ),
+        "data": Command(
+            "label existing pairs by a scorer: data relabel",
+            parse_second(RelabelOptions, "data", "relabel", "label existing pairs by a scorer", bare="--source"),
+            "relabel",
+        ),
         "evaluate": Command(
-            "compare ways to guide at equal cost: evaluate guidance", evaluate.parse, "evaluate_guidance"
+            "compare ways to guide at equal cost: evaluate guidance",
+            parse_second(EvaluateGuidanceOptions, "evaluate", "guidance", "ways to guide at equal cost"),
+            "evaluate_guidance",
         ),
         "cache": Command("encode a training set's images and captions once", cache.parse, "cache"),
     }

@@ -20,6 +20,7 @@ from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
 from diffusion_align.pictures import decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.rewards.relabelling import label
 from diffusion_align.sampling.sampler import generate, to_uint8
 
 from .opening import open_model
@@ -217,13 +218,6 @@ def pair_row(
     for i, picture in enumerate((first, second)):
         row |= {f"score_{i}_{name}": value for name, value in scores[number][picture].items()}
     return row
-
-
-def label(gap: float, margin: float) -> float:
-    """1 if the first is better, 0 if the second, 0.5 within ``margin``."""
-    if abs(gap) <= margin:
-        return 0.5
-    return float(gap > 0)
 
 
 def run(options: AnnotateOptions) -> int:

@@ -22,7 +22,7 @@ class Options:
             ValueError: they do not; the message names the flags.
         """
         for name in self.counts:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
 
 
@@ -192,6 +192,48 @@ class ScoreOptions(Options):
         super().check()
         if not self.out.endswith((".parquet", ".jsonl")):
             raise ValueError(f"--out {self.out}: expected a .parquet or .jsonl file")
+
+
+@dataclass(frozen=True)
+class RelabelOptions(Options):
+    """Label existing pairs by a scorer, once, and keep them: the official Diffusion-DPO code's choice model."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size", "shard_size", "max_pairs")
+
+    source: str
+    """Pairs: shipped or hub data set, parquet file or folder, or a folder with metadata.jsonl or metadata.csv (the flag
+    may be left out if it comes first)."""
+    scorer: str
+    """Name (docs/rewards.md), folder of a trained scorer, or address of a served one."""
+    out: str
+    """Folder for the labelled pairs; give it as --dataset. A run that died goes on there."""
+    checkpoint: str | None = None
+    """Weights file or folder of the scorer instead of the published ones."""
+    split: str = "train"
+    """Split of the data set."""
+    streaming: bool = False
+    """Read the data set as a stream, for what does not fit the disk."""
+    tie_margin: float = 0.0
+    """Pairs whose scores differ by this or less are ties, in the scorer's own unit (the run says how large margins
+    are)."""
+    max_pairs: int | None = None
+    """Label only this many pairs, drawn at random (of a stream the first)."""
+    seed: int = 0
+    """What they are drawn with."""
+    max_corrupt: int = 100
+    """How many pairs whose images cannot be decoded are left out and reported before the run stops."""
+    batch_size: int = 16
+    """Pairs scored at once."""
+    shard_size: int = 1000
+    """Pairs of a file; a run that died repeats one file at most."""
+    device: str = "auto"
+    """cuda, mps, cpu; auto takes a GPU where there is one."""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("tie_margin", "max_corrupt"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

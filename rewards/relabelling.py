@@ -1,0 +1,254 @@
+"""New labels for existing pairs: a scorer's verdicts in place of the old ones, written as a data set.
+
+The official Diffusion-DPO code asks its choice model at every visit of a pair (``--choice_model``); here it is asked
+once. Rows are scored and written shard by shard, so that a run that died goes on with the shard it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_align.data.loader import Corruption
+from diffusion_align.data.pairs import image_bytes, preference, row_key
+from diffusion_align.data.tables import Selection, Source, open_source
+from diffusion_align.pictures import CorruptImageError, decoded_picture
+
+from .protocol import RewardScorer
+
+#: Columns that say who is better, or what is: they are written anew.
+VERDICTS = (
+    "jpg_0", "jpg_1", "chosen", "rejected", "caption", "label_0", "label_1", "has_label", "preference",
+    "original_label_0", "score_0", "score_1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """What is to be labelled, and how.
+
+    Attributes:
+        source, split, streaming: as for ``load_pairs``.
+        scorer: name of the judge, for the record.
+        tie_margin: scores this near or nearer are a tie, in the scorer's own unit.
+        limit, seed: label this many pairs only, drawn at random (of a stream the first).
+        shard_size: rows of a file.
+    """
+
+    source: str
+    split: str
+    scorer: str
+    tie_margin: float = 0.0
+    streaming: bool = False
+    limit: int | None = None
+    seed: int = 0
+    shard_size: int = 1000
+
+
+def relabel(
+    task: Relabelling,
+    scorer: RewardScorer,
+    out: str | Path,
+    *,
+    batch_size: int = 32,
+    max_corrupt: int = 100,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
+    """Write the pairs of ``task.source`` with ``scorer``'s labels to ``out``/SPLIT-00000.parquet and so on.
+
+    The columns are Pick-a-Pic's; ``score_0`` and ``score_1`` are what the scorer said, ``original_label_0`` is what the
+    label was (none where there was none), other columns stay. Ties and rows without a label get one, too. A pair with a
+    picture that cannot be decoded is left out and named in ``unreadable.jsonl``.
+
+    Args:
+        batch_size: pairs scored at once.
+        max_corrupt: pairs left out before it is too many.
+
+    Returns:
+        What ``summary`` says of all shards, and "unreadable" pairs.
+
+    Raises:
+        ValueError: the scorer needs more than a picture and its prompt or says what is not a number, more than
+            ``max_corrupt`` pairs cannot be decoded, or ``out`` was begun with other settings.
+        FileNotFoundError, OSError: as ``load_pairs``.
+    """
+    if scorer.needs:
+        needs = ", ".join(sorted(scorer.needs))
+        raise ValueError(f"scorer {task.scorer} needs {needs}: it cannot label pairs of pictures with a prompt")
+    out, table = Path(out), open_source(task.source, task.split, task.streaming)
+    _begin(out / "labels.json", task)
+    corruption = Corruption(max_corrupt)
+    for line in _lines(out / "unreadable.jsonl"):
+        corruption.messages[line["row"]] = line["error"]
+    for number, rows in _shards(table, task):
+        path = out / f"{task.split}-{number:05d}.parquet"
+        if not path.is_file():
+            written = [*_labelled(rows, table, scorer, task, batch_size, corruption, out / "unreadable.jsonl")]
+            if written:
+                _write(written, table, path)
+            progress(f"{path}: {len(written)} pairs")
+    found = summary(sorted(out.glob(f"{task.split}-*.parquet"))) | {"unreadable": len(corruption.messages)}
+    if not found["pairs"]:
+        raise ValueError(
+            f"{table.name}: no pair of it can be decoded, e.g. {next(iter(corruption.messages.values()), '')}"
+        )
+    _replace(out / "labels.json", json.dumps({"task": asdict(task), "labels": found}, indent=1).encode())
+    return found
+
+
+def label(gap: float, margin: float) -> float:
+    """1 if the first is better, 0 if the second, 0.5 within ``margin``."""
+    if abs(gap) <= margin:
+        return 0.5
+    return float(gap > 0)
+
+
+def summary(files: Sequence[Path]) -> dict[str, float]:
+    """What became of the labels: pairs, ties, agreeing, flipped (both decisive), decided (no verdict before), undecided
+    (a tie now), and the 10%, 50% and 90% quantiles of the margins |score_0 - score_1|."""
+    import pyarrow.parquet
+
+    columns = ["label_0", "original_label_0", "score_0", "score_1"]
+    read = [pyarrow.parquet.read_table(file, columns=columns).to_pydict() for file in files]
+    now, before, first, second = (
+        np.array([value for part in read for value in part[name]], dtype=np.float64) for name in columns
+    )
+    had, has = ~np.isnan(before) & (before != 0.5), now != 0.5
+    same = (before > 0.5) == (now > 0.5)
+    found: dict[str, float] = {
+        "pairs": len(now),
+        "ties": int((~has).sum()),
+        "agreeing": int((had & has & same).sum()),
+        "flipped": int((had & has & ~same).sum()),
+        "decided": int((~had & has).sum()),
+        "undecided": int((had & ~has).sum()),
+    }
+    if len(now):
+        low, middle, high = np.quantile(np.abs(first - second), [0.1, 0.5, 0.9]).tolist()
+        found |= {"margin_10": low, "margin_50": middle, "margin_90": high}
+    return found
+
+
+def _begin(record: Path, task: Relabelling) -> None:
+    """Write down what the folder is for.
+
+    Raises:
+        ValueError: it is for something else.
+    """
+    record.parent.mkdir(parents=True, exist_ok=True)
+    if not record.is_file():
+        _replace(record, json.dumps({"task": asdict(task)}, indent=1).encode())
+    elif (begun := json.loads(record.read_text())["task"]) != asdict(task):
+        differing = ", ".join(name for name, value in asdict(task).items() if begun.get(name) != value)
+        raise ValueError(f"{record.parent} was begun with another {differing}: delete it, or give another folder")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that a run which died may have left with a torn last line."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _shards(table: Source, task: Relabelling) -> Iterator[tuple[int, Iterable[tuple[int, Mapping[str, Any]]]]]:
+    """Files to be, each with the rows in it and their numbers in the table; of a table, rows are read when used."""
+    size = task.shard_size
+    if task.streaming:
+        rows, number = enumerate(islice(table.table, task.limit)), 0
+        while chunk := list(islice(rows, size)):
+            yield number, chunk
+            number += 1
+        return
+    taken = Selection(task.limit, task.seed).of(range(len(table.table)))
+    for number, start in enumerate(range(0, len(taken), size)):
+        yield number, ((row, table.table[row]) for row in taken[start : start + size])
+
+
+def _labelled(
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    table: Source,
+    scorer: RewardScorer,
+    task: Relabelling,
+    batch_size: int,
+    corruption: Corruption,
+    unreadable: Path,
+) -> Iterator[dict[str, Any]]:
+    """New rows, scored ``batch_size`` pairs at a time."""
+    readable = _readable(rows, table, corruption, unreadable)
+    while batch := list(islice(readable, batch_size)):
+        pictures = [pair[side] for side in range(2) for _, _, pair in batch]
+        with torch.no_grad():
+            reward = scorer.score(pictures, [row["caption"] for row, _, _ in batch] * 2).reward
+        scores = reward.double().cpu().view(2, -1).T.tolist()
+        for (row, where, _), pair in zip(batch, scores, strict=True):
+            if not all(np.isfinite(pair)):
+                raise ValueError(f"{where}: scorer {task.scorer} gives {pair}: expected finite numbers")
+            gap = (pair[0] - pair[1]) * (1 if scorer.higher_is_better else -1)
+            verdict = label(gap, task.tie_margin)
+            new = {
+                "label_0": verdict,
+                "label_1": 1 - verdict,
+                "has_label": True,
+                "score_0": pair[0],
+                "score_1": pair[1],
+            }
+            if {"image_0_uid", "image_1_uid", "best_image_uid"} <= row.keys():
+                new["best_image_uid"] = {1.0: row["image_0_uid"], 0.0: row["image_1_uid"]}.get(verdict, "none")
+            yield row | new
+
+
+def _readable(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], table: Source, corruption: Corruption, unreadable: Path
+) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
+    """Rows in Pick-a-Pic's columns, what messages call them, and their pictures; others are noted and left out."""
+    for index, row in rows:
+        where = f"{table.name}, row {index}"
+        if not isinstance(row["caption"], str):
+            raise ValueError(f"{where}: caption = {row['caption']!r} is wrong: expected text")
+        value = preference(dict(row), where)
+        if value is not None and "label_0" in row:
+            value = float(row["label_0"])
+        names = ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected")
+        contents = [image_bytes(row[name], table, f"{where}, column {name}") for name in names]
+        try:
+            pictures = [decoded_picture(content, where) for content in contents]
+        except CorruptImageError as error:
+            if row_key(index) not in corruption.messages:
+                with unreadable.open("a") as file:
+                    file.write(json.dumps({"row": row_key(index), "error": str(error)}) + "\n")
+            corruption.note(row_key(index), error)
+            continue
+        kept = {name: value for name, value in row.items() if name not in VERDICTS}
+        original = row.get("original_label_0", value)
+        new = {"jpg_0": contents[0], "jpg_1": contents[1], "caption": row["caption"], "original_label_0": original}
+        yield kept | new, where, pictures
+
+
+def _write(rows: Sequence[Mapping[str, Any]], table: Source, path: Path) -> None:
+    """One file, at once. Types are those of the table, so that all shards have the same."""
+    from datasets import Dataset, Features, Value
+
+    own = {"jpg_0": Value("binary"), "jpg_1": Value("binary"), "caption": Value("string"), "has_label": Value("bool")}
+    own |= {name: Value("float64") for name in ("label_0", "label_1", "original_label_0", "score_0", "score_1")}
+    known, features = table.table.features, None
+    if known is not None:
+        features = Features({name: own.get(name) or known[name] for name in rows[0]})
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    partial = path.with_name(f".{path.name}.partial")
+    Dataset.from_dict(columns, features=features).to_parquet(partial)
+    os.replace(partial, path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file at once."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
