@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusion_align.training.engine.loop import TrainResult
     from diffusion_align.training.evaluators.config import EvaluatorConfig
     from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
-    from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+    from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
     from diffusion_align.training.policy.config import TrainConfig
     from diffusion_align.training.run import train
     from diffusion_align.training.scorers.config import RewardConfig
@@ -58,6 +58,7 @@ _HOMES = {
     "RewardConfig": "training.scorers.config",
     "RewardOutput": "rewards",
     "RewardScorer": "rewards",
+    "SFTConfig": "training.pairs.config",
     "Samples": "sampling.batch_run",
     "SamplingOptions": "sampling.control",
     "SamplingSettings": "evaluation.compare",
@@ -107,6 +108,7 @@ __all__ = [
     "RewardConfig",
     "RewardOutput",
     "RewardScorer",
+    "SFTConfig",
     "Samples",
     "SamplingOptions",
     "SamplingSettings",

@@ -4,7 +4,7 @@ from .cache import CachedPairs, CacheError, build_cache, fingerprint
 from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from .draws import FixedDraws
 from .loader import ExampleLoader, PairLoader, PixelExamples, StreamLoader
-from .pairs import PairDataset, StreamedPairs, load_pairs
+from .pairs import PairDataset, StreamedPairs, load_pairs, load_pictures
 from .prompts import load_prompts
 from .ratings import RatingBatch, RatingExamples, Ratings, collate_ratings
 from .transforms import PairTransform, make_buckets
@@ -35,6 +35,7 @@ __all__ = [
     "collate_ratings",
     "fingerprint",
     "load_pairs",
+    "load_pictures",
     "load_prompts",
     "make_buckets",
 ]

@@ -119,7 +119,7 @@ def build_cache(
         "corrupt": corrupt,
     }
     _write_json(folder / MANIFEST, record)
-    return CachedPairs(folder, mark, dropped)
+    return CachedPairs(folder, mark, dropped, pictures=min([2, *(len(pair["images"]) for pair in pairs)]))
 
 
 class CachedPairs:
@@ -131,13 +131,17 @@ class CachedPairs:
 
     Args:
         dropped: what stands in the place of a dropped caption; None is the pipeline's null prompt.
+        pictures: how many images an example has: both of a pair, or 1, the chosen one. A cache of single pictures has
+            no pairs; single pictures are also read from one of pairs.
 
     Attributes:
         contents: hash of all that examples are made of: model, transform, pairs and, by their shards, every value.
     """
 
-    def __init__(self, folder: str | Path, expected: str | None = None, dropped: str | None = None) -> None:
-        self.folder, self.dropped = Path(folder), dropped
+    def __init__(
+        self, folder: str | Path, expected: str | None = None, dropped: str | None = None, pictures: int = 2
+    ) -> None:
+        self.folder, self.dropped, self.pictures = Path(folder), dropped, pictures
         try:
             record = json.loads((self.folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -150,6 +154,8 @@ class CachedPairs:
                 "settings: build it again in another folder"
             )
         self.pairs: list[dict[str, Any]] = record["pairs"]
+        if any(len(pair["images"]) < pictures for pair in self.pairs):
+            raise CacheError(f"cache {self.folder} holds single pictures (of train sft), no pairs: give another folder")
         self.captions: list[str | None] = record["captions"]
         self.transform = PairTransform(**record["transform"] | {"buckets": _tuples(record["transform"]["buckets"])})
         self._rows = {caption: i for i, caption in enumerate(self.captions)}
@@ -182,9 +188,10 @@ class CachedPairs:
         """Pair ``index`` with posterior (mean, std each (2, C, h, w) float16) and prompt embeddings."""
         pair = self.pairs[index]
         flip = self.transform.draw(seed)[2]
-        parts = [self._image(name, flip) for name in pair["images"]]
+        parts = [self._image(name, flip) for name in pair["images"][: self.pictures]]
         posterior = (torch.stack([mean for mean, _ in parts]), torch.stack([std for _, std in parts]))
-        size_ids = torch.tensor(pair["size_ids_flipped" if flip else "size_ids"], dtype=torch.float32)
+        sizes = pair["size_ids_flipped" if flip else "size_ids"][: self.pictures]
+        size_ids = torch.tensor(sizes, dtype=torch.float32)
         caption = self.dropped if drop_caption else pair["caption"]
         return Example(
             caption,
@@ -237,7 +244,7 @@ def _index(dataset: PairDataset, transform: PairTransform) -> tuple[list[dict[st
             continue
         target = transform.target(sides[0].size)
         names, ids, flipped = [], [], []
-        for side, (content, image) in enumerate(zip((record.chosen, record.rejected), sides, strict=True)):
+        for side, (content, image) in enumerate(zip(record.contents().values(), sides, strict=True)):
             name = hashlib.sha256(content + repr(target).encode()).hexdigest()[:32]
             images.setdefault(name, (index, side, target))
             names.append(name)

@@ -69,8 +69,7 @@ class PixelExamples:
         sizes = []
         for index in range(len(self)):
             try:
-                chosen, _ = self.dataset[index].images()
-                sizes.append(self.transform.target(chosen.size))
+                sizes.append(self.transform.target(self.dataset[index].images()[0].size))
             except CorruptImageError:  # the loader replaces and counts it when its turn comes
                 sizes.append(self.transform.buckets[0])
         return sizes

@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from .tables import Selection, Source, open_source
+from .tables import PICTURE_LAYOUTS, Selection, Source, open_source
 from .types import PairRecord
 
 
@@ -44,20 +44,50 @@ def load_pairs(
     return StreamedPairs(table, keep_ties, limit) if streaming else PairDataset(table, keep_ties, limit, seed)
 
 
+def load_pictures(
+    source: str | Path,
+    split: str = "train",
+    *,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> PairDataset | StreamedPairs:
+    """Open pictures with captions: records without a rejected image.
+
+    Args:
+        source: as for ``load_pairs``, whose chosen images are taken (of a tie none is), or a table or folder of any of
+            these kinds with columns image, caption and, optionally, weight.
+        split, streaming, limit, seed: as for ``load_pairs``.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as ``load_pairs``.
+    """
+    table = open_source(source, split, streaming, PICTURE_LAYOUTS)
+    if streaming:
+        return StreamedPairs(table, limit=limit, chosen_only=True)
+    return PairDataset(table, limit=limit, seed=seed, chosen_only=True)
+
+
 class PairDataset:
     """Pairs with random access; decisive rows only unless ties are kept.
 
     Args:
         limit, seed: as for ``load_pairs``.
+        chosen_only: rejected images are not read.
 
     Attributes:
         counts: rows of the table, and how many were left out and why.
     """
 
     def __init__(
-        self, source: Source, keep_ties: bool = False, limit: int | None = None, seed: int | None = None
+        self,
+        source: Source,
+        keep_ties: bool = False,
+        limit: int | None = None,
+        seed: int | None = None,
+        chosen_only: bool = False,
     ) -> None:
-        self.source = source
+        self.source, self.chosen_only = source, chosen_only
         names = [c for c in ("label_0", "label_1", "has_label", "preference") if c in source.columns]
         rows: list[dict[str, Any]] = source.table.select_columns(names).to_list() if names else []
         total = len(source.table)
@@ -87,7 +117,7 @@ class PairDataset:
             FileNotFoundError: an image file of an image folder is missing.
         """
         row = self.rows[index]
-        return to_record(self.source.table[row], self.source, row)
+        return to_record(self.source.table[row], self.source, row, self.chosen_only)
 
     def key(self, index: int) -> str:
         """What messages call pair ``index``; its record's ``key``, without reading it."""
@@ -105,8 +135,10 @@ class StreamedPairs:
     The number in a pair's key is its place in this process's stream.
     """
 
-    def __init__(self, source: Source, keep_ties: bool = False, limit: int | None = None) -> None:
-        self.source, self.keep_ties, self.limit = source, keep_ties, limit
+    def __init__(
+        self, source: Source, keep_ties: bool = False, limit: int | None = None, chosen_only: bool = False
+    ) -> None:
+        self.source, self.keep_ties, self.limit, self.chosen_only = source, keep_ties, limit, chosen_only
 
     def shard(self, rank: int, world_size: int) -> StreamedPairs:
         """This process's rows: no two processes get the same row."""
@@ -117,7 +149,7 @@ class StreamedPairs:
         table = split_dataset_by_node(self.source.table, rank, world_size)
         source = replace(self.source, table=table)
         limit = None if self.limit is None else -(-self.limit // world_size)
-        return StreamedPairs(source, self.keep_ties, limit)
+        return StreamedPairs(source, self.keep_ties, limit, self.chosen_only)
 
     def in_random_files(self, seed: int) -> StreamedPairs:
         """The same pairs with the files of the stream in random order, one at a time, and others in each epoch.
@@ -130,7 +162,7 @@ class StreamedPairs:
         # Newer versions of datasets read ten files at once, and then wait five seconds at the end of each epoch.
         single = {"max_buffer_input_shards": 1} if "max_buffer_input_shards" in signature(shuffle).parameters else {}
         table = shuffle(seed=seed, buffer_size=1, **single)  # a buffer of one row moves files only
-        return StreamedPairs(replace(self.source, table=table), self.keep_ties)
+        return StreamedPairs(replace(self.source, table=table), self.keep_ties, chosen_only=self.chosen_only)
 
     def epoch(self, number: int) -> Iterator[PairRecord]:
         """The pairs in the order of epoch ``number``."""
@@ -147,7 +179,7 @@ class StreamedPairs:
             if value is None or (value == 0.5 and not self.keep_ties):
                 continue
             used += 1
-            yield to_record(row, self.source, index)
+            yield to_record(row, self.source, index, self.chosen_only)
 
 
 def preference(row: dict[str, Any], where: str) -> float | None:
@@ -179,21 +211,23 @@ def preference(row: dict[str, Any], where: str) -> float | None:
     return 0.5 if value == 0.5 else 1.0
 
 
-def to_record(row: dict[str, Any], source: Source, index: int) -> PairRecord:
-    """The pair of one row, the preferred image as ``chosen``."""
+def to_record(row: dict[str, Any], source: Source, index: int, chosen_only: bool = False) -> PairRecord:
+    """The pair of one row, the preferred image as ``chosen``; the only image of a row is that, too."""
     where = f"{source.name}, row {index}"
     value = preference(row, where)
     assert value is not None
+    names: tuple[str, ...] = ("chosen", "rejected") if "chosen" in row else ("image",)
     if "label_0" in row:
         names = ("jpg_1", "jpg_0") if row["label_0"] == 0 else ("jpg_0", "jpg_1")
-    else:
-        names = ("chosen", "rejected")
+    if chosen_only and value < 0.5:
+        names = names[::-1]
     if not isinstance(row["caption"], str):
         raise ValueError(f"{where}: caption = {row['caption']!r} is wrong: expected text")
     weight = row.get("weight")
     if weight is not None and (isinstance(weight, str) or not weight >= 0):
         raise ValueError(f"{where}: weight = {weight!r} is wrong: expected a number of at least 0")
-    chosen, rejected = (image_bytes(row[name], source, f"{where}, column {name}") for name in names)
+    images = [image_bytes(row[name], source, f"{where}, column {name}") for name in names[: 1 if chosen_only else 2]]
+    chosen, rejected = images[0], images[1] if len(images) == 2 else None
     return PairRecord(chosen, rejected, row["caption"], value, 1.0 if weight is None else float(weight), row_key(index))
 
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .pairs import StreamedPairs, load_pairs
+from .pairs import PairDataset
+from .tables import PICTURE_LAYOUTS, open_source
 
 #: Column names that hold the prompt in tables, in order of preference.
 COLUMNS = ("prompt", "caption", "text")
@@ -82,14 +83,12 @@ _READERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet
 
 
 def training_prompts(dataset: str, split: str) -> list[str]:
-    """Prompts of a file, or the captions of a data set of pairs.
+    """Prompts of a file, or the captions of a data set of pairs or pictures.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as ``load_prompts`` and ``load_pairs``; a stream has no list of prompts.
+        FileNotFoundError, OSError, ValueError: as ``load_prompts`` and ``load_pictures``.
     """
     if Path(dataset).suffix in (".txt", ".csv", ".jsonl") or Path(dataset).is_file():
         return load_prompts(dataset)
-    pairs = load_pairs(dataset, split, keep_ties=True)
-    if isinstance(pairs, StreamedPairs):
-        raise ValueError(f"dataset {dataset!r}: prompts cannot be taken from a stream; give a file of prompts")
+    pairs = PairDataset(open_source(dataset, split, False, PICTURE_LAYOUTS), keep_ties=True)
     return list(dict.fromkeys(pairs.captions()))

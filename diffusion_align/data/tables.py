@@ -16,7 +16,12 @@ from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 #: Columns every source of a layout must have.
 PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
 FOLDER_COLUMNS = ("chosen", "rejected", "caption")
+PICTURE_COLUMNS = ("image", "caption")
 PAIR_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"Pick-a-Pic's ": PICKAPIC_COLUMNS, "": FOLDER_COLUMNS})
+#: What single pictures are read from: the chosen ones of pairs, or pictures with captions.
+PICTURE_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"single pictures' ": PICTURE_COLUMNS, **PAIR_LAYOUTS}
+)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class PairTransform:
     interpolation: Interpolation = "lanczos"
 
     def __call__(self, images: Sequence[Image.Image], seed: int) -> tuple[Tensor, Tensor]:
-        """Pixels (2, 3, H, W) float32 in [-1, 1] and size ids (2, 6) float32 of one pair."""
+        """Pixels (K, 3, H, W) float32 in [-1, 1] and size ids (K, 6) float32 of the K images of one pair."""
         down, right, flip = self.draw(seed)
         size = self.target(images[0].size)
         parts = [self.crop(image, size, down, right, flip) for image in images]

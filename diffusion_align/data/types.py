@@ -18,10 +18,10 @@ __all__ = ["CorruptImageError", "Example", "PairBatch", "PairRecord", "collate",
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One preference pair as stored.
+    """One preference pair, or one picture with a caption, as stored.
 
     Attributes:
-        chosen, rejected: encoded images (JPEG, PNG, WebP bytes).
+        chosen, rejected: encoded images (JPEG, PNG, WebP bytes); rejected is None of a single picture.
         caption: the prompt both were made for.
         preference: P(chosen is preferred): 1, or 0.5 for a tie, or a soft label in [0, 1].
         weight: factor of the pair's loss.
@@ -29,28 +29,30 @@ class PairRecord:
     """
 
     chosen: bytes
-    rejected: bytes
+    rejected: bytes | None
     caption: str
     preference: float = 1.0
     weight: float = 1.0
     key: str = ""
 
-    def images(self) -> tuple[Image.Image, Image.Image]:
-        """Both images, RGB.
+    def contents(self) -> dict[str, bytes]:
+        """The encoded images by what messages call them, chosen first."""
+        return {"chosen": self.chosen} | ({} if self.rejected is None else {"rejected": self.rejected})
+
+    def images(self) -> tuple[Image.Image, ...]:
+        """Both images, RGB, or the single one.
 
         Raises:
             CorruptImageError: one cannot be decoded.
         """
-        return self._decode("chosen"), self._decode("rejected")
-
-    def _decode(self, side: str) -> Image.Image:
-        content: bytes = getattr(self, side)
-        return decoded_picture(content, f"{self.key}: the {side} image")
+        return tuple(
+            decoded_picture(content, f"{self.key}: the {side} image") for side, content in self.contents().items()
+        )
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs ready for a training step; chosen first wherever there is a leading 2.
+    """B pairs ready for a training step; chosen first wherever there is a leading 2, which is 1 of single pictures.
 
     Attributes:
         captions: where the caption was dropped, None for the pipeline's null prompt, or "".

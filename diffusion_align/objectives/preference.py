@@ -7,8 +7,9 @@ u = r_w - r_l. Every function returns the loss of each pair, (B,) float32; names
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,8 @@ class PreferenceLoss:
         label_smoothing, soft_labels: whether it takes the option of that name.
         needs_reference: whether it reads the reference's errors.
         shift: whether rewards are compared with their mean, which is better known over many batches than in one.
+        compares: whether it looks at both pictures of a pair.
+        across_batch: whether a pair's loss depends on where it stands among the other pairs of the batch.
     """
 
     function: Callable[..., Tensor]
@@ -36,20 +39,23 @@ class PreferenceLoss:
     soft_labels: bool = False
     needs_reference: bool = True
     shift: bool = False
+    compares: bool = True
+    across_batch: bool = False
 
 
 #: By name; filled by ``pair_loss``.
 PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {}
 
 
-def pair_loss(
-    *, label_smoothing: bool = False, soft_labels: bool = False, needs_reference: bool = True, shift: bool = False
-) -> Callable[[F], F]:
-    """Register a function as the ``loss_type`` of its name; the settings' choices and the tests follow."""
+def pair_loss(**facts: bool) -> Callable[[F], F]:
+    """Register a function as the ``loss_type`` of its name; the settings' choices and the tests follow.
+
+    Args:
+        facts: fields of :class:`PreferenceLoss`.
+    """
 
     def register(function: F) -> F:
-        loss = PreferenceLoss(function, label_smoothing, soft_labels, needs_reference, shift)
-        PREFERENCE_LOSSES[function.__name__] = loss
+        PREFERENCE_LOSSES[function.__name__] = PreferenceLoss(function, **facts)
         return function
 
     return register
@@ -182,8 +188,75 @@ def mapo(stats: PairStats, beta: float, k: float = 0.5, num_timesteps: int = 100
     return stats.chosen - beta * logsigmoid(num_timesteps * (g_w - g_l))
 
 
+@pair_loss(label_smoothing=True, across_batch=True)
+def aot(stats: PairStats, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-log sig(b (D_(i) - F_(i))) (AOT for pairs, 2406.05882): sorted margins of the policy, D = e_l - e_w, against
+    sorted margins of the reference, F, so that the policy's margins are larger as a distribution, not pair by pair.
+
+    The loss of rank i belongs to the pair whose D has that rank. A single pair leaves ``sigmoid``.
+    """
+    assert stats.ref_chosen is not None
+    assert stats.ref_rejected is not None
+    ranked, order = (stats.rejected - stats.chosen).sort()
+    reference = (stats.ref_rejected - stats.ref_chosen).sort().values
+    return _stochastic_dominance(0.5 * beta * (ranked - reference), label_smoothing)[order.argsort()]
+
+
+@pair_loss(label_smoothing=True, across_batch=True)
+def aot_unpaired(stats: PairStats, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-log sig(r_w(i) - r_l(i)) (AOT without pairs, 2406.05882): sorted rewards of chosen images against sorted rewards
+    of rejected ones.
+
+    The loss of rank i belongs to the pair whose chosen image has that rank. A single pair leaves ``sigmoid``.
+    """
+    r_w, r_l = rewards(stats, beta)
+    ranked, order = r_w.sort()
+    return _stochastic_dominance(ranked - r_l.sort().values, label_smoothing)[order.argsort()]
+
+
+def _stochastic_dominance(difference: Tensor, label_smoothing: float) -> Tensor:
+    """-(1 - eps) log sig(d) - eps log sig(-d) of differences of quantiles, (B,)."""
+    return -(1 - label_smoothing) * logsigmoid(difference) - label_smoothing * logsigmoid(-difference)
+
+
+@pair_loss(needs_reference=False, compares=False)
+def sft(stats: PairStats, beta: float) -> Tensor:
+    """e_w: denoising of the chosen image alone, without ``beta``; one of several losses (as in MPO, 2411.10442)."""
+    return stats.chosen
+
+
+def check_losses(loss_types: Sequence[str], loss_weights: Sequence[float] | None = None) -> None:
+    """Whether losses can be added up.
+
+    Raises:
+        ValueError: there is none, one is unknown or named twice, weights are not one for each and positive, or losses
+            with and without a reference, whose ``beta`` are different things, are mixed.
+    """
+    if not loss_types:
+        raise ValueError("loss_type is empty: expected at least one loss")
+    for name in loss_types:
+        if name not in PREFERENCE_LOSSES:
+            near = difflib.get_close_matches(name, PREFERENCE_LOSSES, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown loss_type {name!r}{hint} Available: {', '.join(PREFERENCE_LOSSES)}")
+        if loss_types.count(name) > 1:
+            raise ValueError(f"loss_type names {name!r} twice: give it one weight in loss_weights")
+    if loss_weights is not None and len(loss_weights) != len(loss_types):
+        raise ValueError(f"loss_weights has {len(loss_weights)} numbers for {len(loss_types)} losses: one for each")
+    if any(not weight > 0 for weight in loss_weights or ()):
+        raise ValueError(f"loss_weights {list(loss_weights or ())}: expected numbers above 0")
+    free, bound = (
+        [n for n in loss_types if PREFERENCE_LOSSES[n].compares and PREFERENCE_LOSSES[n].needs_reference == needed]
+        for needed in (False, True)
+    )
+    if free and bound:
+        raise ValueError(
+            f"loss_type {free[0]!r} has no reference, so that its beta is not that of {bound[0]!r}: give one of them"
+        )
+
+
 def preference_loss(
-    loss_type: str,
+    loss_type: str | Sequence[str],
     stats: PairStats,
     *,
     beta: float,
@@ -191,53 +264,73 @@ def preference_loss(
     soft_labels: Tensor | None = None,
     sample_weight: Tensor | None = None,
     shift: Tensor | None = None,
+    loss_weights: Sequence[float] | None = None,
 ) -> LossOutput:
     """Mean loss of a batch of pairs, with the metrics everyone plots.
 
     Args:
-        loss_type: a name of ``PREFERENCE_LOSSES``.
+        loss_type: a name of ``PREFERENCE_LOSSES``, or several, which are added up.
         beta: strength of the pull to the reference (about 2000 to 5000 for SD; see ``mapo`` for its own).
         label_smoothing: assumed share of flipped labels, [0, 0.5).
         soft_labels: (B,) probabilities that chosen is preferred; None means 1.
         sample_weight: (B,) factors of the pairs' losses; the mean is over B, not over the weights.
         shift: scalar, the running mean of rewards that ``kto`` and ``bco_pair`` compare with; None: this batch's.
+        loss_weights: a factor for each of several losses; None is 1 for all.
 
     Returns:
         Metrics: ``implicit_accuracy`` (share of u > 0), ``margin`` (mean u), ``error_chosen``, ``error_rejected``,
         ``rewards/chosen``, ``rewards/rejected``, ``chosen_error_up`` (share of pairs whose chosen image the policy
         predicts worse than the reference does). Reference-free losses give the errors and ``implicit_accuracy``, the
-        share of e_w < e_l.
+        share of e_w < e_l. Of several losses each one's mean, unweighted, is ``loss/NAME``.
 
     Raises:
-        ValueError: unknown ``loss_type``; missing reference errors; an option that the loss does not have.
+        ValueError: losses that ``check_losses`` refuses; missing reference errors; an option that the loss does not
+            have (of several losses: every one that compares pictures must have it).
     """
-    if loss_type not in PREFERENCE_LOSSES:
-        near = difflib.get_close_matches(loss_type, PREFERENCE_LOSSES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown loss_type {loss_type!r}{hint} Available: {', '.join(PREFERENCE_LOSSES)}")
-    loss = PREFERENCE_LOSSES[loss_type]
-    if loss.needs_reference and not stats.has_reference:
-        raise ValueError(f"loss_type {loss_type!r} needs reference errors (ref_chosen, ref_rejected)")
-    options: dict[str, Any] = {}
-    if label_smoothing:
-        if not loss.label_smoothing:
-            raise ValueError(f"loss_type {loss_type!r} has no label_smoothing: {_losses_with('label_smoothing')} have")
-        options["label_smoothing"] = label_smoothing
-    if soft_labels is not None:
-        if not loss.soft_labels:
-            raise ValueError(f"loss_type {loss_type!r} takes no soft labels: {_losses_with('soft_labels')} does")
-        options["soft_labels"] = soft_labels
-    if shift is not None:
-        if not loss.shift:
-            raise ValueError(f"loss_type {loss_type!r} takes no shift: {_losses_with('shift')} do")
-        options["shift"] = shift
-    per_sample = loss.function(stats, beta, **options)
+    names = [loss_type] if isinstance(loss_type, str) else list(loss_type)
+    check_losses(names, loss_weights)
+    unmet = [name for name in names if PREFERENCE_LOSSES[name].needs_reference and not stats.has_reference]
+    if unmet:
+        raise ValueError(f"loss_type {unmet[0]!r} needs reference errors (ref_chosen, ref_rejected)")
+    given = {"label_smoothing": label_smoothing or None, "soft_labels": soft_labels, "shift": shift}
+    _check_options(names, given)
+    parts = {name: PREFERENCE_LOSSES[name].function(stats, beta, **_taken(name, given)) for name in names}
+    weights = [1.0] * len(names) if loss_weights is None else loss_weights
+    per_sample = torch.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(dim=0)
     weighted = per_sample if sample_weight is None else per_sample * sample_weight.to(per_sample)
-    return LossOutput(weighted.mean(), per_sample, _metrics(stats, beta))
+    metrics = _metrics(stats, beta)
+    if len(names) > 1:
+        metrics |= {f"loss/{name}": part.detach().mean() for name, part in parts.items()}
+    return LossOutput(weighted.mean(), per_sample, metrics)
 
 
-def _losses_with(option: str) -> str:
-    return ", ".join(name for name, loss in PREFERENCE_LOSSES.items() if getattr(loss, option))
+#: What an error says of a loss without an option, and of those that have it.
+_WITHOUT: Mapping[str, str] = MappingProxyType(
+    {
+        "label_smoothing": "has no label_smoothing: {} have",
+        "soft_labels": "takes no soft labels: {} does",
+        "shift": "takes no shift: {} do",
+    }
+)
+
+
+def _taken(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given and that loss ``name`` has."""
+    return {
+        option: value
+        for option, value in given.items()
+        if value is not None and getattr(PREFERENCE_LOSSES[name], option)
+    }
+
+
+def _check_options(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raises ValueError where an option would be ignored; only some losses know the mean reward (shift)."""
+    for option, value in given.items():
+        without = [name for name in names if not getattr(PREFERENCE_LOSSES[name], option)]
+        bad = [name for name in without if option != "shift" and PREFERENCE_LOSSES[name].compares]
+        if value is not None and (bad or len(without) == len(names)):
+            having = ", ".join(name for name, loss in PREFERENCE_LOSSES.items() if getattr(loss, option))
+            raise ValueError(f"loss_type {[*bad, *without][0]!r} {_WITHOUT[option].format(having)}")
 
 
 @torch.no_grad()

@@ -63,6 +63,9 @@ class Path(Protocol):
     def sensitivity(self, now: Level[Tensor], after: Level[Tensor], eta: float) -> Tensor:
         """(d mean / d eps)^2 / (2 std^2) of the step: how far its log-ratio moves with the network."""
 
+    def with_zero_terminal_snr(self) -> Path:
+        """The path whose last training time is noise alone."""
+
     def time_before(self, t: Tensor, k: int, steps: int) -> Tensor:
         """The time (B,) a share k / steps of the way from the clean image to ``t``."""
 
@@ -150,6 +153,12 @@ class VariancePreserving:
         slope = (after.sigma_sq - variance).clamp(min=0).sqrt()
         slope = slope - (after.alpha_sq * now.sigma_sq / now.alpha_sq).sqrt()
         return slope**2 / (2 * variance)
+
+    def with_zero_terminal_snr(self) -> VariancePreserving:
+        """sqrt(alpha_bar), moved so that the last is 0 and stretched so that the first stays (2305.08891, alg. 1)."""
+        signal = self.alpha_bar.double().sqrt()
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        return VariancePreserving(signal.square().float(), self.output)
 
     def time_before(self, t: Tensor, k: int, steps: int) -> Tensor:
         return t * k // steps

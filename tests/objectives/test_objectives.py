@@ -11,6 +11,8 @@ import torch
 from diffusion_align.objectives import PREFERENCE_LOSSES, PairStats, mse_per_sample, preference_loss
 
 BETA = 2000.0
+#: Losses whose value for a pair is a formula of that pair (and of the batch's mean reward).
+PAIR_BY_PAIR = [name for name, loss in PREFERENCE_LOSSES.items() if not loss.across_batch]
 
 
 def log_sig(x: float) -> float:
@@ -40,6 +42,7 @@ def reference_losses(e_w: float, e_l: float, f_w: float, f_l: float, beta: float
         "apo_zero": 1 - sig(r_w) + sig(r_l),
         "apo_down": sig(r_w) + 1 - sig(u),
         "nca_pair": -log_sig(r_w) - 0.5 * log_sig(-r_w) - 0.5 * log_sig(-r_l),
+        "sft": e_w,
         "mapo": e_w - beta * log_sig(1000 * (g(e_w) - g(e_l))),
     }
 
@@ -56,7 +59,7 @@ def stats_of(errors: np.ndarray, grad: bool = False) -> PairStats:
     return PairStats(*rows)
 
 
-@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+@pytest.mark.parametrize("name", PAIR_BY_PAIR)
 def test_loss_equals_the_published_formula(name: str, errors: np.ndarray) -> None:
     beta = 0.1 if name == "mapo" else BETA
     mean = float(np.mean(beta / 2 * np.concatenate([errors[2] - errors[0], errors[3] - errors[1]])))
@@ -66,7 +69,7 @@ def test_loss_equals_the_published_formula(name: str, errors: np.ndarray) -> Non
     assert result.loss.item() == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+@pytest.mark.parametrize("name", PAIR_BY_PAIR)
 def test_gradient_agrees_with_finite_differences_of_the_formula(name: str, errors: np.ndarray) -> None:
     beta = 0.1 if name == "mapo" else BETA
     stats = stats_of(errors, grad=True)
@@ -81,8 +84,10 @@ def test_gradient_agrees_with_finite_differences_of_the_formula(name: str, error
             above = reference_losses(*column, beta, mean)[name]
             column[i] -= 2 * h
             below = reference_losses(*column, beta, mean)[name]
-            assert tensor.grad is not None
-            assert tensor.grad[j].item() == pytest.approx((above - below) / (2 * h), rel=2e-4, abs=1e-4)
+            grad = (
+                torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            )  # sft does not read the rejected ones
+            assert grad[j].item() == pytest.approx((above - below) / (2 * h), rel=2e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "robust", "ipo", "kto", "bco_pair", "sppo_hard", "exo_pair", "apo_zero"])
@@ -94,6 +99,76 @@ def test_at_the_reference_the_loss_pulls_chosen_down_and_rejected_up(name: str) 
     assert rejected.grad is not None
     assert (chosen.grad > 0).all()
     assert (rejected.grad < 0).all()
+
+
+def trl_aot(errors: np.ndarray, paired: bool, eps: float) -> np.ndarray:
+    """AOT as in TRL's DPOTrainer, line by line, with log-likelihoods -e and TRL's beta = BETA / 2; sorted."""
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps = -errors
+    if paired:
+        logratios = np.sort(chosen_logps - rejected_logps)
+        delta = logratios - np.sort(ref_chosen_logps - ref_rejected_logps)
+    else:
+        delta = np.sort(chosen_logps - ref_chosen_logps) - np.sort(rejected_logps - ref_rejected_logps)
+    x = BETA / 2 * delta
+    return np.array([-log_sig(each) * (1 - eps) - log_sig(-each) * eps for each in x])
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_aot_is_trl_s_and_each_loss_belongs_to_the_pair_of_its_rank(name: str, eps: float, errors: np.ndarray) -> None:
+    paired = name == "aot"
+    result = preference_loss(name, stats_of(errors), beta=BETA, label_smoothing=eps)
+    expected = trl_aot(errors, paired, eps)
+    assert result.loss.item() == pytest.approx(expected.mean(), rel=1e-9)
+    ranks = np.argsort(np.argsort(errors[1] - errors[0] if paired else errors[2] - errors[0]))
+    assert result.per_sample.tolist() == pytest.approx(expected[ranks].tolist(), rel=1e-9)
+    alone = errors[:, :1]
+    one, sigmoid = (
+        preference_loss(each, stats_of(alone), beta=BETA, label_smoothing=eps) for each in (name, "sigmoid")
+    )
+    assert one.loss.item() == pytest.approx(sigmoid.loss.item(), rel=1e-9)
+    assert abs(result.loss.item() - preference_loss("sigmoid", stats_of(errors), beta=BETA).loss.item()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_gradient_of_aot_agrees_with_finite_differences_of_trl_s(name: str, errors: np.ndarray) -> None:
+    stats = stats_of(errors, grad=True)
+    preference_loss(name, stats, beta=BETA).loss.backward()
+    h = 1e-8
+    for i, tensor in ((0, stats.chosen), (1, stats.rejected)):
+        assert tensor.grad is not None
+        for j in range(4):
+            values = []
+            for step in (h, -h):
+                moved = errors.copy()
+                moved[i, j] += step
+                values.append(trl_aot(moved, name == "aot", 0.0).mean())
+            assert tensor.grad[j].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=2e-4, abs=1e-4)
+
+
+def test_several_losses_are_a_weighted_sum(errors: np.ndarray) -> None:
+    """As TRL's list of losses with ``loss_weights`` (MPO)."""
+    names, weights = ["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 3.0]
+    mean = float(np.mean(BETA / 2 * np.concatenate([errors[2] - errors[0], errors[3] - errors[1]])))
+    rows = [reference_losses(*column, BETA, mean) for column in errors.T]
+    result = preference_loss(names, stats_of(errors), beta=BETA, loss_weights=weights)
+    expected = [sum(w * row[name] for name, w in zip(names, weights, strict=True)) for row in rows]
+    assert result.per_sample.tolist() == pytest.approx(expected, rel=1e-9)
+    for name in names:
+        assert result.metrics[f"loss/{name}"].item() == pytest.approx(np.mean([row[name] for row in rows]))
+    unweighted = preference_loss(names, stats_of(errors), beta=BETA)
+    assert unweighted.loss.item() == pytest.approx(np.mean([sum(row[name] for name in names) for row in rows]))
+
+
+def test_options_reach_the_losses_of_a_list_that_compare(errors: np.ndarray) -> None:
+    half = torch.full((errors.shape[1],), 0.5)
+    both = preference_loss(["sigmoid", "sft"], stats_of(errors), beta=BETA, soft_labels=half, label_smoothing=0.1)
+    alone = preference_loss("sigmoid", stats_of(errors), beta=BETA, soft_labels=half, label_smoothing=0.1)
+    torch.testing.assert_close(both.per_sample, alone.per_sample + torch.tensor(errors[0]))
+    shifted = preference_loss(["sigmoid", "kto"], stats_of(errors), beta=BETA, shift=torch.tensor(0.3))
+    parts = [preference_loss("sigmoid", stats_of(errors), beta=BETA).per_sample]
+    parts += [preference_loss("kto", stats_of(errors), beta=BETA, shift=torch.tensor(0.3)).per_sample]
+    torch.testing.assert_close(shifted.per_sample, sum(parts))
 
 
 def test_label_smoothing_is_the_expectation_over_flips(errors: np.ndarray) -> None:
@@ -148,6 +223,14 @@ def test_errors_are_subtracted_in_float32() -> None:
         ({"loss_type": "sigmiod"}, "unknown loss_type 'sigmiod', did you mean 'sigmoid'"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "'hinge' has no label_smoothing: sigmoid, robust, exo_pair"),
         ({"loss_type": "ipo", "soft_labels": torch.ones(16)}, "'ipo' takes no soft labels: sigmoid"),
+        ({"loss_type": "ipo", "shift": torch.ones(())}, "'ipo' takes no shift: kto, bco_pair do"),
+        ({"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1}, "'ipo' has no label_smoothing"),
+        ({"loss_type": "sft", "label_smoothing": 0.1}, "'sft' has no label_smoothing"),
+        ({"loss_type": []}, "loss_type is empty"),
+        ({"loss_type": ["ipo", "ipo"]}, "names 'ipo' twice"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 numbers for 2 losses"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.0]}, "expected numbers above 0"),
+        ({"loss_type": ["sigmoid", "mapo"]}, "'mapo' has no reference, so that its beta is not that of 'sigmoid'"),
     ],
 )
 def test_bad_options_name_what_is_wrong(arguments: dict[str, object], message: str, errors: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 #: Streams of one sample's seed, so that its draws are independent of each other.
 TIMESTEP, NOISE, CHOSEN_POSTERIOR, REJECTED_POSTERIOR, INVERSION = range(5)
+OFFSET, PERTURBATION = range(10, 12)
 #: Streams of a run's seed.
 TASKS, MASKS, PICTURES, STEPS, ITEMS = range(5, 10)
 

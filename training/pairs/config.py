@@ -1,4 +1,4 @@
-"""Settings of DPO and InPO."""
+"""Settings of DPO, InPO and supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from diffusion_align.training.engine.config import (
     PositiveFloat,
 )
 from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData
-from diffusion_align.training.policy.data_config import JudgedPairs
+from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
 
 if TYPE_CHECKING:
     LossType = str
 else:
     LossType = Literal[declared("pair_loss")]
 
+#: Where SDXL-Turbo's four steps begin.
+TURBO_TIMESTEPS = (249, 499, 749, 999)
 #: Settings that the noise or the reference's arithmetic depends on, beside the model and the data.
 REFERENCE_SETTINGS = (
     "seed", "noise_draws", "min_timestep", "max_timestep", "caption_dropout", "null_prompt", "size_ids",
     "mixed_precision", "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
 )  # fmt: skip
+#: The same, of later versions, as they are by default: left out then, so that files from before they were are found.
+LATER_REFERENCE_SETTINGS = {"timesteps": "all", "noise_offset": 0.0, "input_perturbation": 0.0}
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(JudgedPairs, TrainConfig):
-    """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
+class DenoisingConfig(BatchedPairs, TrainConfig):
+    """What the methods share that denoise the pictures of a data set."""
 
-    method: ClassVar[str] = "dpo"
-    changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir", "reference_cache"})
+    changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir"})
+    #: Pictures of an example that the network sees.
+    pictures: ClassVar[int] = 2
 
     # -- data
     dataset: str = "scenes-pairs"
@@ -68,21 +73,32 @@ class DPOConfig(JudgedPairs, TrainConfig):
     noise_draws: Positive | None = None
     """Number of fixed draws of timestep, noise, flip and crop for each pair; every visit takes one of them. Unset:
     fresh ones at every visit (not with streaming)."""
-    reference_cache: bool = False
-    """Remember the reference's errors in cache_dir, two numbers for each pair and draw. From the second visit of a draw
-    on, the reference's forward pass is skipped (needs noise_draws and cache_dir)."""
 
-    # -- objective
-    loss_type: LossType = "sigmoid"
-    """Preference loss (docs/dpo.md has the table)."""
-    beta: PositiveFloat = 5000.0
-    """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
-    sft_weight: NonNegativeFloat = 0.0
-    """Weight of an added denoising loss on the chosen images."""
+    # -- noise
     min_timestep: NonNegative = 0
     """Smallest training timestep."""
     max_timestep: Positive = 1000
     """Timesteps are drawn uniformly from [min_timestep, max_timestep)."""
+    timesteps: tuple[NonNegative, ...] | Literal["all", "turbo", "zero-snr"] = "all"
+    """Which of them: these only, e.g. 249 499 749 999; all; zero-snr, all with a schedule that ends in noise alone
+    (zero terminal SNR); or turbo, for SDXL-Turbo, those four with that schedule (the official code)."""
+    noise_offset: NonNegativeFloat = 0.0
+    """Add this much of one more normal number for each channel to the noise, which lets a model learn very dark and
+    very bright pictures (usual: 0.05 to 0.1)."""
+    input_perturbation: NonNegativeFloat = 0.0
+    """Show the network latents whose noise has this much more noise in it than it is asked to find (usual: 0.1)."""
+
+    @property
+    def timestep_set(self) -> tuple[int, ...]:
+        """The only timesteps that are trained at; empty for all."""
+        if isinstance(self.timesteps, str):
+            return TURBO_TIMESTEPS if self.timesteps == "turbo" else ()
+        return self.timesteps
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the schedule is changed so that it ends in noise alone."""
+        return self.timesteps in ("turbo", "zero-snr")
 
     def check(self) -> None:
         super().check()
@@ -91,31 +107,23 @@ class DPOConfig(JudgedPairs, TrainConfig):
         low, high = self.min_timestep, self.max_timestep
         if low >= high:
             raise ValueError(f"min_timestep = {low} must be smaller than max_timestep = {high}")
+        outside = [t for t in self.timestep_set if not low <= t < high]
+        if outside:
+            raise ValueError(
+                f"timesteps has {outside[0]}: expected min_timestep = {low} to max_timestep - 1 = {high - 1}"
+            )
+        if self.timesteps == () or len(set(self.timestep_set)) < len(self.timestep_set):
+            raise ValueError(f"timesteps {list(self.timestep_set)}: expected some, each of them once")
         if self.noise_draws is not None and self.streaming:
             raise ValueError("noise_draws needs pairs with random access, which meet again: set streaming to false")
-        if self.reference_cache:
-            self.check_reference_cache()
-
-    def check_reference_cache(self) -> None:
-        """Raises ValueError where the reference's errors could not be remembered."""
-        if self.noise_draws is None:
-            raise ValueError("reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
-        if self.cache_dir is None:
-            raise ValueError("reference_cache needs cache_dir: the errors belong to its latents and lie beside them")
-        if self.loss_type == "mapo":
-            raise ValueError("reference_cache has nothing to remember: loss_type mapo has no reference")
-
-    def reference_settings(self) -> dict[str, Any]:
-        """Settings that a reference error depends on to its last bit."""
-        return {name: getattr(self, name) for name in REFERENCE_SETTINGS}
 
     def validation_data(self) -> ValidationData:
         return ValidationData(self.dataset)
 
     def memory_needs(self) -> MemoryNeeds:
         cached = self.cache_dir is not None
-        encoding = VAEJob("encode", 2 * self.per_device_train_batch_size)
-        return MemoryNeeds(self.resolution, cached, vae_jobs=() if cached else (encoding,))
+        encoding = VAEJob("encode", self.pictures * self.per_device_train_batch_size)
+        return MemoryNeeds(self.resolution, cached, rows=self.pictures, vae_jobs=() if cached else (encoding,))
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         from diffusion_align.data import StreamedPairs
@@ -125,8 +133,79 @@ class DPOConfig(JudgedPairs, TrainConfig):
         pairs, sections = load_training_pairs(self), super().plan(world_size).sections
         if isinstance(pairs, StreamedPairs):
             return PlanNotes({"data": f"{self.dataset} ({self.dataset_split}) is streamed: not counted", **sections})
-        counts = pairs.counts | {"pairs used": len(pairs)}
+        counts = pairs.counts | {f"{'pairs' if self.pictures == 2 else 'pictures'} used": len(pairs)}
         return PlanNotes({"data": {name: f"{count:,}" for name, count in counts.items()}, **sections}, len(pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(DenoisingConfig):
+    """Supervised fine-tuning: denoise pictures with captions, or the chosen pictures of pairs."""
+
+    method: ClassVar[str] = "sft"
+    pictures: ClassVar[int] = 1
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Pictures with captions (columns image, caption), or pairs, whose chosen pictures are taken: shipped name, hub
+    data set, parquet file or folder, or an image folder with metadata.jsonl/.csv."""
+    size_ids: Literal["own", "resolution"] = "own"
+    """SDXL's size ids: each image's own, or an uncropped image of the trained size for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(DenoisingConfig, JudgedPairs):
+    """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
+
+    method: ClassVar[str] = "dpo"
+    changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
+
+    # -- data
+    reference_cache: bool = False
+    """Remember the reference's errors in cache_dir, two numbers for each pair and draw. From the second visit of a draw
+    on, the reference's forward pass is skipped (needs noise_draws and cache_dir)."""
+
+    # -- objective
+    loss_type: LossType | tuple[LossType, ...] = "sigmoid"
+    """Preference loss (docs/dpo.md has the table), or several, which are added up, e.g. sigmoid bco_pair sft."""
+    loss_weights: tuple[PositiveFloat, ...] = ()
+    """A factor for each of several losses, e.g. 0.8 0.2 1; unset: 1 for all."""
+    beta: PositiveFloat = 5000.0
+    """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of an added denoising loss on the chosen images."""
+
+    @property
+    def loss_types(self) -> tuple[str, ...]:
+        """All losses, also if it is one."""
+        return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
+
+    def check(self) -> None:
+        super().check()
+        if self.loss_weights and len(self.loss_weights) != len(self.loss_types):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} numbers for the {len(self.loss_types)} losses of "
+                "loss_type: expected one for each"
+            )
+        if self.reference_cache:
+            self.check_reference_cache()
+
+    def check_reference_cache(self) -> None:
+        """Raises ValueError where the reference's errors could not be remembered."""
+        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
+
+        if self.noise_draws is None:
+            raise ValueError("reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
+        if self.cache_dir is None:
+            raise ValueError("reference_cache needs cache_dir: the errors belong to its latents and lie beside them")
+        if not any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types):
+            named = ", ".join(self.loss_types)
+            raise ValueError(f"reference_cache has nothing to remember: loss_type {named} has no reference")
+
+    def reference_settings(self) -> dict[str, Any]:
+        """Settings that a reference error depends on to its last bit."""
+        later = {name: getattr(self, name) for name in LATER_REFERENCE_SETTINGS}
+        changed = {name: value for name, value in later.items() if value != LATER_REFERENCE_SETTINGS[name]}
+        return {name: getattr(self, name) for name in REFERENCE_SETTINGS} | changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +222,17 @@ class InPOConfig(DPOConfig):
     """Extra fixed-point predictions averaged per inversion step (ReNoise, SmPO)."""
     inversion_eta: Fraction = 0.1
     """Weight of fresh noise in every inversion step."""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("noise_offset", "input_perturbation"):
+            if getattr(self, name):
+                raise ValueError(f"{name} = {getattr(self, name)}: inpo finds its noise by inversion and adds none")
+        if self.zero_terminal_snr:
+            raise ValueError(
+                f"timesteps {self.timesteps} changes the schedule, along which inpo inverts with the model as it is: "
+                "give the timesteps themselves, e.g. 249 499 749"
+            )
 
     def check_reference_cache(self) -> None:
         super().check_reference_cache()

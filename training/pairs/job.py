@@ -1,4 +1,4 @@
-"""DPO and InPO, from settings to something the loop can run."""
+"""DPO, InPO and supervised fine-tuning, from settings to something the loop can run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 
 from diffusion_align.adapters import ENCODERS, PARTS, Adapter
-from diffusion_align.data import StreamedPairs, build_cache
+from diffusion_align.data import PairBatch, StreamedPairs, build_cache
 from diffusion_align.host_memory import keep_freed_memory
-from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.engine.protocols import Job, Method
+from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
 
-from .config import DPOConfig, InPOConfig
+from .config import DenoisingConfig, DPOConfig, InPOConfig, SFTConfig
+from .denoising import training_path
 from .loading import build_pair_source, build_transform, load_training_pairs, open_cache_first
 from .method import PairMethod
 from .noising import GaussianNoising, InvertedNoising, Noising
 from .remembering import build_reference
+from .supervised import SFTMethod
 
 
-def cache_pairs(config: DPOConfig) -> str:
+def cache_pairs(config: DenoisingConfig) -> str:
     """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
     keep_freed_memory(PartialState().device)
     pairs = load_training_pairs(config)
@@ -36,7 +39,7 @@ def cache_pairs(config: DPOConfig) -> str:
 
 def dpo_job(config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
     """DPO and the other pairwise losses: noise is drawn."""
-    return _pair_job(config, accelerator, adapter, GaussianNoising)
+    return _pair_job(config, accelerator, adapter, lambda model: drawn_noise(config, model))
 
 
 def inpo_job(config: InPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
@@ -44,9 +47,38 @@ def inpo_job(config: InPOConfig, accelerator: Accelerator, adapter: Adapter | No
     return _pair_job(config, accelerator, adapter, lambda model: InvertedNoising(model, config))
 
 
+def sft_job(config: SFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
+    """Supervised fine-tuning on single pictures."""
+
+    def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
+        return SFTMethod(config, policy, source, drawn_noise(config, policy), accelerator.autocast)
+
+    return _denoising_job(config, accelerator, adapter, build)
+
+
+def drawn_noise(config: DenoisingConfig, adapter: Adapter) -> GaussianNoising:
+    """Gaussian noise as the settings ask for it."""
+    path = training_path(config, adapter.path)
+    return GaussianNoising(adapter, config.noise_offset, config.input_perturbation, path)
+
+
 def _pair_job(
     config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, noising: Callable[[Adapter], Noising]
 ) -> Job:
+    def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
+        reference = build_reference(config, policy, source)
+        return PairMethod(config, policy, source, noising(policy), accelerator.autocast, reference)
+
+    return _denoising_job(config, accelerator, adapter, build)
+
+
+def _denoising_job(
+    config: DenoisingConfig,
+    accelerator: Accelerator,
+    adapter: Adapter | None,
+    build: Callable[[Adapter, BatchSource[PairBatch]], Method],
+) -> Job:
+    """A run on pictures of a data set; ``build`` makes the method of the prepared policy and its batches."""
     own, cached = adapter is None, None
     if adapter is None:
         parts = PARTS
@@ -56,14 +88,13 @@ def _pair_job(
         adapter = load_policy_model(config, accelerator.device, parts)
     if adapter.embeds_guidance:
         raise ValueError(
-            f"{config.model} was distilled (unet: time_cond_proj_dim): {config.method} compares errors of predictions "
+            f"{config.model} was distilled (unet: time_cond_proj_dim): {config.method} takes errors of predictions "
             "without guidance, which it does not make; train its base model, or use an online method"
         )
     prepare_policy(config, adapter)
     source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes, cached)
     if own and cached is not None:
         adapter.park_encoders()  # that init_weights made necessary
-    reference = build_reference(config, adapter, source)
-    method = PairMethod(config, adapter, source, noising(adapter), accelerator.autocast, reference)
+    method = build(adapter, source)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
     return Job(adapter, method, validate)

@@ -1,4 +1,4 @@
-"""From settings to batches of pairs."""
+"""From settings to batches of pairs, or of single pictures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from diffusion_align.data import (
     build_cache,
     fingerprint,
     load_pairs,
+    load_pictures,
     make_buckets,
 )
 from diffusion_align.training.engine.sourced_method import BatchSource
@@ -29,11 +30,11 @@ from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
 
 if TYPE_CHECKING:
-    from .config import DPOConfig
+    from .config import DenoisingConfig
 
 
 def build_pair_source(
-    config: DPOConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
+    config: DenoisingConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
 ) -> BatchSource[PairBatch]:
     """The pairs of ``config.dataset`` as an endless loader of this process's share.
 
@@ -59,17 +60,17 @@ def build_pair_source(
     return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
 
 
-def fixed_draws(config: DPOConfig) -> FixedDraws | None:
+def fixed_draws(config: DenoisingConfig) -> FixedDraws | None:
     """What ``noise_draws`` asks for."""
     return None if config.noise_draws is None else FixedDraws(config.seed, config.noise_draws)
 
 
-def dropped_caption(config: DPOConfig) -> str | None:
+def dropped_caption(config: DenoisingConfig) -> str | None:
     """What ``null_prompt`` puts in the place of a dropped caption; None is the pipeline's null prompt."""
     return {"pipeline": None, "encoded": ""}[config.null_prompt]
 
 
-def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
+def build_transform(config: DenoisingConfig, adapter: Adapter) -> PairTransform:
     """Crop, flip and size of the training images.
 
     Raises:
@@ -84,7 +85,9 @@ def build_transform(config: DPOConfig, adapter: Adapter) -> PairTransform:
     return PairTransform(resolution, config.random_crop, config.random_flip, buckets, config.interpolation)
 
 
-def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTransform, is_main: bool) -> CachedPairs:
+def open_or_build_cache(
+    config: DenoisingConfig, adapter: Adapter, transform: PairTransform, is_main: bool
+) -> CachedPairs:
     """The cache in ``config.cache_dir``, made first when it is not there yet."""
     assert config.cache_dir is not None
     folder, built, dropped = Path(config.cache_dir), None, dropped_caption(config)
@@ -96,10 +99,12 @@ def open_or_build_cache(config: DPOConfig, adapter: Adapter, transform: PairTran
             adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print, dropped=dropped
         )
     PartialState().wait_for_everyone()
-    return CachedPairs(folder, fingerprint(adapter, transform), dropped) if built is None else built
+    if built is not None and config.pictures == 2:
+        return built
+    return CachedPairs(folder, fingerprint(adapter, transform), dropped, config.pictures)
 
 
-def open_cache_first(config: DPOConfig, device: torch.device, is_main: bool) -> CachedPairs:
+def open_cache_first(config: DenoisingConfig, device: torch.device, is_main: bool) -> CachedPairs:
     """The cache in ``config.cache_dir``, by a model without its denoiser, which is freed before that is loaded."""
     made = (Path(config.cache_dir or "") / "manifest.json").is_file()
     # A cache that is there is only compared with the encoders' weights: no GPU needs to hold these for it.
@@ -107,9 +112,10 @@ def open_cache_first(config: DPOConfig, device: torch.device, is_main: bool) -> 
     return open_or_build_cache(config, adapter, build_transform(config, adapter), is_main)
 
 
-def load_training_pairs(config: DPOConfig) -> PairDataset | StreamedPairs:
-    """The pairs of ``config.dataset``, ties dropped."""
-    return load_pairs(
+def load_training_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:
+    """The pairs of ``config.dataset``, ties dropped; for methods that learn from single pictures, the chosen ones."""
+    load = load_pairs if config.pictures == 2 else load_pictures
+    return load(
         config.dataset,
         config.dataset_split,
         streaming=config.streaming,

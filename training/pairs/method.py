@@ -4,48 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
+from diffusion_align.adapters import Adapter
 from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.objectives.pair_stats import PairStats
-from diffusion_align.objectives.preference import PREFERENCE_LOSSES, mean_reward, preference_loss
-from diffusion_align.training.engine.randomness import (
-    CHOSEN_POSTERIOR,
-    REJECTED_POSTERIOR,
-    TIMESTEP,
-    generators,
-    normal,
-)
-from diffusion_align.training.engine.sourced_method import BatchSource, SourcedMethod
+from diffusion_align.objectives.preference import PREFERENCE_LOSSES, check_losses, mean_reward, preference_loss
+from diffusion_align.training.engine.sourced_method import BatchSource
 
 from .config import DPOConfig
+from .denoising import DenoisingMethod
 from .noising import Noising
-from .reference import NoisyPairs, Reference, WholeBatch
+from .reference import Reference, WholeBatch
 from .reward_shift import RewardShift
 
 
-def shown_sizes(size_ids: Tensor, which: str) -> Tensor:
-    """What the model is told of sizes and crops, (2, B, 6), of the images' own (2, B, 6).
-
-    Own ones ("own") tell the chosen image from the rejected one wherever size goes with quality: the loss could then be
-    lowered by the condition alone. "pair" gives both the chosen image's. "resolution" says for all: the target's size,
-    nothing cut off.
-    """
-    if which == "pair":
-        return size_ids[:1].expand_as(size_ids)
-    if which == "resolution":
-        target = size_ids[..., 4:]
-        return torch.cat([target, torch.zeros_like(target), target], dim=-1)
-    return size_ids
-
-
-class PairMethod(SourcedMethod[PairBatch]):
+class PairMethod(DenoisingMethod):
     """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
 
     Args:
@@ -53,7 +30,12 @@ class PairMethod(SourcedMethod[PairBatch]):
         noising: Gaussian noise (DPO) or DDIM inversion (InPO).
         autocast: context of the forward passes.
         reference: where the reference's errors come from; None computes them batch by batch.
+
+    Raises:
+        ValueError: losses that cannot be added up, or that compare pairs where a batch has one.
     """
+
+    config: DPOConfig
 
     def __init__(
         self,
@@ -64,27 +46,18 @@ class PairMethod(SourcedMethod[PairBatch]):
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         reference: Reference | None = None,
     ) -> None:
+        super().__init__(config, adapter, source, noising, autocast)
         self.reference = reference or WholeBatch(adapter)
-        self.config, self.adapter, self.source, self.noising, self.autocast = config, adapter, source, noising, autocast
-        self.encode_prompts = PromptEncoder(adapter)
-        self.shift = RewardShift(adapter.device) if PREFERENCE_LOSSES[config.loss_type].shift else None
-
-    def clean_latents(self, batch: PairBatch, seeds: Tensor) -> Tensor:
-        """x0 (2B, C, h, w) float32, sampled from the VAE posterior: chosen first."""
-        if batch.posterior is not None:
-            mean, std = (part.flatten(0, 1).float() for part in batch.posterior)
-        else:
-            assert batch.pixels is not None
-            mean, std = self.adapter.encode_posterior(batch.pixels.flatten(0, 1))
-        draws = [normal(seeds, stream, mean.shape[1:]) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)]
-        return mean + std * send(torch.cat(draws), mean.device)
-
-    def conditioning(self, batch: PairBatch) -> Conditioning:
-        """Conditioning of chosen and rejected (2B rows), with the size ids that the settings ask for."""
-        cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
-        cond = Conditioning(cond.embeds, cond.pooled).repeat(2)
-        sizes = self.adapter.family.size_ids(shown_sizes(batch.size_ids, self.config.size_ids).flatten(0, 1))
-        return replace(cond, time_ids=None if sizes is None else sizes.to(cond.embeds.device))
+        check_losses(config.loss_types, config.loss_weights or None)
+        losses = {name: PREFERENCE_LOSSES[name] for name in config.loss_types}
+        ranking = [name for name, loss in losses.items() if loss.across_batch]
+        if ranking and config.per_device_train_batch_size == 1:
+            raise ValueError(
+                f"loss_type {ranking[0]} compares the pairs of a batch, and per_device_train_batch_size = 1 gives it "
+                "one (gradient_accumulation_steps does not help): expected at least 2"
+            )
+        self.needs_reference = any(loss.needs_reference for loss in losses.values())
+        self.shift = RewardShift(adapter.device) if any(loss.shift for loss in losses.values()) else None
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
@@ -92,27 +65,23 @@ class PairMethod(SourcedMethod[PairBatch]):
         seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
         soft_labels = send(batch.preference, device) if bool((batch.preference != 1).any()) else None
         batch = batch.to(device)
-        x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
-        path = self.adapter.path
-        high = min(config.max_timestep, path.num_timesteps)
-        t = send(path.draw_times(generators(seeds, TIMESTEP), config.min_timestep, high).repeat(2), device)
+        noisy = self.noisy(batch, seeds)
         with self.autocast():
-            x_t, eps = self.noising(x0, t, cond, seeds)
-            noisy = NoisyPairs(x_t, path.target(x0, eps, t), t, cond)
             chosen, rejected = noisy.errors(self.adapter).chunk(2)
             stats = PairStats(chosen, rejected)
             found: dict[str, Tensor] = {}
-            if config.loss_type != "mapo":  # reference-free
+            if self.needs_reference:
                 errors, found = self.reference.errors(noisy, batch.keys, seeds)
                 stats = PairStats(chosen, rejected, *errors.chunk(2))
         result = preference_loss(
-            config.loss_type,
+            config.loss_types,
             stats,
             beta=config.beta,
             label_smoothing=config.label_smoothing,
             soft_labels=soft_labels,
             sample_weight=batch.weight,
             shift=None if self.shift is None else self.shift.update(mean_reward(stats, config.beta)),
+            loss_weights=config.loss_weights or None,
         )
         loss = result.loss
         if config.sft_weight:

@@ -11,29 +11,48 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
-from diffusion_align.process import invert
-from diffusion_align.training.engine.randomness import INVERSION, NOISE, normal
+from diffusion_align.process import Path, invert
+from diffusion_align.training.engine.randomness import INVERSION, NOISE, OFFSET, PERTURBATION, normal
 
 from .config import InPOConfig
 from .reference import pair_rows
 
 
 class GaussianNoising:
-    """The forward process q(x_t | x0) with the pair's own noise."""
+    """The forward process q(x_t | x0) with the pair's own noise, which its pictures share.
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
+    Args:
+        noise_offset: eps = z + noise_offset c, with one c ~ N(0, 1) for each channel.
+        input_perturbation: x_t is made with eps + input_perturbation z', and eps is to be found in it (2301.11706).
+        path: what x_t follows; None is the model's own.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        noise_offset: float = 0.0,
+        input_perturbation: float = 0.0,
+        path: Path | None = None,
+    ) -> None:
+        self.noise_offset, self.input_perturbation, self.path = noise_offset, input_perturbation, path or adapter.path
 
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        eps = send(normal(seeds, NOISE, x0.shape[1:]), x0.device).repeat(2, 1, 1, 1)
-        return self.adapter.path.noise(x0, eps, t), eps
+        eps = normal(seeds, NOISE, x0.shape[1:])
+        if self.noise_offset:
+            eps = eps + self.noise_offset * normal(seeds, OFFSET, (x0.shape[1], 1, 1))
+        shown = eps
+        if self.input_perturbation:
+            shown = eps + self.input_perturbation * normal(seeds, PERTURBATION, x0.shape[1:])
+        eps, shown = (send(noise, x0.device).repeat(len(x0) // len(seeds), 1, 1, 1) for noise in (eps, shown))
+        return self.path.noise(x0, shown, t), eps
 
 
 class Noising(Protocol):
     """Turns clean latents into what the denoiser sees and the noise it should find in it."""
 
     def __call__(self, x0: Tensor, t: Tensor, cond: Conditioning, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and its noise, both like ``x0`` (2B, C, h, w): chosen first; ``t`` (2B,), ``seeds`` (B,) of the pairs."""
+        """x_t and its noise, both like ``x0`` (K B, C, h, w), of pairs (K = 2) chosen first; ``t`` (K B,); ``seeds`` of
+        the examples, (B,)."""
 
 
 class InvertedNoising:

@@ -49,6 +49,7 @@ class MemoryNeeds:
     Attributes:
         resolution: side of the pictures in pixels; None is the model's own.
         cached: latents and prompt embeddings are read from disk.
+        rows: of the network's batch, for each example of a training batch.
         passes: forward passes whose activations are kept together.
         vae_jobs: the VAE's, in training.
         vae_in_backward: whether the VAE works while the activations are kept.
@@ -56,6 +57,7 @@ class MemoryNeeds:
 
     resolution: int | None = None
     cached: bool = False
+    rows: int = 2
     passes: int = 1
     vae_jobs: tuple[VAEJob, ...] = ()
     vae_in_backward: bool = False

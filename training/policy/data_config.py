@@ -40,8 +40,8 @@ class PairData(TrainingData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedPairs(PairData):
-    """Pairs that are read batch by batch, and whose verdicts are learned from."""
+class BatchedPairs(PairData):
+    """Pairs that are read batch by batch."""
 
     #: The position in the data is kept in pairs, whatever the size of the batches.
     changeable: ClassVar[frozenset[str]] = frozenset({
@@ -50,5 +50,11 @@ class JudgedPairs(PairData):
 
     dataloader_num_workers: NonNegative = 2
     """Threads that read ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPairs(BatchedPairs):
+    """Pairs that are read batch by batch, and whose verdicts are learned from."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels."""

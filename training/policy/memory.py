@@ -118,7 +118,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate 
     network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side = needs.resolution or unet.config.sample_size * factor
-    rows = 2 * config.per_device_train_batch_size
+    rows = needs.rows * config.per_device_train_batch_size
     own_precision = not config.full_finetuning and DTYPES[config.weight_dtype] == autocast  # as ``Adapter.predict``
     with AutocastShapes(None if own_precision else autocast):
         kept = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)

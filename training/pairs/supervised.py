@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: denoise the pictures of a data set, or the chosen ones of pairs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffusion_align.data.types import PairBatch
+
+from .denoising import DenoisingMethod
+
+
+class SFTMethod(DenoisingMethod):
+    """The denoising loss that the base was trained with, e = |output - target|^2 / values, on batches of single
+    pictures (K = 1)."""
+
+    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted mean of the pictures' errors (scalar) and its metrics (scalar tensors on the device)."""
+        seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
+        batch = batch.to(self.adapter.device)
+        noisy = self.noisy(batch, seeds)
+        with self.autocast():
+            errors = noisy.errors(self.adapter)
+        loss = (errors * batch.weight).mean()
+        return loss, {"loss": loss.detach(), "error_chosen": errors.detach().mean()}
