@@ -39,7 +39,7 @@ class Relabelling:
         source, split, streaming: as for ``load_pairs``.
         scorer: name of the judge, for the record.
         tie_margin: scores this near or nearer are a tie, in the scorer's own unit.
-        limit, seed: label this many pairs only, drawn at random (of a stream the first).
+        limit, seed: label this many pairs only, drawn at random (of a stream, and without a seed, the first).
         shard_size: rows of a file.
     """
 
@@ -49,7 +49,7 @@ class Relabelling:
     tie_margin: float = 0.0
     streaming: bool = False
     limit: int | None = None
-    seed: int = 0
+    seed: int | None = 0
     shard_size: int = 1000
 
 
@@ -135,6 +135,14 @@ def summary(files: Sequence[Path]) -> dict[str, float]:
         low, middle, high = np.quantile(np.abs(first - second), [0.1, 0.5, 0.9]).tolist()
         found |= {"margin_10": low, "margin_50": middle, "margin_90": high}
     return found
+
+
+def told(found: dict[str, float]) -> str:
+    """What became of the labels, in two lines of text."""
+    counts = ("agreeing", "flipped", "decided", "undecided", "ties", "unreadable")
+    numbers = ", ".join(f"{int(found[name])} {name}" for name in counts)
+    margins = ", ".join(f"{share}% {found[f'margin_{share}']:.4g}" for share in (10, 50, 90))
+    return f"{int(found['pairs'])} pairs: {numbers}\nmargins between the two scores, up to: {margins}"
 
 
 def _begin(record: Path, task: Relabelling) -> None:

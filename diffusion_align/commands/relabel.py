@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusion_align.devices import pick_device
 from diffusion_align.rewards import load_scorer
-from diffusion_align.rewards.relabelling import Relabelling, relabel
+from diffusion_align.rewards.relabelling import Relabelling, relabel, told
 
 from .options import RelabelOptions
 
@@ -32,11 +32,3 @@ def run(options: RelabelOptions) -> int:
     print(told(found))
     print(options.out)
     return 0
-
-
-def told(found: dict[str, float]) -> str:
-    """What became of the labels, in two lines."""
-    counts = ("agreeing", "flipped", "decided", "undecided", "ties", "unreadable")
-    numbers = ", ".join(f"{int(found[name])} {name}" for name in counts)
-    margins = ", ".join(f"{share}% {found[f'margin_{share}']:.4g}" for share in (10, 50, 90))
-    return f"{int(found['pairs'])} pairs: {numbers}\nmargins between the two scores, up to: {margins}"

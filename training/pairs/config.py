@@ -45,6 +45,9 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
     # -- data
     dataset: str = "scenes-pairs"
     """Pairs: shipped name, hub data set, parquet file or folder, or an image folder with metadata.jsonl/.csv."""
+    relabel_with: str | None = None
+    """Scorer whose verdicts take the place of the data set's labels; asked once, kept in output_dir/relabelled (for
+    large data sets: diffusion-align data relabel)."""
     streaming: bool = False
     """Read the data set as a stream, for what does not fit the disk."""
     shuffle_buffer: Positive = 10_000
@@ -104,6 +107,12 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
         super().check()
         if self.cache_dir is not None and self.random_crop:
             raise ValueError("random_crop cannot be used with cache_dir: cached latents hold one crop per image")
+        for name in ("cache_dir", "streaming"):
+            if self.relabel_with is not None and getattr(self, name):
+                raise ValueError(
+                    f"relabel_with cannot be used with {name}: label the pairs with diffusion-align data relabel, and "
+                    "give their folder as dataset"
+                )
         low, high = self.min_timestep, self.max_timestep
         if low >= high:
             raise ValueError(f"min_timestep = {low} must be smaller than max_timestep = {high}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from diffusion_align.data import (
     load_pictures,
     make_buckets,
 )
+from diffusion_align.rewards import load_scorer
+from diffusion_align.rewards.relabelling import Relabelling, relabel, told
 from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
@@ -53,7 +56,7 @@ def build_pair_source(
     if config.cache_dir is not None:
         cached = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
         return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
-    pairs = load_training_pairs(config)
+    pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
     if isinstance(pairs, StreamedPairs):
         return StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
     examples = PixelExamples(pairs, transform, dropped)
@@ -110,6 +113,20 @@ def open_cache_first(config: DenoisingConfig, device: torch.device, is_main: boo
     # A cache that is there is only compared with the encoders' weights: no GPU needs to hold these for it.
     adapter = load_policy_model(config, "cpu" if made else device, ENCODERS)
     return open_or_build_cache(config, adapter, build_transform(config, adapter), is_main)
+
+
+def relabelled(config: DenoisingConfig, device: torch.device, is_main: bool) -> DenoisingConfig:
+    """Settings whose data set has the labels of ``relabel_with``, which are made first when they are not there yet."""
+    if config.relabel_with is None:
+        return config
+    folder = Path(config.output_dir) / "relabelled"
+    if is_main:
+        limit, seed = config.max_pairs, selection_seed(config.pair_selection, config.seed)
+        task = Relabelling(config.dataset, config.dataset_split, config.relabel_with, limit=limit, seed=seed)
+        scorer = load_scorer(config.relabel_with, device=device)
+        print(told(relabel(task, scorer, folder, max_corrupt=config.max_corrupt, progress=print)))
+    PartialState().wait_for_everyone()
+    return replace(config, dataset=str(folder), relabel_with=None)
 
 
 def load_training_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:
