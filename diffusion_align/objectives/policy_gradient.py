@@ -42,7 +42,8 @@ def group_advantages(
 ) -> Tensor:
     """Advantages (N,) float32: (r - m) / spread, clipped; GRPO (2402.03300) compares with the same prompt's samples.
 
-    Deviations are those of whole populations, without Bessel's correction.
+    Deviations are those of whole populations, without Bessel's correction. A group of equal rewards has advantages of
+    exactly 0 (with the group as baseline).
 
     Args:
         rewards: (N,), the ``group_size`` samples of a prompt next to each other.
@@ -61,7 +62,8 @@ def group_advantages(
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards cannot be split into groups of {group_size}")
     groups = rewards.float().view(-1, group_size)
-    own_mean = groups.mean(dim=1, keepdim=True)
+    equal = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
+    own_mean = torch.where(equal, groups[:, :1], groups.mean(dim=1, keepdim=True))  # which may be off in the last bits
     own_std = (groups - own_mean).square().mean(dim=1, keepdim=True).sqrt()
     if baseline == "history":
         if history is None:

@@ -79,6 +79,9 @@ class RolloutConfig(OnlineConfig):
     """A prompt with fewer remembered rewards is compared with all pictures of the rollout."""
     advantage_clip: PositiveFloat = 5.0
     """Largest absolute advantage."""
+    zero_advantage: Literal["keep", "skip"] = "keep"
+    """Prompts whose pictures all have advantage 0, e.g. equal rewards: train on them too, or leave them out, as
+    flow_grpo. How many there are is logged either way."""
     min_timestep: NonNegative = 0
     """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
 
@@ -101,15 +104,20 @@ class RolloutConfig(OnlineConfig):
             )
         if self.min_timestep >= LONGEST_SCHEDULE:
             raise ValueError(f"min_timestep = {self.min_timestep}: expected less than {LONGEST_SCHEDULE}")
-        self.check_updates()
+        if self.knows_items():
+            self.check_updates(self.items_per_rollout())
 
-    def check_updates(self) -> None:
-        """Rollouts must be whole numbers of optimiser steps: an update never mixes two of them.
+    def knows_items(self) -> bool:
+        """Whether ``items_per_rollout`` is known without the model."""
+        return True
+
+    def check_updates(self, items: int) -> None:
+        """Rollouts of ``items`` training items must be whole numbers of optimiser steps: an update never mixes two.
 
         Raises:
             ValueError: they are not.
         """
-        items, used = self.items_per_rollout(), self.per_device_train_batch_size * self.gradient_accumulation_steps
+        used = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if items % used:
             raise ValueError(
                 f"a rollout has {items} training items, an optimiser step takes {used} (per_device_train_batch_size x "
@@ -124,7 +132,8 @@ class RolloutConfig(OnlineConfig):
         used = self.per_device_train_batch_size * self.gradient_accumulation_steps
         rollouts = {
             "pictures": f"{prompts * each} = {prompts} prompts x {each}, per device",
-            "training items": f"{self.items_per_rollout()} a rollout, {used} an optimiser step",
+            "training items": f"{'' if self.knows_items() else 'at most '}{self.items_per_rollout()} a rollout, "
+            f"{used} an optimiser step",
         }
         return PlanNotes({"rollouts": rollouts, **super().plan(world_size).sections})
 
@@ -137,8 +146,9 @@ class GRPOConfig(RolloutConfig):
 
     eta: PositiveFloat = 1.0
     """DDIM's share of fresh noise; 1 is DDPM."""
-    train_steps: Positive = 4
-    """Sampling steps of each picture that are trained on (random ones, or those of the window)."""
+    train_steps: Positive | Literal["all"] = 4
+    """Sampling steps of each picture that are trained on (random ones, or those of the window); all: those that have
+    noise (DDPO's timestep_fraction 1)."""
     stochastic_steps: Literal["all", "window"] = "all"
     """Fresh noise in every step, or only in a random window of train_steps steps (MixGRPO 2507.21802)."""
     step_normalisation: bool = True
@@ -166,7 +176,11 @@ class GRPOConfig(RolloutConfig):
     """How latents are stored between sampling and training; the sampler continues from what was stored."""
 
     def items_per_rollout(self) -> int:
-        return super().items_per_rollout() * self.train_steps
+        steps = self.num_inference_steps if self.train_steps == "all" else self.train_steps
+        return super().items_per_rollout() * steps
+
+    def knows_items(self) -> bool:
+        return self.train_steps != "all"  # how many steps have noise is the model's affair
 
     def counts_hole_only(self) -> bool:
         """Whether log-probabilities are means over the hole of an inpainting model."""
@@ -176,12 +190,17 @@ class GRPOConfig(RolloutConfig):
         super().check()
         if self.trust != "none" and len(self.scorers) > 1:
             raise ValueError(f"trust {self.trust} needs one scorer with features, scorers has {len(self.scorers)}")
+        if self.fused_rollouts and self.zero_advantage == "skip":
+            raise ValueError(
+                "fused_rollouts keeps the graph of all pictures until it goes backward: zero_advantage keep"
+            )
 
-    def check_updates(self) -> None:
+    def check_updates(self, items: int) -> None:
         if not self.fused_rollouts:
-            super().check_updates()
+            super().check_updates(items)
             return
-        items = self.items_per_rollout()
+        if self.zero_advantage == "skip":
+            raise ValueError("fused_rollouts keeps the graph of all pictures: zero_advantage must be keep, not skip")
         if self.num_iterations > 1:
             raise ValueError(
                 f"fused_rollouts updates on the graph that drew the pictures, once: num_iterations = "

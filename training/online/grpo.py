@@ -117,11 +117,13 @@ class GRPOMethod:
         each = self.levels[:-1], self.levels[1:]
         noisy = path.variance(*each, config.eta).clamp(min=0).sqrt() > SMALLEST_STD
         self.noisy = (noisy & (self.scheduler.timesteps >= config.min_timestep)).nonzero().flatten()
-        if config.train_steps > len(self.noisy):
+        self.train_steps = len(self.noisy) if config.train_steps == "all" else config.train_steps
+        if not 0 < self.train_steps <= len(self.noisy):
             raise ValueError(
                 f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise and a "
                 f"timestep of at least min_timestep = {config.min_timestep}"
             )
+        config.check_updates(config.prompts_per_rollout * config.num_generations * self.train_steps)
         moves = path.sensitivity(*each, config.eta).sqrt()
         self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
         self.masked = config.counts_hole_only()
@@ -129,7 +131,7 @@ class GRPOMethod:
         self.tested = False
         self.stream = RolloutStream(
             self.draw,
-            config.train_steps,
+            self.train_steps,
             config.per_device_train_batch_size,
             config.gradient_accumulation_steps,
             config.seed,
@@ -149,12 +151,13 @@ class GRPOMethod:
             steps, self.adapter.path, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked
         )
         rollout = self.sample(number, recorder)
-        if number and config.kl_target:  # after the scorer, which may fail
+        if number and config.kl_target and self.kl_count:  # after the scorer, which may fail
             self.adapt_kl_beta()
         rollout = replace(rollout, trajectory=recorder.trajectory())
         if not self.tested:
             self.self_test(rollout, number)
             self.tested = True
+        rollout = self.engine.teaching(rollout, self.train_steps * config.num_generations)
         return self.with_update_log_probs(rollout, number)
 
     def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
@@ -165,12 +168,12 @@ class GRPOMethod:
             mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
         )
         if config.stochastic_steps == "window":
-            start = int(torch.randint(len(self.noisy) - config.train_steps + 1, (1,), generator=shuffle))
-            window = self.noisy[start : start + config.train_steps]
+            start = int(torch.randint(len(self.noisy) - self.train_steps + 1, (1,), generator=shuffle))
+            window = self.noisy[start : start + self.train_steps]
             etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
             return window.expand(pictures, -1).clone(), etas
         choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
-        return self.noisy[choice[:, : config.train_steps]], [config.eta] * config.num_inference_steps
+        return self.noisy[choice[:, : self.train_steps]], [config.eta] * config.num_inference_steps
 
     def sample(self, number: int, recorder: StepRecorder, graph: Tensor | None = None) -> Rollout:
         """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``graph`` as in ``SamplingOptions``."""
@@ -193,19 +196,19 @@ class GRPOMethod:
         """
         config = self.config
         first_update = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        order = self.stream.order(number, 0, len(rollout) * config.train_steps)
+        order = self.stream.order(number, 0, len(rollout) * self.train_steps)
         later = order if config.num_iterations > 1 else order[first_update:]
         found = []
         for start in range(0, len(later), config.per_device_train_batch_size):
             items = later[start : start + config.per_device_train_batch_size]
-            batch = MiniBatch.take(rollout, items, config.train_steps, number, on_policy=True)
+            batch = MiniBatch.take(rollout, items, self.train_steps, number, on_policy=True)
             with torch.no_grad():
                 found.append(self.log_prob(batch)[0])
         if not found:
             return rollout
         assert rollout.trajectory is not None
         log_prob = rollout.trajectory.old_log_prob.clone()
-        log_prob[later // config.train_steps, later % config.train_steps] = torch.cat(found).cpu()
+        log_prob[later // self.train_steps, later % self.train_steps] = torch.cat(found).cpu()
         return replace(rollout, trajectory=replace(rollout.trajectory, old_log_prob=log_prob))
 
     def self_test(self, rollout: Rollout, number: int) -> None:
@@ -216,8 +219,8 @@ class GRPOMethod:
             RuntimeError: they have not; updates would follow noise.
         """
         config = self.config
-        count = min(config.per_device_train_batch_size, len(rollout) * config.train_steps)
-        batch = MiniBatch.take(rollout, torch.arange(count), config.train_steps, number, on_policy=True)
+        count = min(config.per_device_train_batch_size, len(rollout) * self.train_steps)
+        batch = MiniBatch.take(rollout, torch.arange(count), self.train_steps, number, on_policy=True)
         assert batch.rollout.trajectory is not None
         with torch.no_grad():
             first, second = self.log_prob(batch)[0].cpu(), self.log_prob(batch)[0].cpu()
@@ -289,6 +292,7 @@ class GRPOMethod:
         if config.loss_reduction == "sum":
             loss = loss * len(log_prob)
         metrics |= {"reward": send(rollout.reward.mean(), device), "trust": send(rollout.trust.mean(), device)}
+        metrics |= {name: send(value, device) for name, value in rollout.skipping().items()}
         if kl is not None:
             loss = loss + self.kl_beta * kl.mean()
             metrics["kl"] = kl.detach().mean()

@@ -53,7 +53,8 @@ class NFTMethod:
                 for name, parameter in self.adapter.trainable_parameters().items():
                     self.old[name].lerp_(parameter, 1 - decay)
         with self.old_policy():
-            return self.engine.draw(number)
+            rollout = self.engine.draw(number)
+        return self.engine.teaching(rollout, self.config.num_generations * self.config.updates_per_picture)
 
     @contextmanager
     def old_policy(self) -> Iterator[None]:
@@ -89,6 +90,7 @@ class NFTMethod:
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
                 metrics["kl"] = mse_per_sample(found.output, reference).mean()
                 loss = loss + config.kl_beta * metrics["kl"]
+        metrics |= {name: send(v, found.output.device) for name, v in rollout.skipping().items()}
         metrics["reward"] = send(rollout.reward.mean(), found.output.device)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
 

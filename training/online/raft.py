@@ -45,7 +45,7 @@ class RAFTMethod:
 
     def draw(self, number: int) -> Rollout:
         """The best ``keep`` pictures of each prompt of a rollout (not of all: that would favour easy prompts)."""
-        rollout = self.engine.draw(number)
+        rollout = self.engine.teaching(self.engine.draw(number), self.config.keep * self.config.updates_per_picture)
         by_prompt = rollout.reward.view(-1, self.config.num_generations)
         best = by_prompt.topk(self.config.keep, dim=1).indices
         rows = (best + torch.arange(len(best))[:, None] * self.config.num_generations).flatten()
@@ -61,7 +61,7 @@ class RAFTMethod:
         with self.accelerator.autocast():
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             loss = average((output - noisy.target) ** 2, noisy.mask).mean()
-            metrics = {"kept_reward": rollout.reward.mean(), "reward": rollout.drawn.mean()}
+            metrics = {"kept_reward": rollout.reward.mean(), "reward": rollout.drawn.mean(), **rollout.skipping()}
             if self.config.kl_beta:
                 with self.adapter.reference():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ from diffusion_align.training.policy.run_reward import InTurn, RunReward
 
 from .config import RolloutConfig
 from .drawing_tasks import Tasks
+
+#: Rollouts without anything to learn from, one after the other, that stop a run.
+MOST_SKIPPED = 20
 
 Held = TypeVar("Held", "Rollout", "Trajectory")
 
@@ -58,6 +62,8 @@ class Rollout:
         drawn: (N,) mean reward of all pictures of the prompt, also of those that were not kept (RAFT).
         steps: (N, T) int64, which sampling steps of each picture are trained on (policy gradient).
         trajectory: what was drawn there; None if its graph was kept instead.
+        flat: (N,) share of the drawn prompts whose pictures all have advantage 0, the same in every row; None in
+            checkpoints of version 0.1.
     """
 
     prompts: list[str]
@@ -70,6 +76,11 @@ class Rollout:
     drawn: Tensor | None = None
     steps: Tensor | None = None
     trajectory: Trajectory | None = None
+    flat: Tensor | None = None
+
+    def skipping(self) -> dict[str, Tensor]:
+        """The metric that says how many prompts have nothing to teach."""
+        return {} if self.flat is None else {"zero_advantage": self.flat.mean()}
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -162,7 +173,7 @@ class RolloutStream:
     def __iter__(self) -> Iterator[MiniBatch]:
         while True:
             if self.rollout is None:
-                self.rollout = self.draw(self.number)
+                self.rollout = self.next_rollout()
             count = len(self.rollout) * self.items
             per_pass = count // self.batch_size
             number, position = self.number, self.position
@@ -173,6 +184,22 @@ class RolloutStream:
             if self.position == per_pass * self.passes:
                 self.number, self.position, self.rollout = number + 1, 0, None
             yield batch
+
+    def next_rollout(self) -> Rollout:
+        """The next one with pictures to train on.
+
+        Raises:
+            RunInterrupted: many in a row have none.
+        """
+        for _ in range(MOST_SKIPPED):
+            rollout = self.draw(self.number)
+            if len(rollout):
+                return rollout
+            self.number += 1
+        raise RunInterrupted(
+            f"zero_advantage skip: {MOST_SKIPPED} rollouts in a row, in which the pictures of every prompt have equal "
+            "rewards, have nothing to teach"
+        )
 
     def order(self, number: int, turn: int, count: int) -> Tensor:
         """The ``count`` items of rollout ``number`` in the order of pass ``turn``."""
@@ -276,7 +303,30 @@ class RolloutEngine:
                 raise
         groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
         advantage = self.advantages(reward, self.tasks.names(range(first, first + count)))
-        return Rollout(prompts, drawn.latents, reward, advantage, trust, groups, inpaint)
+        flat = (advantage.view(count, group) == 0).all(dim=1).float().mean().expand(len(reward)).clone()
+        return Rollout(prompts, drawn.latents, reward, advantage, trust, groups, inpaint, flat=flat)
+
+    def teaching(self, rollout: Rollout, items: int) -> Rollout:
+        """The rollout without prompts whose pictures all have advantage 0, if ``zero_advantage`` says so.
+
+        What is left is a whole number of optimiser steps, equal in all processes: it is filled up with some of those
+        prompts, whose loss has no gradient but that of ``kl_beta`` (as in flow_grpo).
+
+        Args:
+            items: training items of a prompt.
+        """
+        if self.config.zero_advantage == "keep":
+            return rollout
+        config, accelerator, group = self.config, self.accelerator, self.config.num_generations
+        taught = (rollout.advantage.view(-1, group) != 0).any(dim=1)
+        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        together = used // math.gcd(used, items)
+        needed = torch.tensor([-(-int(taught.sum()) // together) * together], device=accelerator.device)
+        count = int(accelerator.gather(needed).max())
+        if not count:
+            accelerator.print("skipped a rollout: the pictures of every prompt have equal rewards")
+        prompts = (~taught).int().argsort(stable=True)[:count].sort().values
+        return rollout.rows((prompts[:, None] * group + torch.arange(group)).flatten())
 
     def first_task(self, number: int) -> int:
         """Position in the stream of tasks where this process's share of a rollout starts."""
