@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_align.cli import main
+from diffusion_align.cli import main, parse
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -145,6 +145,16 @@ def test_a_cache_is_made_once_and_trained_from(
     assert main(["train", "dpo", *flags, *run]) == 0
     assert "trained 2 steps" in capsys.readouterr().out
     assert "cache needs --cache-dir" in fails(capsys, "cache", "--model", str(sdxl_folder))
+
+
+def test_a_cache_is_for_the_method_of_its_recipe(
+    sdxl_folder: Path, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(sdxl_folder), "--dataset", str(pairs_folder), "--cache-dir", str(tmp_path / "cache")]
+    assert main(["cache", "--config", "scenes_sft", *flags]) == 0
+    assert "12 pictures" in capsys.readouterr().out
+    assert parse(["cache", "--config", "scenes_inpo", "--cache-dir", "c"])[1].method == "inpo"
+    assert "method grpo draws its own pictures" in fails(capsys, "cache", "--config", "scenes_grpo", "--cache-dir", "c")
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -61,16 +61,30 @@ def load_config(cls: type[C], path: str | Path, complete: bool = True) -> C:
         FileNotFoundError: no such file.
         ValueError: no mapping, not YAML, or wrong keys or values; also a file of another method.
     """
-    path = Path(path)
-    if not path.is_file():
-        if path.suffix or len(path.parts) > 1:
-            raise FileNotFoundError(f"--config {path}: no such file")
-        path = recipe_path(path.name)
+    path = _recipe_file(path)
     values = _read_yaml(path)
     method = values.pop("method", cls.method)
     if method != cls.method:
         raise ValueError(f"{path}: is a recipe for method {method!r}, not {cls.method!r}")
     return validated(cls, {k: v for k, v in values.items() if k not in _RECORD_KEYS}, str(path), complete)
+
+
+def recipe_method(path: str | Path) -> str | None:
+    """The method that a recipe (a file, or the name of a shipped one) is for; None where it does not say.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_config``.
+    """
+    return _read_yaml(_recipe_file(path)).get("method")
+
+
+def _recipe_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"--config {path}: no such file")
+    return recipe_path(path.name)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.methods import config_class
+from diffusion_align.training.pairs.config import DenoisingConfig, DPOConfig
 
-from .train import parse_config
+from .train import config_argument, parse_config
 
 
-def parse(arguments: list[str]) -> DPOConfig:
-    """Settings of the runs that the cache is for.
+def parse(arguments: list[str]) -> DenoisingConfig:
+    """Settings of the runs that the cache is for, of the method that their recipe names.
 
     Raises:
-        ValueError, FileNotFoundError: as ``parse_config``; no folder is given.
+        ValueError, FileNotFoundError: as ``parse_config``; no folder is given, or the method reads no cache.
         SystemExit: help was asked for (code 0), or a flag is unknown (code 2).
     """
-    config = parse_config(DPOConfig, arguments, "diffusion-align cache", "Encode a recipe's images and captions once.")
+    config = parse_config(
+        recipe_class(config_argument(arguments)),
+        arguments,
+        "diffusion-align cache",
+        "Encode a recipe's images and captions once.",
+    )
     if config.cache_dir is None:
         raise ValueError("cache needs --cache-dir, the folder for the encoded latents and captions")
     return config
 
 
-def run(config: DPOConfig) -> int:
+def recipe_class(path: str | None) -> type[DenoisingConfig]:
+    """The settings of a recipe's method; without a recipe, DPO's."""
+    if path is None:
+        return DPOConfig
+    from diffusion_align.training.settings import recipe_method
+
+    found = config_class(recipe_method(path) or DPOConfig.method)
+    if not issubclass(found, DenoisingConfig):
+        raise ValueError(f"--config {path}: method {found.method} draws its own pictures or trains a scorer: no cache")
+    return found
+
+
+def run(config: DenoisingConfig) -> int:
     """Make or finish the cache and say what is in it; returns the exit status."""
     from diffusion_align.training.pairs.job import cache_pairs
 

@@ -34,7 +34,8 @@ def cache_pairs(config: DenoisingConfig) -> str:
     transform = build_transform(config, adapter)
     cached = build_cache(adapter, pairs, transform, config.cache_dir, max_corrupt=config.max_corrupt, progress=print)
     size = sum(path.stat().st_size for path in Path(config.cache_dir).glob("*.safetensors"))
-    return f"{config.cache_dir}: {len(cached)} pairs, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
+    kind = "pairs" if config.pictures == 2 else "pictures"
+    return f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
 
 
 def dpo_job(config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
