@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from diffusion_align.data.loader import Corruption
-from diffusion_align.data.pairs import image_bytes, preference, row_key
+from diffusion_align.data.pairs import SOFT_LABEL, image_bytes, preference, row_key
 from diffusion_align.data.tables import Selection, Source, open_source
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
@@ -27,7 +27,7 @@ from .protocol import RewardScorer
 #: Columns that say who is better, or what is: they are written anew.
 VERDICTS = (
     "jpg_0", "jpg_1", "chosen", "rejected", "caption", "label_0", "label_1", "has_label", "preference",
-    "original_label_0", "score_0", "score_1",
+    "original_label_0", "score_0", "score_1", SOFT_LABEL,
 )  # fmt: skip
 
 
@@ -39,6 +39,8 @@ class Relabelling:
         source, split, streaming: as for ``load_pairs``.
         scorer: name of the judge, for the record.
         tie_margin: scores this near or nearer are a tie, in the scorer's own unit.
+        temperature: add soft labels, sig((score_0 - score_1) / temperature), the probability of Bradley and Terry that
+            image 0 is preferred (of a scorer whose low scores are good, with the other sign); None adds none.
         limit, seed: label this many pairs only, drawn at random (of a stream, and without a seed, the first).
         shard_size: rows of a file.
     """
@@ -47,6 +49,7 @@ class Relabelling:
     split: str
     scorer: str
     tie_margin: float = 0.0
+    temperature: float | None = None
     streaming: bool = False
     limit: int | None = None
     seed: int | None = 0
@@ -208,6 +211,8 @@ def _labelled(
                 "score_0": pair[0],
                 "score_1": pair[1],
             }
+            if task.temperature is not None:
+                new[SOFT_LABEL] = float(0.5 * (1 + np.tanh(gap / task.temperature / 2)))  # a sigmoid without overflow
             if {"image_0_uid", "image_1_uid", "best_image_uid"} <= row.keys():
                 new["best_image_uid"] = {1.0: row["image_0_uid"], 0.0: row["image_1_uid"]}.get(verdict, "none")
             yield row | new
@@ -245,7 +250,9 @@ def _write(rows: Sequence[Mapping[str, Any]], table: Source, path: Path) -> None
     from datasets import Dataset, Features, Value
 
     own = {"jpg_0": Value("binary"), "jpg_1": Value("binary"), "caption": Value("string"), "has_label": Value("bool")}
-    own |= {name: Value("float64") for name in ("label_0", "label_1", "original_label_0", "score_0", "score_1")}
+    own |= {
+        name: Value("float64") for name in ("label_0", "label_1", "original_label_0", "score_0", "score_1", SOFT_LABEL)
+    }
     known, features = table.table.features, None
     if known is not None:
         features = Features({name: own.get(name) or known[name] for name in rows[0]})

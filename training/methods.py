@@ -33,8 +33,8 @@ class Addresses(NamedTuple):
 METHODS: Mapping[str, Addresses] = MappingProxyType(
     {
         "dpo": Addresses(".pairs.config:DPOConfig", ".pairs.job:dpo_job"),
-        "sft": Addresses(".pairs.config:SFTConfig", ".pairs.job:sft_job"),
         "inpo": Addresses(".pairs.config:InPOConfig", ".pairs.job:inpo_job"),
+        "sft": Addresses(".pairs.config:SFTConfig", ".pairs.job:sft_job"),
         "inpaint-rl": Addresses(".online.config:InpaintRLConfig", ".online.policy_gradient_job:inpaint_rl_job"),
         "grpo": Addresses(".online.config:GRPOConfig", ".online.policy_gradient_job:grpo_job"),
         "nft": Addresses(".online.config:NFTConfig", ".online.nft:nft_job"),

@@ -216,6 +216,9 @@ class RelabelOptions(Options):
     tie_margin: float = 0.0
     """Pairs whose scores differ by this or less are ties, in the scorer's own unit (the run says how large margins
     are)."""
+    temperature: float | None = None
+    """Add soft labels, sigmoid(difference of the scores / temperature), which loss_type sigmoid learns from; unset adds
+    none."""
     max_pairs: int | None = None
     """Label only this many pairs, drawn at random (of a stream the first)."""
     seed: int = 0
@@ -234,6 +237,8 @@ class RelabelOptions(Options):
         for name in ("tie_margin", "max_corrupt"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"--temperature {self.temperature}: expected more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

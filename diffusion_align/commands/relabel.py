@@ -20,6 +20,7 @@ def run(options: RelabelOptions) -> int:
         options.split,
         options.scorer,
         options.tie_margin,
+        options.temperature,
         options.streaming,
         options.max_pairs,
         options.seed,

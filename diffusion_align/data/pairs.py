@@ -12,6 +12,9 @@ from typing import Any
 from .tables import PICTURE_LAYOUTS, Selection, Source, open_source
 from .types import PairRecord
 
+#: Optional column beside ``label_0``: P(image 0 is preferred), e.g. a scorer's.
+SOFT_LABEL = "soft_label_0"
+
 
 def load_pairs(
     source: str | Path,
@@ -88,7 +91,7 @@ class PairDataset:
         chosen_only: bool = False,
     ) -> None:
         self.source, self.chosen_only = source, chosen_only
-        names = [c for c in ("label_0", "label_1", "has_label", "preference") if c in source.columns]
+        names = [c for c in ("label_0", "label_1", "has_label", "preference", SOFT_LABEL) if c in source.columns]
         rows: list[dict[str, Any]] = source.table.select_columns(names).to_list() if names else []
         total = len(source.table)
         self.counts = {"rows": total, "without label": 0, "ties": 0}
@@ -183,10 +186,11 @@ class StreamedPairs:
 
 
 def preference(row: dict[str, Any], where: str) -> float | None:
-    """P(the better image is preferred): 1 for a decisive row, 0.5 for a tie, None without a label.
+    """P(the better image is preferred): 1 for a decisive row, or what its soft label says; 0.5 for a tie, None without
+    a label.
 
     Raises:
-        ValueError: a label that is text, or none of 0, 0.5 and 1 (Pick-a-Pic), or outside [0, 1] (soft preference).
+        ValueError: a label that is text, or none of 0, 0.5 and 1 (Pick-a-Pic), or outside [0, 1] (soft ones).
     """
     if row.get("has_label") is False:
         return None
@@ -208,7 +212,14 @@ def preference(row: dict[str, Any], where: str) -> float | None:
         raise ValueError(
             f"{where}: label_0 = {value!r} and label_1 = {other!r} contradict each other: their sum must be 1"
         )
-    return 0.5 if value == 0.5 else 1.0
+    if value == 0.5:
+        return 0.5
+    soft = row.get(SOFT_LABEL)
+    if soft is None:
+        return 1.0
+    if isinstance(soft, str | bool) or not 0 <= soft <= 1:
+        raise ValueError(f"{where}: {SOFT_LABEL} = {soft!r} is wrong: expected a number in [0, 1]")
+    return float(soft if value == 1 else 1 - soft)
 
 
 def to_record(row: dict[str, Any], source: Source, index: int, chosen_only: bool = False) -> PairRecord:

@@ -107,6 +107,24 @@ def test_labels_are_the_scorer_s_and_the_old_ones_are_kept(
         assert (better > worse) == higher
 
 
+def test_soft_labels_are_the_probabilities_of_bradley_and_terry(table: Path, tmp_path: Path) -> None:
+    task = Relabelling(str(table), "train", "brightness", temperature=20.0)
+    relabel(task, Brightness(), tmp_path / "out")
+    probabilities = [1 / (1 + np.exp(-(first - second) / 20)) for first, second, _ in ROWS]
+    np.testing.assert_allclose(read(tmp_path / "out")["soft_label_0"][:], probabilities, rtol=1e-5)
+    for streaming in (False, True):
+        pairs: Any = load_pairs(tmp_path / "out", streaming=streaming)
+        found = [pairs[i] for i in range(len(pairs))] if not streaming else list(pairs)
+        expected = [max(p, 1 - p) for p in probabilities if p != 0.5]
+        assert [record.preference for record in found] == pytest.approx(expected, rel=1e-5)
+    rows = Dataset.from_dict(
+        {"jpg_0": [b""], "jpg_1": [b""], "caption": ["a"], "label_0": [1.0], "soft_label_0": [2.0]}
+    )
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"row 0: soft_label_0 = 2.0 is wrong: expected a number in \[0, 1\]"):
+        load_pairs(tmp_path / "train.parquet")
+
+
 def test_a_run_that_died_scores_only_what_is_missing(table: Path, tmp_path: Path) -> None:
     task, whole, out = Relabelling(str(table), "train", "brightness", shard_size=2), Brightness(), tmp_path / "out"
     relabel(task, whole, tmp_path / "whole")
