@@ -45,7 +45,7 @@ LINES = {
     "train evaluator": ["--kinds", "preference"],
 }
 #: Commands without such a model: the demo's is fixed, scores are of pictures.
-WITHOUT = {"demo", "score", "serve-scorer", "train reward"}
+WITHOUT = {"demo", "score", "scorers", "serve-scorer", "data", "train reward"}
 
 
 def test_no_command_is_forgotten() -> None:
