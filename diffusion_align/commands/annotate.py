@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -42,7 +43,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     adapter = open_model(options, device)
     out = Path(options.out)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    finished = read_finished(out / "rows.jsonl", options)
+    finished = read_finished(out / "rows.jsonl", prompts, options)
     with (out / "rows.jsonl").open("a") as file:
         for number in tqdm(range(len(finished), len(prompts)), initial=len(finished), total=len(prompts)):
             scores = judge_prompt(adapter, prompts[number], number, scorers, options, out / "images")
@@ -76,25 +77,47 @@ def load_annotators(options: AnnotateOptions) -> dict[str, RewardScorer]:
     return scorers
 
 
-def read_finished(path: Path, options: AnnotateOptions) -> list[list[dict[str, float]]]:
+#: Options that rows depend on. The prompts' file may have moved: rows hold their prompts.
+DECISIVE = ("model", "lora", "scorers", "per_prompt", "seed")
+#: The same; folders of 0.1 do not say them.
+SAMPLER = ("num_inference_steps", "guidance_scale")
+#: The same, which choose other weights; unset ones are left out, as in folders from before they were.
+WEIGHTS = ("variant", "revision", "vae", "model_config", "family", "prediction_type")
+
+
+def read_finished(path: Path, prompts: Sequence[str], options: AnnotateOptions) -> list[list[dict[str, float]]]:
     """Scores of the prompts already done; the first line holds the options, and a torn last line is cut off.
 
     Raises:
-        ValueError: the folder belongs to a run with other options.
+        ValueError: the folder belongs to a run with other options or prompts; one that differs is named.
     """
-    facts = {name: getattr(options, name) for name in ("prompts", "model", "lora", "scorers", "per_prompt", "seed")}
-    # Which weights are loaded changes the pictures. Unset options are left out, as in folders from before they were.
-    which = ("variant", "revision", "vae", "model_config", "family", "prediction_type")
-    facts |= {name: getattr(options, name) for name in which if getattr(options, name) is not None}
-    header = json.dumps(facts)
+    chosen = [name for name in WEIGHTS if getattr(options, name) is not None]
+    now = {name: getattr(options, name) for name in ("prompts", *DECISIVE, *SAMPLER, *chosen)}
+    now = json.loads(json.dumps(now))
     if not path.is_file():
-        path.write_text(header + "\n")
+        path.write_text(json.dumps(now) + "\n")
         return []
     whole = path.read_bytes().split(b"\n")[:-1]
-    if not whole or _with_list(json.loads(whole[0])) != json.loads(header):
-        raise ValueError(f"{path} belongs to a run with other options: delete it, or give another --out")
+    before = _with_list(json.loads(whole[0])) if whole else {}
+    before = {name: now[name] for name in SAMPLER} | before
+    otherwise = "delete it, or give another --out"
+    for name in (*DECISIVE, *SAMPLER, *WEIGHTS):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{path} belongs to a run with other options ({name} was {before.get(name)!r}, is {now.get(name)!r}): "
+                f"{otherwise}"
+            )
+    rows = [json.loads(line) for line in whole[1:]]
+    for number, row in enumerate(rows):
+        given = prompts[number] if number < len(prompts) else None
+        if row["prompt"] != given:
+            found = "there is none now" if given is None else f"is {given!r} now"
+            raise ValueError(
+                f"{path} belongs to a run with other prompts (prompt {number + 1} was {row['prompt']!r}, {found}): "
+                f"{otherwise}"
+            )
     path.write_bytes(b"".join(line + b"\n" for line in whole))
-    return [json.loads(line)["scores"] for line in whole[1:]]
+    return [row["scores"] for row in rows]
 
 
 def _with_list(header: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +190,9 @@ def write_pairs(
         for a, b in chosen_pairs([picture["overall"] for picture in standardised[p]], options.pairs)
     ]
     path = out / "train-00000-of-00001.parquet"
-    Dataset.from_list(rows).to_parquet(path)
+    partial = path.with_name(f".{path.name}.partial")
+    Dataset.from_list(rows).to_parquet(partial)
+    os.replace(partial, path)
     decisive = sum(row["label_0"] != 0.5 for row in rows)
     print(f"{len(rows)} pairs of {len(prompts)} prompts, {len(rows) - decisive} ties")
     return path

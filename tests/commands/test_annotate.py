@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from diffusion_align.cli import main
-from diffusion_align.commands.annotate import chosen_pairs, standardise
+from diffusion_align.commands.annotate import chosen_pairs, read_finished, standardise
+from diffusion_align.commands.options import AnnotateOptions
 from diffusion_align.data import Comparisons, load_pairs
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.published.llm import ASPECTS, LLMError, LLMScorer, parse_scores
@@ -74,6 +76,25 @@ def test_another_runs_folder_is_refused(prompts: Path, tmp_path: Path, capsys: p
     (tmp_path / "out" / "rows.jsonl").write_text('{"prompts": "other"}\n')
     assert annotate(prompts, tmp_path / "out", "--scorers", "scenes-oracle") == 2
     assert "belongs to a run with other options" in capsys.readouterr().err
+
+
+def test_a_folder_is_of_its_prompts_and_options(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are told apart by what was drawn, not by the name of the file that the prompts are in."""
+    options = AnnotateOptions(prompts=str(prompts), out=str(tmp_path), scorers=("scenes-oracle",))
+    rows = tmp_path / "rows.jsonl"
+    assert read_finished(rows, PROMPTS, options) == []
+    with rows.open("a") as file:
+        file.write(json.dumps({"prompt": PROMPTS[0], "scores": [{"overall": 1.0}]}) + "\n")
+    assert read_finished(rows, PROMPTS, replace(options, prompts="moved.txt")) == [[{"overall": 1.0}]]
+    with pytest.raises(ValueError, match=f"prompt 1 was '{PROMPTS[0]}', is 'a star' now"):
+        read_finished(rows, ["a star", *PROMPTS], options)
+    with pytest.raises(ValueError, match=r"prompt 1 was .*, there is none now"):
+        read_finished(rows, [], options)
+    for name, value in {"guidance_scale": 2.0, "seed": 9, "variant": "fp16", "lora": ("a",)}.items():
+        with pytest.raises(ValueError, match=f"{name} was "):
+            read_finished(rows, PROMPTS, replace(options, **{name: value}))
 
 
 @pytest.mark.parametrize(
