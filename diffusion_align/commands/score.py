@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusion_align.data.pairs import image_bytes
+from diffusion_align.data.reading.rows import image_bytes
 from diffusion_align.data.tables import open_source
 from diffusion_align.pictures import SUFFIXES, CorruptImageError, opened_picture, rgb_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
@@ -146,8 +146,7 @@ def read_items(options: ScoreOptions) -> Iterator[Item]:
     for number, row in enumerate(table.table):
         for column in ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected"):
             where = f"{table.name}, row {number}, column {column}"
-            content = image_bytes(row[column], table, where)
-            yield Item(f"{number}/{column}", str(row["caption"]), shown(content, where)[0])
+            yield Item(f"{number}/{column}", str(row["caption"]), cell_picture(row[column], table.folder, where))
 
 
 def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
@@ -169,6 +168,14 @@ def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
         if record is None:
             raise ValueError(f"{path}: no prompt in its metadata; give --prompts, a file with one prompt per picture")
         yield Item(path.name, str(json.loads(record)["prompt"]), picture)
+
+
+def cell_picture(value: Any, folder: Path | None, where: str) -> Image.Image | CorruptImageError:
+    """The picture of a table's cell in RGB, or why there is none."""
+    try:
+        return shown(image_bytes(value, folder, where), where)[0]
+    except CorruptImageError as error:
+        return error
 
 
 def shown(content: bytes | Path, where: str) -> tuple[Image.Image | CorruptImageError, dict[Any, Any]]:

@@ -3,10 +3,11 @@
 from .cache import CachedPairs, CacheError, build_cache, fingerprint
 from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from .draws import FixedDraws
-from .loader import ExampleLoader, PairLoader, PixelExamples, StreamLoader
+from .loader import ExampleLoader, PairLoader, PixelExamples
 from .pairs import PairDataset, StreamedPairs, load_pairs, load_pictures
 from .prompts import load_prompts
 from .ratings import RatingBatch, RatingExamples, Ratings, collate_ratings
+from .reading.stream_loader import StreamLoader
 from .transforms import PairTransform, make_buckets
 from .types import CorruptImageError, PairBatch, PairRecord
 

@@ -236,8 +236,8 @@ def _index(dataset: PairDataset, transform: PairTransform) -> tuple[list[dict[st
     images: dict[str, tuple[int, int, tuple[int, int]]] = {}
     corrupt: list[str] = []
     for index in range(len(dataset)):
-        record = dataset[index]
         try:
+            record = dataset[index]
             sides = record.images()
         except CorruptImageError as error:
             corrupt.append(str(error))

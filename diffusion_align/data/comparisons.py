@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffusion_align.pictures import decoded_picture
 
-from .pairs import image_bytes
+from .reading.rows import image_bytes
 from .tables import Selection, Source, open_source
 
 #: Column that holds the verdict on an aspect: label_0_aesthetic, ...
@@ -127,7 +127,7 @@ class Comparisons:
         )
 
     def _image(self, row: dict[str, Any], column: str, where: str) -> bytes:
-        return image_bytes(row[column], self.source, f"{where}, column {column}")
+        return image_bytes(row[column], self.source.folder, f"{where}, column {column}")
 
     def _marks(self, row: dict[str, Any], column: str, where: str) -> tuple[float, ...]:
         marks = row.get(column)

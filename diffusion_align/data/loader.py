@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .draws import FixedDraws
-from .pairs import PairDataset, StreamedPairs
+from .pairs import PairDataset
 from .transforms import PairTransform
 from .types import CorruptImageError, Example, PairBatch, PairRecord, collate
 
 E_co = TypeVar("E_co", covariant=True)
 E = TypeVar("E")
 B = TypeVar("B")
-
-
-#: Pairs of a block in positions of version 0.1.
-OLD_BLOCK = 256
 
 
 class Examples(Protocol[E_co]):
@@ -88,18 +86,47 @@ def sample_seed(seed: int, position: int) -> int:
 
 
 class Corruption:
-    """Counts unreadable images and stops the run when there are too many."""
+    """Counts unreadable images and stops the run when there are too many.
+
+    Attributes:
+        messages: what was found, by the name of the pair.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.messages: dict[str, str] = {}
+        self._file: Path | None = None
+
+    def keep(self, file: Path, resumed: bool) -> None:
+        """List what is found in ``file``, JSON Lines; a resumed run goes on with what is listed there already."""
+        self._file = file
+        if not resumed:
+            file.unlink(missing_ok=True)
+        elif file.is_file():
+            listed = (json.loads(line) for line in file.read_text().splitlines())
+            self.messages |= {line["pair"]: line["error"] for line in listed}
 
     def note(self, key: str, error: CorruptImageError) -> None:
         """Raises ``ValueError`` listing what was found once more than ``limit`` pairs are corrupt."""
-        self.messages[key] = str(error)
+        if key not in self.messages:
+            self.messages[key] = str(error)
+            self._write()
         if len(self.messages) > self.limit:
             shown = "; ".join(list(self.messages.values())[:5])
             raise ValueError(f"more than max_corrupt = {self.limit} pairs cannot be decoded: {shown}")
+
+    def note_all(self, found: Mapping[str, CorruptImageError]) -> None:
+        """:func:`note` one after the other."""
+        for key, error in found.items():
+            self.note(key, error)
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        lines = [json.dumps({"pair": key, "error": self.messages[key]}) for key in sorted(self.messages)]
+        partial = self._file.with_name(f".{self._file.name}.partial")
+        partial.write_text("".join(line + "\n" for line in lines))
+        partial.replace(self._file)
 
 
 class ExampleLoader(Generic[E, B]):
@@ -145,7 +172,8 @@ class ExampleLoader(Generic[E, B]):
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             groups.setdefault(size, []).append(index)
-        self.groups = [np.array(groups[size]) for size in sorted(groups)]
+        self.group_sizes = sorted(groups)
+        self.groups = [np.array(groups[size]) for size in self.group_sizes]
         full = batch_size * world_size
         if len(self.groups) > 1 and not any(len(group) >= full for group in self.groups):
             largest = max(len(group) for group in self.groups)
@@ -161,31 +189,40 @@ class ExampleLoader(Generic[E, B]):
                 self.batches_read += 1
                 yield batch
         with ThreadPoolExecutor(self.num_workers) as pool:
-            ahead: dict[int, Future[B]] = {}
+            ahead: dict[int, Future[tuple[B, dict[str, CorruptImageError]]]] = {}
             while True:
                 k = self.batches_read
                 for j in range(k, k + self.num_workers + 1):
                     if j not in ahead:
-                        ahead[j] = pool.submit(self.load, j)
-                batch = ahead.pop(k).result()
+                        ahead[j] = pool.submit(self._read, j)
+                batch = self._counted(*ahead.pop(k).result())
                 self.batches_read = k + 1
                 yield batch
 
     def load(self, k: int) -> B:
         """Batch ``k`` of this process."""
+        return self._counted(*self._read(k))
+
+    def _counted(self, batch: B, corrupt: dict[str, CorruptImageError]) -> B:
+        """Count what was unreadable when the batch is used: what was read ahead may never be."""
+        self.corruption.note_all(corrupt)
+        return batch
+
+    def _read(self, k: int) -> tuple[B, dict[str, CorruptImageError]]:
         full = self.batch_size * self.world_size
         start = k * full + self.rank * self.batch_size
         positions = range(start, start + self.batch_size)
         indices = self._indices(k, full)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         visits = [sample_seed(self.seed, position) for position in positions]
-        read = [self._example(int(i), visit) for i, visit in zip(indices, visits, strict=True)]
-        return self.collate([example for example, _ in read], [seed for _, seed in read])
+        corrupt: dict[str, CorruptImageError] = {}
+        read = [self._example(int(i), visit, corrupt) for i, visit in zip(indices, visits, strict=True)]
+        return self.collate([example for example, _ in read], [seed for _, seed in read]), corrupt
 
     def own_seed(self, index: int, visit: int) -> int:
         """Seed of example ``index`` at the visit whose seed is ``visit``."""
         return visit
 
-    def _example(self, index: int, visit: int) -> tuple[E, int]:
+    def _example(self, index: int, visit: int, corrupt: dict[str, CorruptImageError]) -> tuple[E, int]:
         """Example ``index``, or the next that can be decoded, and its seed."""
         group = next(g for g in self.groups if len(self.groups) == 1 or index in g)
         start = int(np.searchsorted(group, index))
@@ -196,8 +233,11 @@ class ExampleLoader(Generic[E, B]):
             try:
                 return self.examples.example(candidate, seed, bool(drop)), seed
             except CorruptImageError as error:
-                self.corruption.note(f"pair {candidate}", error)
-        raise ValueError("no pair of the data set can be decoded: " + next(iter(self.corruption.messages.values())))
+                corrupt[f"pair {candidate}"] = error
+            if len(corrupt) > self.corruption.limit:
+                break
+        self.corruption.note_all(corrupt)
+        raise ValueError(f"no pair of the data set can be decoded: {next(iter(corrupt.values()))}")
 
     def _indices(self, k: int, full: int) -> NDArray[np.intp]:
         """Pairs of the global batch ``k``."""
@@ -228,7 +268,20 @@ class ExampleLoader(Generic[E, B]):
         return {"batches_read": self.batches_read}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a position.
+
+        Raises:
+            ValueError: it is a place in a stream.
+        """
+        if "batches_read" not in state:
+            raise ValueError("the checkpoint's run streamed its pairs: set streaming to true")
         self.batches_read = int(state["batches_read"])
+
+    def never_used(self) -> dict[tuple[int, int], int]:
+        """Examples of each size (h, w) of which there are too few for a batch of all processes."""
+        full = self.batch_size * self.world_size
+        sizes = zip(self.group_sizes, self.groups, strict=True)
+        return {size: len(group) for size, group in sizes if len(self.groups) > 1 and len(group) < full}
 
 
 class PairLoader(ExampleLoader[Example, PairBatch]):
@@ -246,95 +299,3 @@ class PairLoader(ExampleLoader[Example, PairBatch]):
 
     def own_seed(self, index: int, visit: int) -> int:
         return visit if self.draws is None else self.draws.of_visit(self.key(index), visit)
-
-
-class StreamLoader:
-    """Batches from a stream, shuffled through a buffer; an iterator that never ends.
-
-    The files of the stream come in random order. ``buffer`` pairs are held, encoded; each that is used is drawn from
-    them at random, and the next of the stream takes its place. The position (epoch, pairs used) is exact; resuming
-    reads the epoch forward to it. A position of version 0.1, which shuffled within blocks, keeps its number of pairs.
-
-    Args:
-        buffer: pairs held; the first batch waits for them.
-        dropped: as for :class:`PixelExamples`.
-
-    Raises:
-        ValueError: aspect-ratio buckets are asked for, which need random access.
-    """
-
-    def __init__(
-        self,
-        pairs: StreamedPairs,
-        transform: PairTransform,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        caption_dropout: float = 0.0,
-        max_corrupt: int = 100,
-        buffer: int = 10_000,
-        dropped: str | None = None,
-    ) -> None:
-        if transform.buckets is not None:
-            raise ValueError("aspect_ratio_buckets need a data set with random access: set streaming to false")
-        self.pairs = pairs.in_random_files(seed).shard(rank, world_size)
-        self.transform, self.batch_size = transform, batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.caption_dropout, self.buffer, self.dropped = caption_dropout, buffer, dropped
-        self.corruption = Corruption(max_corrupt)
-        self.position = {"epoch": 0, "used": 0, "read": 0}
-
-    def __iter__(self) -> Iterator[PairBatch]:
-        examples: list[Example] = []
-        seeds: list[int] = []
-        for record, after in self._records():
-            seed = sample_seed(self.seed, self.position["read"] * self.world_size + self.rank)
-            drop = np.random.default_rng([seed % 2**64, 1]).random() < self.caption_dropout
-            try:
-                caption = self.dropped if drop else record.caption
-                examples.append(pixel_example(record, self.transform, seed, caption))
-            except CorruptImageError as error:
-                self.corruption.note(record.key, error)
-                self.position |= {"read": self.position["read"] + 1}
-                continue
-            seeds.append(seed)
-            self.position |= {"read": self.position["read"] + 1}
-            if len(examples) == self.batch_size:
-                self.position |= after
-                yield collate(examples, seeds)
-                examples, seeds = [], []
-
-    def _records(self) -> Iterator[tuple[PairRecord, dict[str, int]]]:
-        """Records from the saved position on, each with the position that follows it."""
-        epoch, skip = self.position["epoch"], self.position["used"]
-        while True:
-            used = 0
-            for used, record in enumerate(self._shuffled(epoch), start=1):
-                if used > skip:
-                    yield record, {"epoch": epoch, "used": used}
-            if not used:
-                raise ValueError(f"{self.pairs.source.name}: the stream holds no pair to use for process {self.rank}")
-            epoch, skip = epoch + 1, 0
-
-    def _shuffled(self, epoch: int) -> Iterator[PairRecord]:
-        rng = np.random.default_rng([self.seed, epoch, self.rank])
-        held: list[PairRecord] = []
-        for record in self.pairs.epoch(epoch):
-            if len(held) < self.buffer:
-                held.append(record)
-                continue
-            place = int(rng.integers(self.buffer))
-            yield held[place]
-            held[place] = record
-        for place in rng.permutation(len(held)):
-            yield held[place]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position; JSON-able."""
-        return dict(self.position)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        used = state["used"] if "used" in state else OLD_BLOCK * state["block"] + state["offset"]
-        self.position = {"epoch": int(state["epoch"]), "used": int(used), "read": int(state["read"])}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .pairs import PairDataset
-from .tables import PICTURE_LAYOUTS, open_source
+from .pairs import load_pictures
+from .reading.text_files import read_csv, read_jsonl, text_lines
 
 #: Column names that hold the prompt in tables, in order of preference.
 COLUMNS = ("prompt", "caption", "text")
@@ -39,25 +37,17 @@ def load_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines()
+    return [line for _, line in text_lines(path)]
 
 
 def _jsonl(path: Path) -> list[str]:
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-        rows.append({"prompt": row} if isinstance(row, str) else row)
+    rows = [{"prompt": row} if isinstance(row, str) else row for _, row in read_jsonl(path)]
     return _column(rows, path)
 
 
 def _csv(path: Path) -> list[str]:
-    with path.open(newline="") as file:
-        return _column(list(csv.DictReader(file)), path)
+    names, rows = read_csv(path)
+    return _column([dict(zip(names, row, strict=True)) for row in rows], path)
 
 
 def _parquet(path: Path) -> list[str]:
@@ -70,7 +60,7 @@ def _parquet(path: Path) -> list[str]:
     return [str(value) for value in table.column(found[0]).to_pylist()]
 
 
-def _column(rows: list[dict[str, object]], path: Path) -> list[str]:
+def _column(rows: Sequence[Mapping[str, object]], path: Path) -> list[str]:
     if not rows:
         return []
     found = [name for name in COLUMNS if name in rows[0]]
@@ -90,5 +80,5 @@ def training_prompts(dataset: str, split: str) -> list[str]:
     """
     if Path(dataset).suffix in (".txt", ".csv", ".jsonl") or Path(dataset).is_file():
         return load_prompts(dataset)
-    pairs = PairDataset(open_source(dataset, split, False, PICTURE_LAYOUTS), keep_ties=True)
+    pairs = load_pictures(dataset, split, streaming=True, keep_ties=True)  # pictures are neither read nor fetched
     return list(dict.fromkeys(pairs.captions()))

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffusion_align.pictures import decoded_mask, decoded_picture
 
-from .pairs import image_bytes
+from .reading.rows import image_bytes
 from .tables import Selection, Source, open_source
 
 #: Column of the points in a criterion: score_structure, score_texture, score_overall.
@@ -101,7 +101,7 @@ class Ratings:
         number = self.rows[index]
         row = self.source.table[number]
         image, source, mask = (
-            image_bytes(row[column], self.source, f"{self.source.name}, row {number}, column {column}")
+            image_bytes(row[column], self.source.folder, f"{self.source.name}, row {number}, column {column}")
             for column in RATING_COLUMNS
         )
         scores = dict(zip(self.criteria, self.points[index].tolist(), strict=True))

@@ -1,10 +1,11 @@
-"""Opening a table of pairs through ``datasets``: hub, parquet, or image folder with JSONL or CSV."""
+"""Opening a table: hub and parquet, through ``datasets`` or as they are, or image folder with JSONL or CSV."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
+
+from .reading.shards import Shards, hub_shards
+from .reading.text_files import csv_table, jsonl_table
 
 #: Columns every source of a layout must have.
 PICKAPIC_COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
@@ -39,6 +43,10 @@ class Source:
     name: str
     columns: tuple[str, ...]
     folder: Path | None
+
+    def where(self, row: int) -> str:
+        """What messages call row ``row``."""
+        return f"{self.name}, row {row}"
 
 
 @dataclass(frozen=True)
@@ -75,26 +83,85 @@ def open_source(
         OSError: a hub name that cannot be read; the message says how to use a local copy.
         ValueError: a file that is no table, or one without the columns of a known layout.
     """
-    path = shipped_path(str(source)) if str(source) in SHIPPED_PAIRS else Path(source)
-    if path.exists():
-        files = _files(path, split)
-        kind = {".parquet": "parquet", ".jsonl": "json", ".csv": "csv"}[files[0].suffix]
-        folder = None if kind == "parquet" else files[0].parent
-        table = _load(kind, f"{files[0]}", streaming, data_files=[str(f) for f in files], split="train")
-        name = str(files[0]) if len(files) == 1 else f"{path} ({split}, {len(files)} files)"
+    files, folder = local_files(source, split), None
+    if files:
+        name = _name(files, source, split)
+        if files[0].suffix == ".parquet":
+            table = _load("parquet", f"{files[0]}", streaming, data_files=[str(f) for f in files], split="train")
+        else:
+            table, folder = _text_table(files[0]), files[0].parent
     else:
-        name, folder = str(source), None
-        if name.count("/") != 1 or path.suffix or name.startswith((".", "/", "~")):
-            raise FileNotFoundError(
-                f"data set {name!r} not found: expected a .parquet, .jsonl or .csv file, a folder, or a hub name "
-                "such as 'yuvalkirstain/pickapic_v2'"
-            )
+        name = _hub_name(source)
         table = _load(name, name, streaming, split=split)
     columns = table.column_names
     if columns is None:  # a stream of files without a schema
         columns = list(next(iter(table)))
     _check_columns(columns, name, layouts)
     return Source(_undecoded(table), name, tuple(columns), folder)
+
+
+def open_shards(source: str | Path, split: str, layouts: Mapping[str, tuple[str, ...]] = PAIR_LAYOUTS) -> Shards | None:
+    """Parquet files as they are, on this disk or on the hub, checked like :func:`open_source`; None where the files
+    are text.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as :func:`open_source`.
+    """
+    files = local_files(source, split)
+    if files and files[0].suffix != ".parquet":
+        return None
+    if files:
+        shards = Shards([str(file) for file in files], _name(files, source, split))
+    else:
+        shards = hub_shards(_hub_name(source), split)
+    _check_columns(list(shards.columns), shards.name, layouts)
+    return shards
+
+
+def local_files(source: str | Path, split: str) -> list[Path]:
+    """The files of a data set on this disk, or of one that is shipped; empty where it can only be on the hub.
+
+    Raises:
+        FileNotFoundError: a folder without files of ``split``, or a pattern that no file fits.
+        ValueError: a file of another kind.
+    """
+    path = shipped_path(str(source)) if str(source) in SHIPPED_PAIRS else Path(source)
+    if path.exists():
+        return _files(path, split)
+    if not has_magic(str(source)):
+        return []
+    found = sorted(Path(file) for file in glob(str(source), recursive=True))
+    if not found:
+        raise FileNotFoundError(f"data set {str(source)!r}: no file fits this pattern")
+    if len(found) > 1 and any(file.suffix != ".parquet" for file in found):
+        raise ValueError(f"data set {str(source)!r}: expected parquet files, found {found[0].name}")
+    return _files(found[0], split) if len(found) == 1 else found
+
+
+def _name(files: Sequence[Path], source: str | Path, split: str) -> str:
+    return str(files[0]) if len(files) == 1 else f"{source} ({split}, {len(files)} files)"
+
+
+def _hub_name(source: str | Path) -> str:
+    name = str(source)
+    if name.count("/") != 1 or Path(source).suffix or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"data set {name!r} not found: expected a .parquet, .jsonl or .csv file, a folder, or a hub name "
+            "such as 'yuvalkirstain/pickapic_v2'"
+        )
+    return name
+
+
+def _text_table(path: Path) -> Any:
+    """A CSV or JSON Lines file as a table in memory."""
+    import datasets
+    from datasets.table import InMemoryTable
+
+    try:
+        table = csv_table(path) if path.suffix == ".csv" else jsonl_table(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    return datasets.Dataset(InMemoryTable(table))
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -125,7 +192,7 @@ def _load(kind: str, name: str, streaming: bool, **options: Any) -> Any:
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read as a table: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:
-        if kind in ("parquet", "json", "csv"):
+        if kind == "parquet":
             raise ValueError(f"{name} cannot be read as a table: {error}") from error
         raise OSError(
             f"data set {name!r} could not be loaded ({error}). Offline, download it once with "

@@ -49,10 +49,10 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
     """Scorer whose verdicts take the place of the data set's labels; asked once, kept in output_dir/relabelled (for
     large data sets: diffusion-align data relabel)."""
     streaming: bool = False
-    """Read the data set as a stream, for what does not fit the disk."""
+    """Read parquet files as they are, on this disk or on the hub, without a copy or random access (docs/data.md)."""
     shuffle_buffer: Positive = 10_000
-    """Pairs of a stream that are held, encoded, and drawn from at random; they take a few GB for Pick-a-Pic, and are
-    read before the first step."""
+    """Pairs of a stream that are shuffled together, evenly drawn from all of its files; they are held, encoded, and
+    take a few GB for Pick-a-Pic."""
     cache_dir: str | None = None
     """Folder for cached VAE posteriors and prompt embeddings; made when absent, checked when present."""
     resolution: Positive | None = None
@@ -135,15 +135,17 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
         return MemoryNeeds(self.resolution, cached, rows=self.pictures, vae_jobs=() if cached else (encoding,))
 
     def plan(self, world_size: int = 1) -> PlanNotes:
-        from diffusion_align.data import StreamedPairs
-
         from .loading import load_training_pairs
 
         pairs, sections = load_training_pairs(self), super().plan(world_size).sections
-        if isinstance(pairs, StreamedPairs):
-            return PlanNotes({"data": f"{self.dataset} ({self.dataset_split}) is streamed: not counted", **sections})
-        counts = pairs.counts | {f"{'pairs' if self.pictures == 2 else 'pictures'} used": len(pairs)}
-        return PlanNotes({"data": {name: f"{count:,}" for name, count in counts.items()}, **sections}, len(pairs))
+        if pairs.used is None:
+            text = f"{pairs.name}: {pairs.counts['rows']:,} rows on the hub; ties are left out as they come"
+            return PlanNotes({"data": text, **sections})
+        counts = pairs.counts | {f"{'pairs' if self.pictures == 2 else 'pictures'} used": pairs.used}
+        data = {name: f"{count:,}" for name, count in counts.items()}
+        if pairs.uncaptioned:
+            data["without caption"] += f" ({'; '.join(pairs.uncaptioned)})"
+        return PlanNotes({"data": data, **sections}, pairs.used)
 
 
 @dataclass(frozen=True, kw_only=True)

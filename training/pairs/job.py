@@ -94,6 +94,9 @@ def _denoising_job(
         )
     prepare_policy(config, adapter)
     source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes, cached)
+    name = "" if accelerator.is_main_process else f"_rank{accelerator.process_index}"
+    unreadable = Path(config.output_dir) / f"corrupt_pairs{name}.jsonl"
+    source.corruption.keep(unreadable, resumed=config.resume_from_checkpoint is not None)
     if own and cached is not None:
         adapter.park_encoders()  # that init_weights made necessary
     method = build(adapter, source)

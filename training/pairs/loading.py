@@ -13,7 +13,6 @@ from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import (
     CachedPairs,
     FixedDraws,
-    PairBatch,
     PairDataset,
     PairLoader,
     PairTransform,
@@ -28,9 +27,10 @@ from diffusion_align.data import (
 )
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.relabelling import Relabelling, relabel, told
-from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
+
+from .left_out import left_out
 
 if TYPE_CHECKING:
     from .config import DenoisingConfig
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def build_pair_source(
     config: DenoisingConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
-) -> BatchSource[PairBatch]:
+) -> PairLoader | StreamLoader:
     """The pairs of ``config.dataset`` as an endless loader of this process's share.
 
     Args:
@@ -53,14 +53,22 @@ def build_pair_source(
         "max_corrupt": config.max_corrupt,
     }
     batch_size, draws, dropped = config.per_device_train_batch_size, fixed_draws(config), dropped_caption(config)
+    options["num_workers"] = config.dataloader_num_workers
     if config.cache_dir is not None:
         cached = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
-        return PairLoader(cached, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
+        return PairLoader(cached, batch_size, draws=draws, **options)
     pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
+    source: PairLoader | StreamLoader
     if isinstance(pairs, StreamedPairs):
-        return StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
-    examples = PixelExamples(pairs, transform, dropped)
-    return PairLoader(examples, batch_size, draws=draws, num_workers=config.dataloader_num_workers, **options)
+        source = StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
+    else:
+        source = PairLoader(PixelExamples(pairs, transform, dropped), batch_size, draws=draws, **options)
+    if rank == 0:
+        said = left_out(pairs, source, adapter)
+        said.say()
+        if Path(config.output_dir).is_dir():
+            said.write(Path(config.output_dir))
+    return source
 
 
 def fixed_draws(config: DenoisingConfig) -> FixedDraws | None:

@@ -34,7 +34,7 @@ class PairData(TrainingData):
     max_pairs: Positive | None = None
     """Use only this many pairs."""
     pair_selection: Literal["random", "first"] = "random"
-    """Which they are: drawn at random by the seed, or the first of the data set (streams: always the first)."""
+    """Which they are: drawn at random by the seed (streams: by whole row groups), or the first of the data set."""
     max_corrupt: NonNegative = 100
     """How many unreadable images are skipped and reported before the run stops."""
 

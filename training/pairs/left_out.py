@@ -1,0 +1,96 @@
+"""What of a data set is not used, or not as it is: counted, said once, and kept beside the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from diffusion_align.adapters import Adapter
+from diffusion_align.data import PairDataset, PairLoader, StreamedPairs, StreamLoader
+
+#: Bytes of a caption that are surely one token; start and end of the text take two more.
+BYTES_A_TOKEN, ENDS = 1, 2
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the pairs of a run are, and what is left out.
+
+    Attributes:
+        name: of the data set.
+        counts: rows, and how many were left out and why.
+        used: pairs; None for data sets on the hub, whose rows are looked at when they are read.
+        uncaptioned: the first rows without caption.
+        captions_cut: captions that are longer than the text encoders read; estimated from a sample in large data sets.
+        small_buckets: pairs of each size "HxW" of which there are too few for a batch: they are never used.
+    """
+
+    name: str
+    counts: dict[str, int]
+    used: int | None
+    uncaptioned: list[str] = field(default_factory=list)
+    captions_cut: int = 0
+    small_buckets: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What is said of it."""
+        counts = dict(self.counts)
+        rows = counts.pop("rows")
+        left = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+        used = "read from the hub, counted as they come" if self.used is None else f"{self.used:,} pairs used"
+        found = [f"data: {self.name}: {rows:,} rows, {used}" + ("" if self.used is None else f"; left out: {left}")]
+        if self.uncaptioned:
+            found.append(f"data: without caption: {'; '.join(self.uncaptioned)}" + _more(counts, self.uncaptioned))
+        if self.captions_cut:
+            found.append(f"data: {self.captions_cut:,} captions are longer than the text encoder reads, and are cut")
+        if self.small_buckets:
+            sizes = ", ".join(f"{count} of {size}" for size, count in self.small_buckets.items())
+            found.append(
+                f"data: {sum(self.small_buckets.values()):,} pairs are never used: their aspect-ratio buckets hold "
+                f"less than a batch of all processes ({sizes})"
+            )
+        return found
+
+    def say(self) -> None:
+        """Once, to the reader of the run."""
+        print("\n".join(self.lines()), file=sys.stderr, flush=True)
+
+    def write(self, folder: Path) -> None:
+        """As ``data.json``, for reports."""
+        (folder / "data.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def left_out(pairs: PairDataset | StreamedPairs, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
+    """Count what ``source`` makes of ``pairs``."""
+    small = source.never_used() if isinstance(source, PairLoader) else {}
+    return LeftOut(
+        pairs.name,
+        pairs.counts,
+        pairs.used,
+        pairs.uncaptioned,
+        _captions_cut(pairs.caption_sample, pairs.used or 0, adapter),
+        {f"{height}x{width}": count for (height, width), count in small.items()},
+    )
+
+
+def _captions_cut(sample: Sequence[str], used: int, adapter: Adapter) -> int:
+    """Captions of all that some text encoder cuts, by a sample of them."""
+    cut: set[int] = set()
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(adapter.pipeline, name, None)
+        if tokenizer is None:
+            continue
+        most = tokenizer.model_max_length
+        long = [i for i, caption in enumerate(sample) if len(caption.encode()) > (most - ENDS) * BYTES_A_TOKEN]
+        if long:
+            tokens = tokenizer([sample[i] for i in long], truncation=False, verbose=False).input_ids
+            cut |= {i for i, ids in zip(long, tokens, strict=True) if len(ids) > most}
+    return round(len(cut) * max(1.0, used / max(len(sample), 1)))
+
+
+def _more(counts: dict[str, int], named: list[str]) -> str:
+    count = counts.get("without caption", 0) - len(named)
+    return f" and {count:,} more" if count > 0 else ""
