@@ -31,11 +31,11 @@ from .harness import write_result
 
 #: Rows that the order is tested on: what the recipes of SDXL see.
 SEEN = 128_000
-#: Tells of its own memory and time; runs one command line of the product.
+#: Tells of its own CPU time and memory; runs one command line of the product.
 CHILD = (
-    "import resource, sys, time; started = time.perf_counter(); from diffusion_align.cli import main; "
+    "import resource, sys, time; from diffusion_align.cli import main; "
     "code = main(sys.argv[1:]); peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-    "print(f'\\n{time.perf_counter() - started:.2f} {peak / 2**20:.3f}', file=sys.stderr); sys.exit(code)"
+    "print(f'\\n{time.process_time():.2f} {peak / 2**20:.3f}', file=sys.stderr); sys.exit(code)"
 )
 
 
@@ -79,12 +79,13 @@ def make(folder: Path, rows: int, shards: int, side: int, seed: int = 0) -> None
 
 
 def product(*arguments: str) -> dict[str, float]:
-    """Seconds, from before the first import, and peak GiB of one command of the product."""
+    """Of one command: seconds of the whole process, those on the CPU, and peak GiB."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", CHILD, *arguments], text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}:\n{done.stderr[-2000:]}")
-    return {"seconds": round(time.perf_counter() - started, 2), "peak_gib": float(done.stderr.split()[-1])}
+    seconds, (cpu, peak) = time.perf_counter() - started, map(float, done.stderr.split()[-2:])
+    return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(peak, 2)}
 
 
 def streamed(folder: Path, **options: Any) -> StreamedPairs:
@@ -225,6 +226,7 @@ def main(arguments: list[str]) -> None:
         make(folder, options.rows, options.shards, options.side)
     size = sum(file.stat().st_size for file in folder.iterdir())
     result = {
+        "other work on the machine: load average": round(os.getloadavg()[0], 1),
         "data": {"rows": options.rows, "files": options.shards, "picture px": options.side, "bytes": size},
         "start": run_and_resume(folder, options.folder, int(0.7 * options.rows)),
         "waiting": waiting(folder, options.folder, options.steps),

@@ -135,6 +135,7 @@ class CachedPairs:
             no pairs; single pictures are also read from one of pairs.
 
     Attributes:
+        counts: pairs that were to be encoded, and those that could not be read.
         contents: hash of all that examples are made of: model, transform, pairs and, by their shards, every value.
     """
 
@@ -169,6 +170,11 @@ class CachedPairs:
         self._shard_size, self._image_shards, self._shards = (
             record[name] for name in ("shard_size", "image_shards", "shards")
         )
+        corrupt = record.get("corrupt", [])
+        self.name, self.used = str(self.folder), len(self.pairs)
+        self.counts = {"rows": self.used + len(corrupt), "unreadable": len(corrupt)}
+        self.uncaptioned: list[str] = []
+        self.caption_sample = [caption for caption in self.captions if caption]
         held = [record["fingerprint"], self.pairs, self.captions, self._shards]
         self.contents = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
         for name, facts in self._shards.items():

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.data import PairDataset, PairLoader, StreamedPairs, StreamLoader
+from diffusion_align.data import PairLoader, StreamLoader
 
-#: Bytes of a caption that are surely one token; start and end of the text take two more.
-BYTES_A_TOKEN, ENDS = 1, 2
+#: Tokens of the start and end of a text. All others stand for a byte or more.
+ENDS = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,22 @@ class LeftOut:
         (folder / "data.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
-def left_out(pairs: PairDataset | StreamedPairs, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
+class Counted(Protocol):
+    """Pairs that were counted: indexed, streamed or cached."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
+    @property
+    def used(self) -> int | None: ...
+    @property
+    def uncaptioned(self) -> list[str]: ...
+    @property
+    def caption_sample(self) -> list[str]: ...
+
+
+def left_out(pairs: Counted, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
     """Count what ``source`` makes of ``pairs``."""
     small = source.never_used() if isinstance(source, PairLoader) else {}
     return LeftOut(
@@ -84,7 +100,7 @@ def _captions_cut(sample: Sequence[str], used: int, adapter: Adapter) -> int:
         if tokenizer is None:
             continue
         most = tokenizer.model_max_length
-        long = [i for i, caption in enumerate(sample) if len(caption.encode()) > (most - ENDS) * BYTES_A_TOKEN]
+        long = [i for i, caption in enumerate(sample) if len(caption.encode()) > most - ENDS]
         if long:
             tokens = tokenizer([sample[i] for i in long], truncation=False, verbose=False).input_ids
             cut |= {i for i, ids in zip(long, tokens, strict=True) if len(ids) > most}

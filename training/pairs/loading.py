@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import PartialState
@@ -13,6 +13,7 @@ from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import (
     CachedPairs,
     FixedDraws,
+    PairBatch,
     PairDataset,
     PairLoader,
     PairTransform,
@@ -25,20 +26,28 @@ from diffusion_align.data import (
     load_pictures,
     make_buckets,
 )
+from diffusion_align.data.loader import Corruption
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.relabelling import Relabelling, relabel, told
+from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
 
-from .left_out import left_out
+from .left_out import Counted, left_out
 
 if TYPE_CHECKING:
     from .config import DenoisingConfig
 
 
+class PairSource(BatchSource[PairBatch], Protocol):
+    """Batches of pairs, and the count of those that cannot be read."""
+
+    corruption: Corruption
+
+
 def build_pair_source(
     config: DenoisingConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
-) -> PairLoader | StreamLoader:
+) -> PairSource:
     """The pairs of ``config.dataset`` as an endless loader of this process's share.
 
     Args:
@@ -55,13 +64,16 @@ def build_pair_source(
     batch_size, draws, dropped = config.per_device_train_batch_size, fixed_draws(config), dropped_caption(config)
     options["num_workers"] = config.dataloader_num_workers
     if config.cache_dir is not None:
-        cached = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
-        return PairLoader(cached, batch_size, draws=draws, **options)
-    pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
+        pairs: Counted = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
+    else:
+        pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
     source: PairLoader | StreamLoader
-    if isinstance(pairs, StreamedPairs):
+    if isinstance(pairs, CachedPairs):
+        source = PairLoader(pairs, batch_size, draws=draws, **options)
+    elif isinstance(pairs, StreamedPairs):
         source = StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
     else:
+        assert isinstance(pairs, PairDataset)
         source = PairLoader(PixelExamples(pairs, transform, dropped), batch_size, draws=draws, **options)
     if rank == 0:
         said = left_out(pairs, source, adapter)
