@@ -78,13 +78,15 @@ def make(folder: Path, rows: int, shards: int, side: int, seed: int = 0) -> None
         first += size
 
 
-def product(*arguments: str) -> dict[str, float]:
-    """Of one command: seconds of the whole process, those on the CPU, and peak GiB."""
-    started = time.perf_counter()
+def product(out: Path, *arguments: str) -> dict[str, float]:
+    """Of one training with one step in ``out``: seconds from before the first import to the end of the step; CPU
+    seconds and peak GiB of the whole process, with its checkpoint."""
+    arguments = ("train", "dpo", "--output-dir", str(out), "--report-to", "none", "--logging-steps", "1", *arguments)
+    started = time.time()
     done = subprocess.run([sys.executable, "-c", CHILD, *arguments], text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}:\n{done.stderr[-2000:]}")
-    seconds, (cpu, peak) = time.perf_counter() - started, map(float, done.stderr.split()[-2:])
+    seconds, (cpu, peak) = (out / "metrics.jsonl").stat().st_mtime - started, map(float, done.stderr.split()[-2:])
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(peak, 2)}
 
 
@@ -99,10 +101,12 @@ def numbers(keys: list[str]) -> list[int]:
 
 
 def run_and_resume(folder: Path, work: Path, at: int) -> dict[str, Any]:
-    """One step from the start, and one from row ``at``: whole commands, with import, model, data and checkpoint."""
+    """One step from the start, one from row ``at``, and one of the shipped pairs, which are a thousand; with imports,
+    model and data."""
     out, batch = work / "run", DPOConfig().per_device_train_batch_size
-    recipe = ["train", "dpo", "--dataset", str(folder), "--streaming", "--output-dir", str(out), "--report-to", "none"]
-    first = product(*recipe, "--max-steps", "1", "--overwrite-output-dir")
+    recipe = ["--dataset", str(folder), "--streaming"]
+    few = product(work / "few", "--max-steps", "1", "--overwrite-output-dir")
+    first = product(out, *recipe, "--max-steps", "1", "--overwrite-output-dir")
     checkpoint, _ = find_checkpoint("latest", out)
     state = load_checkpoint(checkpoint)
     loader = StreamLoader(streamed(folder), PairTransform(64), batch, seed=DPOConfig().seed)
@@ -110,8 +114,8 @@ def run_and_resume(folder: Path, work: Path, at: int) -> dict[str, Any]:
     next(iter(loader))  # a position as the product writes it, in the middle of a block
     state.values["method"] = loader.state_dict()
     save_checkpoint(out, state, 1, keep=1)
-    second = product(*recipe, "--max-steps", "2", "--resume-from-checkpoint", "latest")
-    return {"one step": first, f"one step from row {at:,}": second}
+    second = product(out, *recipe, "--max-steps", "2", "--resume-from-checkpoint", "latest")
+    return {"one step of the shipped pairs": few, "one step": first, f"one step from row {at:,}": second}
 
 
 def whole_epoch(folder: Path, processes: int, batch: int) -> dict[str, Any]:

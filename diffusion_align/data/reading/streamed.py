@@ -17,7 +17,7 @@ from .rows import CHEAP, UNCAPTIONED, USED, counted, kinds_of_rows, row_key, to_
 from .shards import Shards
 
 #: About so many captions, evenly spread over the data set, are kept as a sample.
-CAPTION_SAMPLE = 20_000
+CAPTION_SAMPLE = 10_000
 #: Rows without caption that are named.
 MOST_NAMED = 5
 
