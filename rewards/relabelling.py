@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from diffusion_align.data.loader import Corruption
-from diffusion_align.data.pairs import SOFT_LABEL, image_bytes, preference, row_key
+from diffusion_align.data.reading.rows import SOFT_LABEL, caption_of, image_bytes, preference, row_key
 from diffusion_align.data.tables import Selection, Source, open_source
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
@@ -223,15 +223,13 @@ def _readable(
 ) -> Iterator[tuple[dict[str, Any], str, list[Any]]]:
     """Rows in Pick-a-Pic's columns, what messages call them, and their pictures; others are noted and left out."""
     for index, row in rows:
-        where = f"{table.name}, row {index}"
-        if not isinstance(row["caption"], str):
-            raise ValueError(f"{where}: caption = {row['caption']!r} is wrong: expected text")
-        value = preference(dict(row), where)
+        where = table.where(index)
+        caption, value = caption_of(row, where), preference(row, where)
         if value is not None and "label_0" in row:
             value = float(row["label_0"])
         names = ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected")
-        contents = [image_bytes(row[name], table, f"{where}, column {name}") for name in names]
         try:
+            contents = [image_bytes(row[name], table.folder, f"{where}, column {name}") for name in names]
             pictures = [decoded_picture(content, where) for content in contents]
         except CorruptImageError as error:
             if row_key(index) not in corruption.messages:
@@ -241,7 +239,7 @@ def _readable(
             continue
         kept = {name: value for name, value in row.items() if name not in VERDICTS}
         original = row.get("original_label_0", value)
-        new = {"jpg_0": contents[0], "jpg_1": contents[1], "caption": row["caption"], "original_label_0": original}
+        new = {"jpg_0": contents[0], "jpg_1": contents[1], "caption": caption, "original_label_0": original}
         yield kept | new, where, pictures
 
 

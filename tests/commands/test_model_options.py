@@ -148,7 +148,7 @@ def load_pixels(path: Path) -> bytes:
 def test_annotations_with_other_weights_are_not_mixed(tmp_path: Path) -> None:
     """Folders from before these options, which say nothing of them, are continued."""
     options = {"prompts": "p", "scorers": ("a",), "out": str(tmp_path)}
-    assert read_finished(tmp_path / "rows.jsonl", AnnotateOptions(**options)) == []  # type: ignore[arg-type]
+    assert read_finished(tmp_path / "rows.jsonl", [], AnnotateOptions(**options)) == []  # type: ignore[arg-type]
     assert "vae" not in (tmp_path / "rows.jsonl").read_text()
     with pytest.raises(ValueError, match="belongs to a run with other options"):
-        read_finished(tmp_path / "rows.jsonl", AnnotateOptions(**options, vae="other"))  # type: ignore[arg-type]
+        read_finished(tmp_path / "rows.jsonl", [], AnnotateOptions(**options, vae="other"))  # type: ignore[arg-type]

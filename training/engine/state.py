@@ -48,7 +48,8 @@ def collect_state(
 def go_on(scheduler: Any, saved: dict[str, Any]) -> None:
     """Set this run's schedule of the learning rate to the saved step; its form and its peak stay this run's."""
     scheduler.last_epoch, scheduler._step_count = saved["last_epoch"], saved["_step_count"]
-    scheduler._last_lr = scheduler.get_lr()
+    forms = zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
+    scheduler._last_lr = [peak * form(scheduler.last_epoch) for form, peak in forms]
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = rate
 
