@@ -134,7 +134,8 @@ class ExampleLoader(Generic[E, B]):
 
     Batch k of all processes together holds positions k*B*W .. (k+1)*B*W - 1 of the run's sequence, B pairs for each of
     W processes in rank order, so that W processes see what one process with the batch B*W sees. A pair's crop, flip,
-    caption dropout and training noise follow from (seed, position).
+    caption dropout and training noise follow from (seed, position). A run that goes on with other batches goes on at
+    its position (pairs of one size only).
 
     Args:
         batch_size: B, pairs per process.
@@ -167,7 +168,8 @@ class ExampleLoader(Generic[E, B]):
         self.rank, self.world_size = rank, world_size
         self.caption_dropout, self.num_workers = caption_dropout, num_workers
         self.corruption = Corruption(max_corrupt)
-        self.batches_read = 0
+        #: The position: batches read since position ``start`` of the sequence, where batches got this size.
+        self.start, self.batches_read = 0, 0
         sizes = examples.sizes()
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
@@ -210,7 +212,7 @@ class ExampleLoader(Generic[E, B]):
 
     def _read(self, k: int) -> tuple[B, dict[str, CorruptImageError]]:
         full = self.batch_size * self.world_size
-        start = k * full + self.rank * self.batch_size
+        start = self.start + k * full + self.rank * self.batch_size
         positions = range(start, start + self.batch_size)
         indices = self._indices(k, full)[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
         visits = [sample_seed(self.seed, position) for position in positions]
@@ -243,7 +245,7 @@ class ExampleLoader(Generic[E, B]):
         """Pairs of the global batch ``k``."""
         if len(self.groups) == 1:
             count = len(self.groups[0])
-            positions = np.arange(k * full, (k + 1) * full)
+            positions = self.start + np.arange(k * full, (k + 1) * full)
             rows = [self.permutation(int(p // count))[p % count] for p in positions]
             return self.groups[0][rows]
         per_epoch = sum(len(group) // full for group in self.groups)
@@ -265,17 +267,24 @@ class ExampleLoader(Generic[E, B]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position; JSON-able."""
-        return {"batches_read": self.batches_read}
+        return {"start": self.start, "batches_read": self.batches_read, "batch": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a position.
 
         Raises:
-            ValueError: it is a place in a stream.
+            ValueError: it is a place in a stream, or one in other batches where pictures have several sizes.
         """
         if "batches_read" not in state:
             raise ValueError("the checkpoint's run streamed its pairs: set streaming to true")
-        self.batches_read = int(state["batches_read"])
+        start, batches, full = int(state.get("start", 0)), int(state["batches_read"]), self.batch_size * self.world_size
+        batch = int(state.get("batch", full))
+        if batch != full and len(self.groups) > 1:
+            raise ValueError(
+                f"the checkpoint's batches have {batch} pairs, this run's {full}: with aspect_ratio_buckets the "
+                "position in the data is one of whole batches; keep per_device_train_batch_size times processes"
+            )
+        self.start, self.batches_read = (start, batches) if batch == full else (start + batches * batch, 0)
 
     def never_used(self) -> dict[tuple[int, int], int]:
         """Examples of each size (h, w) of which there are too few for a batch of all processes."""
