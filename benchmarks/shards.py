@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=5, help="for the tests of the order")
     parser.add_argument("--steps", type=int, default=60, help="for the waiting")
-    parser.add_argument("--folder", type=Path, default=Path("shards-data"), help="where the data set is made, or is")
+    parser.add_argument("--folder", type=Path, default=Path("runs/shards"), help="where the data set is made, or is")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args(arguments)
     folder = options.folder / f"{options.rows}-{options.shards}-{options.side}"
