@@ -20,6 +20,7 @@ BENCHMARKS = {
     "scenes-rl": ("scenes.online_methods", "online methods: win rates over the base by the oracle, and what they cost"),
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "shards": ("shards", "streaming a million pairs: start, resume, order, waiting"),
+    "true-size": ("true_size.command", "a model of true size used from every layout; memory and its estimates"),
     "plots": ("plots", "the plots in docs/images, from the measured files"),
     "faults": ("faults", "commands that are killed at random instants and started again: equal files in the end?"),
     "same-bits": ("same_bits", "losses, weights and pictures here and at an earlier commit, bit for bit"),

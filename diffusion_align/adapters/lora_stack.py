@@ -203,4 +203,5 @@ def attach(part: Any, lora: Mapping[str, LowRank], name: str) -> None:
         owner = part.get_submodule(module)
         device = owner.get_base_layer().weight.device
         for matrices, tensor in ((owner.lora_A, layer.down), (owner.lora_B, layer.up)):
-            matrices[name].weight = nn.Parameter(tensor.to(device), requires_grad=False)
+            placed = tensor if device.type == "meta" else tensor.to(device)  # a part that was not loaded has no weights
+            matrices[name].weight = nn.Parameter(placed, requires_grad=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusion_align.adapters import Adapter
+from diffusion_align.adapters import PARTS, Adapter
 from diffusion_align.adapters.autoencoder import stored_dtype
 from diffusion_align.adapters.lora_files import find_lora_file
 from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of, make_readable, write_lora
@@ -35,7 +35,9 @@ def export_weights(options: ExportOptions) -> Path:
     out = output_path(options)
     if out.exists():
         raise ValueError(f"--out {out} is already there: delete it, or give another")
-    adapter = load_policy_model(settings(options), "cpu").load_weights(source)
+    only_lora = options.format != "merged" and find_lora_file(source) is not None  # its names are those of the configs
+    parts = frozenset() if only_lora else PARTS
+    adapter = load_policy_model(settings(options), "cpu", parts).load_weights(source)
     if options.format == "merged":
         return save_merged(adapter, out, "fp32" if options.dtype == "auto" else options.dtype)
     if not adapter.has_lora:

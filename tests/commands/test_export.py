@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from diffusion_align.adapters import load_adapter
+from diffusion_align.adapters.lora_files import KOHYA_FILE, LORA_FILE
 from diffusion_align.adapters.policy_files import BASE_FIELD
 from diffusion_align.cli import main
 from diffusion_align.sampling.sampler import generate
@@ -58,6 +60,20 @@ def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["export", *map(str, arguments)]) == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_lora_is_exported_without_reading_the_models_weights(
+    config: DPOConfig, sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run = shutil.copytree(sdxl_folder, tmp_path / "model"), tmp_path / "run"
+    train(replace(config, model=str(model), max_steps=1))
+    for file in model.rglob("*.safetensors"):
+        file.unlink()
+    assert export(capsys, run, "--format", "diffusers").read_bytes() == (run / LORA_FILE).read_bytes()
+    written, own = load_file(export(capsys, run, "--format", "kohya")), load_file(run / KOHYA_FILE)
+    assert written.keys() == own.keys()
+    assert all(torch.equal(written[name], own[name]) for name in own)
 
 
 @pytest.mark.slow

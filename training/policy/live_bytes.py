@@ -13,12 +13,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+CONVOLUTIONS = frozenset({torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default})
+
 
 class LiveBytes(TorchDispatchMode):
     """Inside ``with LiveBytes() as live``, storages that operations make are counted until they are freed.
 
-    What was there before is not counted, nor what a kernel needs while it runs. The backward pass is counted, too, on
-    the CPU and on ``meta``, where it runs in the caller's thread.
+    What was there before is not counted. The backward pass is counted, too, on the CPU and on ``meta``, where it runs
+    in the caller's thread. Of what kernels need while they run, convolutions' part is counted: cuDNN and oneDNN copy
+    what goes in and what comes out into a layout of their own. At a VAE's largest layers that is a quarter of all
+    (docs/performance.md measures it).
 
     Attributes:
         now: bytes that are alive.
@@ -39,6 +43,9 @@ class LiveBytes(TorchDispatchMode):
         for tensor in _tensors(output):
             if tensor.untyped_storage()._cdata not in older:
                 self._count(tensor.untyped_storage())
+        if func in CONVOLUTIONS:
+            copies = sum(tensor.nbytes for tensor in _tensors((args, output)) if tensor.ndim > 1)
+            self.peak = max(self.peak, self.now + copies)
         return output
 
     def _count(self, storage: torch.UntypedStorage) -> None:
