@@ -12,9 +12,8 @@ import logging
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -39,6 +38,13 @@ def keys_found(comfyui: Path, lora: Path, pipeline: Path) -> dict[str, int]:
     return found
 
 
+class Empty(ModuleType):
+    """A module in which every name is a class that nothing is an instance of."""
+
+    def __getattr__(self, name: str) -> type:
+        return type(name, (), {})
+
+
 class Lost(logging.Handler):
     """Counts the loader's warnings: one for each name that it does not know."""
 
@@ -53,8 +59,11 @@ class Lost(logging.Handler):
 def count(comfyui: Path, lora: Path, pipeline: Path) -> dict[str, int]:
     """``keys_found`` in this process."""
     sys.path.insert(0, str(comfyui))
-    for name in (*(f"comfy.{name}" for name in NOT_USED), "einops"):
-        sys.modules[name] = MagicMock()
+    package = import_module("comfy")
+    for name in NOT_USED:
+        sys.modules[f"comfy.{name}"] = Empty(name)
+        setattr(package, name, sys.modules[f"comfy.{name}"])
+    sys.modules.setdefault("einops", Empty("einops"))
     key_map, detection, convert = (
         import_module(f"comfy.{name}") for name in ("lora", "model_detection", "lora_convert")
     )

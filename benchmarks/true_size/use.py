@@ -17,7 +17,7 @@ from .watched import Watched, in_gib, run_command
 
 #: The pairs' recipe of each model, and what it needs to run here: no download, one small pair, float32.
 SETTINGS = (
-    "--variant", "None", "--vae", "None", "--no-streaming", "--max-steps", "1", "--per-device-train-batch-size", "1",
+    "--vae", "None", "--no-streaming", "--max-steps", "1", "--per-device-train-batch-size", "1",
     "--gradient-accumulation-steps", "1", "--learning-rate", "1e-3", "--warmup-steps", "0", "--weight-dtype", "fp32",
     "--mixed-precision", "no", "--caption-dropout", "0",
 )  # fmt: skip

@@ -21,7 +21,7 @@ GIB = 2**30
 #: Seconds between two looks at the process.
 INTERVAL = 0.02
 #: Loaded once: every command is a fork of this process, which would else load them for ten seconds each time.
-LIBRARIES = ("diffusers", "peft", "transformers", "diffusion_align.training.pairs.job")
+LIBRARIES = ("datasets", "diffusers", "peft", "transformers", "diffusion_align.training.pairs.job")
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def load_adapter(
             (the layout of CompVis and Stability), or a hub name ("stabilityai/stable-diffusion-xl-base-1.0").
         dtype: of the UNet, text encoders and VAE. SDXL's VAE overflows in half precision: it is float32, unless its
             config says ``force_upcast: false``.
-        variant: of the weight files ("fp16"). None takes those without a name; where a folder has one variant only,
-            that one.
+        variant: of the weight files ("fp16"). None takes those without a name. Where a folder has one variant only,
+            that one is read, with a warning if another one was asked for.
         revision: of a hub name, as in ``from_pretrained``.
         vae: another autoencoder: folder, hub name ("madebyollin/sdxl-vae-fp16-fix") or single ``.safetensors`` file.
         config: for a single file, a folder or hub name with the pipeline's configs and tokenizers (needed offline).
@@ -204,12 +204,13 @@ def _load_pipeline(source: Source, wanted: Wanted) -> Any:
     """The pipeline of a folder or hub name."""
     given, dtypes, variant = wanted.given(source), wanted.dtypes(source), wanted.variant
     folder = Path(source.name)
-    if variant is None and folder.is_dir():
-        variants = find_variants(folder, source.names(PARTS) - set(given))
+    if folder.is_dir():
+        variants = find_variants(folder, source.names(PARTS) - set(given), variant)
         if len(set(variants.values())) == 1:
             variant = next(iter(variants.values()))
         else:
-            for name in [name for name, own in variants.items() if own is not None]:
+            variant = variant if variant in variants.values() else None
+            for name in [name for name, own in variants.items() if own != variant]:
                 kind: Any = class_of(source.index[name])
                 options = {"subfolder": name, "variant": variants[name], "dtype": dtypes.get(name, wanted.dtype)}
                 given[name] = kind.from_pretrained(source.name, use_safetensors=True, **options)
@@ -224,6 +225,10 @@ def _load_pipeline(source: Source, wanted: Wanted) -> Any:
         )
     except OSError as error:
         raise OSError(_advice(source.name, error)) from error
+    except ValueError as error:
+        if variant is None or f"variant={variant}" not in str(error):
+            raise
+        raise ValueError(f"{source.name}: {error} --variant None reads those without a name") from error
 
 
 def _advice(name: str, error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -59,23 +60,27 @@ def stored_variants(folder: Path) -> set[str | None]:
     return {name.partition(".")[2] or None for name in names}
 
 
-def find_variants(folder: Path, names: Iterable[str]) -> Mapping[str, str | None]:
-    """Which variant of each part is to be read: the one without a name (float32), or the only one there is.
+def find_variants(folder: Path, names: Iterable[str], wanted: str | None = None) -> Mapping[str, str | None]:
+    """Which variant of each part is to be read: the wanted one, or the only one there is.
 
     Args:
         names: of the parts, each a folder in the pipeline's ``folder``.
+        wanted: None is the one without a name (float32). Where a part has only another one than what was asked for by
+            name, a warning says so.
 
     Raises:
-        ValueError: a part is there in several variants, but not without a name.
+        ValueError: a part is there in several variants, but not in the wanted one.
     """
     found: dict[str, str | None] = {}
     for name in names:
         stored = stored_variants(folder / name)
-        if len(stored) > 1 and None not in stored:
-            raise ValueError(
-                f"{folder / name} holds the variants {', '.join(sorted(map(str, stored)))}: say which with --variant"
-            )
-        found[name] = next(iter(stored)) if len(stored) == 1 else None
+        if len(stored) > 1 and wanted not in stored:
+            held = ", ".join(sorted(variant or "without a name" for variant in stored))
+            raise ValueError(f"{folder / name} holds the variants {held}: say which with --variant")
+        found[name] = next(iter(stored)) if len(stored) == 1 else wanted
+    others = [name for name, variant in found.items() if wanted not in (None, variant)]
+    if others:
+        warnings.warn(f"{folder}: no {wanted} weights of {', '.join(others)}: the only ones are read", stacklevel=4)
     return found
 
 

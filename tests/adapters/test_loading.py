@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffusion_align import load_adapter
-from diffusion_align.adapters import ENCODERS, PARTS, Adapter
+from diffusion_align.adapters import ENCODERS, PARTS, Adapter, loading
 from diffusion_align.sampling.sampler import generate
 from tests.original_layout import write_single_file
 
@@ -67,6 +67,30 @@ def test_files_without_a_name_come_before_a_variant(saved: Saved, sdxl_folder: P
     original = load_adapter(sdxl_folder).unet.conv_in.weight
     assert torch.equal(load_adapter(folder).unet.conv_in.weight, original)
     assert torch.equal(load_adapter(folder, variant="fp16").unet.conv_in.weight, original.half().float())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [{}, {"unet": "bf16"}], ids=["without a name", "of two kinds"])
+def test_a_variant_that_a_folder_has_not_gives_way_with_a_warning(
+    held: dict[str, str], saved: Saved, sdxl_folder: Path
+) -> None:
+    """Recipes ask for fp16, as the hub has it; one's own folder seldom has."""
+    folder = saved(**held)
+    with pytest.warns(UserWarning, match=r"model: no fp16 weights of .*unet.*: the only ones are read"):
+        adapter = load_adapter(folder, variant="fp16")
+    assert torch.equal(drawn(adapter), drawn(load_adapter(sdxl_folder)))
+
+
+def test_a_variant_that_a_hub_model_has_not_is_named_with_what_to_do(
+    sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: Any, variant: str, **__: Any) -> None:
+        raise ValueError(f"no files of the `variant={variant}` are available.")
+
+    monkeypatch.setattr(loading, "find_variants", lambda folder, names, wanted: dict.fromkeys(names, wanted))
+    monkeypatch.setattr(loading.DiffusionPipeline, "from_pretrained", lacking)
+    with pytest.raises(ValueError, match=r"fp16.* --variant None reads those without a name"):
+        load_adapter(sdxl_folder, variant="fp16")
 
 
 @pytest.mark.slow
