@@ -3,15 +3,20 @@
 ``--folder`` is a pipeline of SD 1.x or SDXL, published or with random weights: what is looked at does not depend on the
 weights. Part ``use``: ``generate``, ``train dpo`` for one step with the model's recipe, ``export`` in three formats;
 the picture from the merged pipeline beside that with the LoRA loaded; with ``--comfyui`` the names of the LoRA that
-ComfyUI finds. Part ``memory``: training runs, measured and as ``--dry-run`` estimates them. Measured is the peak of
-what a process allocated (pages of mapped weight files, which the system can drop, are only in the resident peak), less
-what Python and the libraries take before a model is loaded. All runs on the CPU, in float32; Linux only.
+ComfyUI finds. Part ``memory``: training runs, measured and as ``--dry-run`` estimates them.
+
+Measured is the peak of what a process allocated, less what Python and the libraries take before a model is loaded.
+Pages of mapped weight files, which the system can drop, are only in the resident peak. In part ``memory`` the C library
+must give back what is freed, which runs on a CPU else keep for speed:
+``MALLOC_MMAP_THRESHOLD_=1000000 python -m benchmarks true-size --part memory ...``. All runs are on the CPU, in
+float32; Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/true-size"))
     parser.add_argument("--out", type=Path, default=RESULTS / "true_size.json")
     args = parser.parse_args(argv)
+    if args.part == "memory" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        parser.error("--part memory needs MALLOC_MMAP_THRESHOLD_=1000000 in the environment")
     pairs, before = write_pairs(args.work / "pairs"), before_any_model()
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
     result = {part: result.get(part, {}) for part in PARTS} | {"process_before_model_gib": in_gib(before)}

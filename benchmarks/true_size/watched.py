@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -38,9 +39,12 @@ class Watched:
     own: int
 
 
-def run_watched(program: Callable[[], object], name: str) -> Watched:
+def run_watched(program: Callable[[], object], name: str, enough: Callable[[], bool] = lambda: False) -> Watched:
     """Run ``program`` in a fork of this process and wait for its end. It fails by raising, or by returning a number
     other than 0.
+
+    Args:
+        enough: whether all has been seen: the process is then killed, which is no failure.
 
     Raises:
         RuntimeError: it failed; the message has its ``name`` and its last lines.
@@ -53,10 +57,13 @@ def run_watched(program: Callable[[], object], name: str) -> Watched:
         while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
             now = memory_of(pid)
             resident, own = max(resident, now.get("VmHWM", 0)), max(own, now.get("RssAnon", 0))
+            if enough():
+                os.kill(pid, signal.SIGKILL)
             time.sleep(INTERVAL)
         output.seek(0)
         printed = output.read()
-    if code := os.waitstatus_to_exitcode(ended[1]):
+    code = os.waitstatus_to_exitcode(ended[1])
+    if code not in (0, -signal.SIGKILL) or (code and not enough()):
         end = "\n".join(printed.splitlines()[-20:])
         raise RuntimeError(f"{name} failed (exit code {code}):\n{end}")
     return Watched(printed, resident, own)
@@ -80,8 +87,11 @@ def _be_the_child(program: Callable[[], object], output: IO[str]) -> None:
         os._exit(code)
 
 
-def run_command(arguments: Sequence[str], threads: int) -> Watched:
+def run_command(arguments: Sequence[str], threads: int, enough: Callable[[], bool] = lambda: False) -> Watched:
     """Run ``diffusion-align ARGUMENTS``.
+
+    Args:
+        enough: as for ``run_watched``.
 
     Raises:
         RuntimeError: it failed.
@@ -93,7 +103,7 @@ def run_command(arguments: Sequence[str], threads: int) -> Watched:
         torch.set_num_threads(threads)
         return diffusion_align(list(arguments))
 
-    return run_watched(program, line)
+    return run_watched(program, line, enough)
 
 
 def memory_of(pid: int) -> dict[str, int]:

@@ -87,6 +87,16 @@ def test_a_failing_command_shows_its_last_lines(program: Callable[[], object], c
         run_watched(program, "drawing")
 
 
+def test_a_process_ends_when_enough_is_seen(tmp_path: Path) -> None:
+    def program() -> None:
+        (tmp_path / "log").touch()
+        time.sleep(60)
+
+    started = time.perf_counter()
+    run_watched(program, "drawing", (tmp_path / "log").exists)
+    assert time.perf_counter() - started < 10
+
+
 def test_the_plans_total_is_read() -> None:
     plan = make_plan(DPOConfig(model="scenes-sd"))
     assert 0 < estimate(plan) < 1
