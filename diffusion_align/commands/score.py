@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from tqdm.auto import tqdm
 
 from diffusion_align.data.reading.rows import image_bytes
 from diffusion_align.data.tables import open_source
-from diffusion_align.pictures import SUFFIXES, CorruptImageError, opened_picture, rgb_picture
+from diffusion_align.pictures import SUFFIXES, CorruptImageError, decoded_picture, opened_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .options import ScoreOptions
+
+#: Column of ``OUT.partial`` that the table does not have.
+MARK = "mark"
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,37 @@ class Item:
 
     Attributes:
         key: names it in the table.
-        picture: RGB; or why it cannot be decoded.
+        content: the encoded picture; or why there is none.
+        where: what messages call it.
     """
 
     key: str
     prompt: str
-    picture: Image.Image | CorruptImageError
+    content: bytes | CorruptImageError
+    where: str
+
+    def picture(self) -> Image.Image:
+        """In RGB.
+
+        Raises:
+            CorruptImageError: it cannot be decoded.
+        """
+        if isinstance(self.content, CorruptImageError):
+            raise self.content
+        return decoded_picture(self.content, self.where)
+
+    def mark(self) -> str:
+        """Hash of what the scores depend on, beside the scorers."""
+        content = self.content if isinstance(self.content, bytes) else str(self.content).encode()
+        return hashlib.sha256(json.dumps([self.key, self.prompt]).encode() + content).hexdigest()[:32]
 
 
 def score_files(options: ScoreOptions) -> Path:
     """Score every picture of ``options.source`` and write the table; returns its path.
 
-    Rows are written as they come to ``OUT.partial``, so that a run that died continues where it stopped. A picture that
-    cannot be decoded has no scores, but an ``error``; how many there are is said at the end.
+    Rows are written as they come to ``OUT.partial``, so that a run that died scores only what is missing; pictures or
+    prompts that changed since are missing, too. A picture that cannot be decoded has no scores, but an ``error``; how
+    many there are is said at the end.
 
     Raises:
         ValueError: a picture without a prompt, no picture that can be decoded, a table of another run in
@@ -57,14 +78,29 @@ def score_files(options: ScoreOptions) -> Path:
         raise ValueError(f"scorer {needing[0]} needs {needs}, which a table of pictures does not have")
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = open_partial(partial, {"source": str(options.source), "scorers": list(options.scorers)})
-    items = islice(read_items(options), done, None)
-    with partial.open("a") as file, tqdm(initial=done, unit="image", desc="scoring") as bar:
-        while batch := list(islice(items, options.batch_size)):
-            file.writelines(json.dumps(row) + "\n" for row in score_batch(scorers, batch))
-            file.flush()
-            bar.update(len(batch))
-    finish(partial, out)
+    rows = open_partial(partial, {"source": str(options.source), "scorers": list(options.scorers)})
+    order: list[str] = []
+    waiting: list[Item] = []
+
+    def score_waiting() -> None:
+        for item, row in zip(waiting, score_batch(scorers, waiting), strict=True):
+            rows[item.mark()] = row
+            file.write(json.dumps({MARK: item.mark()} | row) + "\n")
+        file.flush()
+        bar.update(len(waiting))
+        waiting.clear()
+
+    with partial.open("a") as file, tqdm(unit="image", desc="scoring") as bar:
+        for item in read_items(options):
+            order.append(item.mark())
+            if order[-1] in rows:
+                bar.update()
+                continue
+            waiting.append(item)
+            if len(waiting) == options.batch_size:
+                score_waiting()
+        score_waiting()
+    finish(partial, [rows[mark] for mark in order])
     return out
 
 
@@ -74,11 +110,11 @@ def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list
     rows: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []
     for row, item in zip(table, items, strict=True):
-        if isinstance(item.picture, CorruptImageError):
-            row["error"] = str(item.picture)
-        else:
+        try:
+            pictures.append(item.picture())
             rows.append(row)
-            pictures.append(item.picture)
+        except CorruptImageError as error:
+            row["error"] = str(error)
     prompts = [row["prompt"] for row in rows]
     for name, scorer in scorers.items() if pictures else ():
         with torch.no_grad():
@@ -92,15 +128,17 @@ def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list
     return table
 
 
-def open_partial(path: Path, settings: dict[str, Any]) -> int:
-    """Rows already written; a torn last line is cut off. The first line holds the settings.
+def open_partial(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows already written, by their items' marks; a torn last line is cut off. The first line holds the settings.
+
+    Rows of 0.1 have no marks and are scored again.
 
     Raises:
         ValueError: it was begun with other settings.
     """
     if not path.is_file():
         path.write_text(json.dumps(settings) + "\n")
-        return 0
+        return {}
     lines = path.read_bytes().split(b"\n")
     whole = lines[:-1]  # what follows the last newline was torn
     if not whole or json.loads(whole[0]) != settings:
@@ -108,22 +146,25 @@ def open_partial(path: Path, settings: dict[str, Any]) -> int:
             f"{path} belongs to a run with another source or other scorers: delete it, or give another --out"
         )
     path.write_bytes(b"".join(line + b"\n" for line in whole))
-    return len(whole) - 1
+    rows = [json.loads(line) for line in whole[1:]]
+    return {row.pop(MARK): row for row in rows if MARK in row}
 
 
-def finish(partial: Path, out: Path) -> None:
-    """Turn the partial table into the final one, at once."""
-    written = out.with_name(out.name + ".tmp")
-    lines = partial.read_text().splitlines()[1:]
-    rows = [json.loads(line) for line in lines]
+def finish(partial: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the table, at once, in the place of the partial one.
+
+    Raises:
+        ValueError: no picture could be decoded.
+    """
     errors = [row["error"] for row in rows if "error" in row]
     if errors:
         print(f"{len(errors)} of {len(rows)} pictures cannot be decoded and have no scores: {'; '.join(errors[:5])}")
     if errors and len(errors) == len(rows):
-        partial.unlink()
         raise ValueError(f"no picture can be decoded, e.g. {errors[0]}")
+    out = partial.with_name(partial.name.removesuffix(".partial"))
+    written = out.with_name(out.name + ".tmp")
     if out.suffix == ".jsonl":
-        written.write_text("".join(line + "\n" for line in lines))
+        written.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         from datasets import Dataset
 
@@ -146,7 +187,7 @@ def read_items(options: ScoreOptions) -> Iterator[Item]:
     for number, row in enumerate(table.table):
         for column in ("jpg_0", "jpg_1") if "jpg_0" in row else ("chosen", "rejected"):
             where = f"{table.name}, row {number}, column {column}"
-            yield Item(f"{number}/{column}", str(row["caption"]), cell_picture(row[column], table.folder, where))
+            yield Item(f"{number}/{column}", str(row["caption"]), cell_content(row[column], table.folder, where), where)
 
 
 def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
@@ -157,34 +198,32 @@ def folder_items(files: Sequence[Path], prompts: str | None) -> Iterator[Item]:
     if texts is not None and len(texts) != len(files):
         raise ValueError(f"--prompts {prompts}: {len(texts)} prompts for {len(files)} pictures in {files[0].parent}")
     for i, path in enumerate(files):
-        picture, info = shown(path, str(path))
-        if texts is not None:
-            yield Item(path.name, texts[i], picture)
-            continue
-        if isinstance(picture, CorruptImageError):
-            yield Item(path.name, "", picture)
-            continue
-        record = info.get("diffusion-align")
-        if record is None:
-            raise ValueError(f"{path}: no prompt in its metadata; give --prompts, a file with one prompt per picture")
-        yield Item(path.name, str(json.loads(record)["prompt"]), picture)
+        content = path.read_bytes()
+        prompt = metadata_prompt(content, path) if texts is None else texts[i]
+        yield Item(path.name, prompt, content, str(path))
 
 
-def cell_picture(value: Any, folder: Path | None, where: str) -> Image.Image | CorruptImageError:
-    """The picture of a table's cell in RGB, or why there is none."""
+def metadata_prompt(content: bytes, path: Path) -> str:
+    """The prompt that ``generate`` wrote into a picture; of one that cannot be read there is none.
+
+    Raises:
+        ValueError: it has none.
+    """
     try:
-        return shown(image_bytes(value, folder, where), where)[0]
+        record = opened_picture(content, str(path)).info.get("diffusion-align")
+    except CorruptImageError:
+        return ""
+    if record is None:
+        raise ValueError(f"{path}: no prompt in its metadata; give --prompts, a file with one prompt per picture")
+    return str(json.loads(record)["prompt"])
+
+
+def cell_content(value: Any, folder: Path | None, where: str) -> bytes | CorruptImageError:
+    """The encoded picture of a table's cell, or why there is none."""
+    try:
+        return image_bytes(value, folder, where)
     except CorruptImageError as error:
         return error
-
-
-def shown(content: bytes | Path, where: str) -> tuple[Image.Image | CorruptImageError, dict[Any, Any]]:
-    """A picture in RGB, or why there is none, and its metadata."""
-    try:
-        picture = opened_picture(content, where)
-        return rgb_picture(picture, where), picture.info
-    except CorruptImageError as error:
-        return error, {}
 
 
 def run(options: ScoreOptions) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from diffusion_align.cli import main
+from diffusion_align.commands.score import MARK, folder_items
 from diffusion_align.rewards import load_scorer
 from diffusion_align.scenes.make.comparisons import rendered_rows
 from diffusion_align.scenes.world.grammar import sample_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
+
+NEW = "a large red star on a dark background", "two small blue rings on a light background"
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +53,46 @@ def test_a_folder_becomes_a_table(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def died(folder: Path, whole: Path, out: Path) -> list[dict[str, Any]]:
+    """What a run leaves that dies after three of seven pictures, and the rows that are in it: made recognisable."""
+    rows = [json.loads(line) | {"scenes-oracle": -1.0} for line in whole.read_text().splitlines()[:3]]
+    items = folder_items(sorted(folder.glob("*.png")), str(folder / "prompts.txt"))
+    lines = [{"source": str(folder), "scorers": ["scenes-oracle"]}]
+    lines += [{MARK: item.mark()} | row for item, row in zip(items, rows, strict=False)]
+    out.with_name(f"{out.name}.partial").write_text("".join(f"{json.dumps(x)}\n" for x in lines) + '{"image": "003')
+    return rows
+
+
+def rows_of(table: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in table.read_text().splitlines()]
+
+
 def test_a_run_that_died_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     assert score(folder, whole) == 0
-    header = json.dumps({"source": str(folder), "scorers": ["scenes-oracle"]})
-    first = whole.read_text().splitlines()[:3]
-    marked = json.loads(first[0]) | {"scenes-oracle": -1.0}  # shows that it is not scored again
-    lines = [header, json.dumps(marked), *first[1:], '{"image": "003.png", "prom']
-    (tmp_path / "resumed.jsonl.partial").write_text("\n".join(lines))
+    kept = died(folder, whole, resumed)
     assert score(folder, resumed) == 0
-    assert [json.loads(line) for line in resumed.read_text().splitlines()] == [
-        marked, *(json.loads(line) for line in whole.read_text().splitlines()[1:])
-    ]  # fmt: skip
+    assert rows_of(resumed) == [*kept, *rows_of(whole)[3:]]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_changed_since_is_scored_again(folder: Path, tmp_path: Path) -> None:
+    """A picture more, another prompt and another picture: every row belongs to its picture and its prompt."""
+    whole, resumed, changed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl", tmp_path / "pictures"
+    shutil.copytree(folder, changed)
+    assert score(changed, whole) == 0
+    kept = died(changed, whole, resumed)
+    prompts = (changed / "prompts.txt").read_text().splitlines()
+    (changed / "prompts.txt").write_text("\n".join([NEW[0], prompts[0], NEW[1], *prompts[2:]]))
+    shutil.copy(changed / "005.png", changed / "000-a.png")
+    shutil.copy(changed / "006.png", changed / "002.png")
+    fresh = tmp_path / "fresh.jsonl"
+    assert score(changed, resumed) == 0
+    assert score(changed, fresh) == 0
+    expected = rows_of(fresh)
+    assert [row["image"] for row in expected][:4] == ["000-a.png", "000.png", "001.png", "002.png"]
+    expected[1] = kept[0]  # the only one that is what it was
+    assert rows_of(resumed) == expected
 
 
 def test_a_partial_table_of_another_run_is_refused(
