@@ -67,11 +67,17 @@ class TwoProcesses:
         self._logs = [folder / f"rank-{rank}.log" for rank in range(2)]
         self._started: list[subprocess.Popen[str]] = []
 
-    def train(self, config: TrainConfig) -> list[dict[str, float]]:
-        """The log of a run with gloo on the CPU."""
+    def train(self, config: TrainConfig, *launched: str) -> list[dict[str, float]]:
+        """The log of a run with gloo on the CPU.
+
+        Args:
+            launched: variables of a launcher, each as NAME=VALUE, for this run only.
+        """
         self._runs += 1
         recipe = self.folder / f"{self._runs}.yaml"
         save_config(config, recipe)
+        if config.resume_from_checkpoint is not None:  # what is saved is to repeat a run, not to go on with it
+            recipe.write_text(f"{recipe.read_text()}resume_from_checkpoint: {config.resume_from_checkpoint}\n")
         if not self._started:
             command = [sys.executable, "-m", "tests.training.engine.trains_recipes"]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -79,7 +85,7 @@ class TwoProcesses:
                 self._started.append(self._stack.enter_context(running(command, *each, **pipes)))
         for process in self._started:
             assert process.stdin is not None
-            process.stdin.write(f"{config.method} {recipe}\n")
+            process.stdin.write(" ".join([config.method, str(recipe), *launched]) + "\n")
             process.stdin.flush()
         for process, log in zip(self._started, self._logs, strict=True):
             assert process.stdout is not None

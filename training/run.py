@@ -55,7 +55,7 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
     if config.report_to != "none":
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
         accelerator.init_trackers("diffusion-align", config=flat)
-    validate = job.validate if accelerator.is_main_process and config.eval_steps else None
+    validate = job.validate if config.eval_steps else None
     result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint)
     if job.finish is not None and accelerator.is_main_process:
         job.finish()

@@ -59,6 +59,11 @@ class Adapter(PipelineParts):
             extract_model_from_parallel(self.denoiser, keep_fp32_wrapper=False)  # accelerate's autocast around forward
         return self.denoiser
 
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        """Denoiser and reference where all weights are trained, which may be cut over processes; else none."""
+        return () if self._reference_network is None else (self.network, self._reference_network)
+
     def to(self, device: torch.device | str) -> Adapter:
         """Move every part; dtypes stay as they are."""
         for module in (*self.present(), self._reference_network):

@@ -39,6 +39,11 @@ class Holes:
     def __getitem__(self, rows: slice) -> Holes:
         return Holes(self.prompts[rows], self.pictures[rows], self.masks[rows])
 
+    def at(self, rows: Sequence[int]) -> Holes:
+        """The examples ``rows``, any number of times and in any order."""
+        chosen = list(rows)
+        return Holes([self.prompts[row] for row in chosen], self.pictures[chosen], self.masks[chosen])
+
     def repeat_each(self, times: int) -> Holes:
         """Every example ``times`` times, copies next to each other."""
         prompts = [prompt for prompt in self.prompts for _ in range(times)]

@@ -13,6 +13,7 @@ from diffusion_align.devices import computes_bf16
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import RunConfig
+from .sharding import check_launch
 
 
 def prepare_folder(config: RunConfig, output_dir: Path) -> None:
@@ -37,7 +38,12 @@ def leave_processes() -> None:
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """One accelerator per run; settings of an earlier run in the same Python process do not stick."""
+    """One accelerator per run; settings of an earlier run in the same Python process do not stick.
+
+    Raises:
+        ValueError: the launcher asks for what the loop cannot do.
+    """
+    check_launch(config)
     AcceleratorState._reset_state(reset_partial_state=False)
     tracker = None if config.report_to == "none" else config.report_to
     precision: str = config.mixed_precision

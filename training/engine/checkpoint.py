@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .sharding import cut_like
+
 MANIFEST = "manifest.json"
 #: What only the groups of one optimiser have, and how ``optim`` names it.
 OPTIMIZERS = {
@@ -176,9 +178,10 @@ def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             "(adafactor_scaled is what was called adafactor up to 0.1)"
         )
     state: dict[int, dict[str, Any]] = {}
+    parameters = [parameter for group in own for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        state.setdefault(int(index), {})[name] = cut_like(tensor, parameters[int(index)])
     for index, entries in values["scalars"].items():
         state.setdefault(int(index), {}).update(entries)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -142,7 +142,8 @@ class Patience:
                     self.is_best(values["step"], values)
 
     def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Note a validation; whether its weights are the best so far and to be kept.
+        """Note a validation; whether its weights are the best so far and to be kept. All processes agree if they are
+        given the same figures.
 
         Raises:
             ValueError: validation has no such metric.
@@ -158,14 +159,11 @@ class Patience:
         return better
 
     def exhausted(self) -> bool:
-        """Whether the run should stop, on all processes alike (only the main one validates)."""
+        """Whether the run should stop, on all processes alike."""
         patience = self.config.early_stopping_patience
         if not patience:
             return False
-        waited = torch.tensor(float(self.waited), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            waited = self.accelerator.reduce(waited, "sum")
-        return int(waited) >= patience
+        return self.waited >= patience
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):

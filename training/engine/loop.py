@@ -23,6 +23,7 @@ from .metrics import MetricLog
 from .optimizer import build_optimizer
 from .protocols import Method, RunInterrupted, Trainable, Validate
 from .resuming import record_of
+from .sharding import distribute, forget_gathered, is_cut, saved_whole, uncut
 from .state import collect_state, restore_state
 
 
@@ -47,13 +48,14 @@ class TrainResult:
 
 
 def sync_gradients(accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
-    """All-reduce gradients in the last micro-step only."""
-    return nullcontext() if last else accelerator.no_sync(model)
+    """All-reduce gradients in the last micro-step only. Of a cut network whole gradients are never kept: they are what
+    it was cut for."""
+    return nullcontext() if last or is_cut(model) else accelerator.no_sync(model)
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, the policy has its averaged weights."""
+def ema_weights(ema: EMAModel | None, network: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, ``parameters`` of ``network`` have their averaged values."""
     if ema is None:
         yield
         return
@@ -63,6 +65,7 @@ def ema_weights(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterato
         yield
     finally:
         ema.restore(parameters)
+        forget_gathered(network)
 
 
 def run_loop(
@@ -77,7 +80,7 @@ def run_loop(
     """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
 
     Args:
-        validate: gives the figures of a validation.
+        validate: gives the figures of a validation; called by all processes together.
         checkpoint: a verified one to go on from.
         bare_optimizer: over ``trained``'s parameters, not prepared yet; None makes the one that ``config`` names.
 
@@ -88,8 +91,9 @@ def run_loop(
         RunInterrupted: the method cannot go on; a checkpoint was written before.
     """
     output_dir = Path(config.output_dir)
+    wrapped = distribute(trained, accelerator)
     parameters = list(trained.trainable_parameters().values())
-    optimizer = accelerator.prepare(bare_optimizer or build_optimizer(config, parameters))
+    optimizer = accelerator.prepare_optimizer(bare_optimizer or build_optimizer(config, parameters))
     scheduler = get_scheduler(
         config.lr_scheduler_type,
         optimizer.optimizer,
@@ -97,7 +101,6 @@ def run_loop(
         num_training_steps=config.max_steps,
     )
     ema = EMAModel(parameters, decay=config.ema_decay) if config.use_ema else None
-    wrapped = trained.wrap(accelerator.prepare)
     step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
@@ -112,9 +115,11 @@ def run_loop(
     trained.network.train()
 
     def save_weights(folder: Path) -> None:
+        """Called by all processes together, each of which may hold a part; the first one writes."""
         trained.network.eval()
-        with ema_weights(ema, parameters):  # what the run would leave behind if it ended now
-            trained.save(folder)
+        with ema_weights(ema, trained.network, parameters), saved_whole(trained.network):
+            if accelerator.is_main_process:  # what the run would leave behind if it ended now
+                trained.save(folder)
         trained.network.train()
 
     def checkpoint_now() -> None:
@@ -122,17 +127,19 @@ def run_loop(
         state.values |= record_of(config, accelerator.num_processes)
         if accelerator.is_main_process:
             save_checkpoint(output_dir, state, step, config.save_total_limit, save_weights)
+        else:
+            save_weights(output_dir)
         accelerator.wait_for_everyone()
 
     def validate_now() -> None:
         assert validate is not None
         trained.network.eval()
-        with ema_weights(ema, parameters):
+        with ema_weights(ema, trained.network, parameters):
             metrics = validate(step)
-            if patience.is_best(step, metrics):
-                trained.save(output_dir / "best")
-        log.add_evaluation(step, metrics)
         trained.network.train()
+        if patience.is_best(step, metrics):
+            save_weights(output_dir / "best")
+        log.add_evaluation(step, metrics)
 
     with StopSignal() as stop:
         if validate is not None and step == 0:
@@ -152,7 +159,7 @@ def run_loop(
                     accelerator.backward(loss / config.gradient_accumulation_steps)
                 guard.watch(loss, batch)
                 log.add(metrics)
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            norm = uncut(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
             guard.step(norm)
             optimizer.zero_grad()
             scheduler.step()
@@ -178,6 +185,8 @@ def run_loop(
     if step >= config.max_steps or early:
         if ema is not None:
             ema.copy_to(parameters)
-        if accelerator.is_main_process:
-            weights = trained.save(output_dir)
+            forget_gathered(trained.network)
+        with saved_whole(trained.network):
+            if accelerator.is_main_process:
+                weights = trained.save(output_dir)
     return TrainResult(output_dir, weights, step, "early stopping" if early else stop.received, log.history)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-#: Called with the step as (step); returns metrics such as {"eval/win_rate": 0.6}.
+#: Called with the step as (step), by all processes together; returns metrics such as {"eval/win_rate": 0.6}, to all.
 Validate = Callable[[int], dict[str, float]]
 
 
@@ -27,6 +27,11 @@ class Trainable(Protocol):
     @property
     def network(self) -> nn.Module:
         """Switched between train and eval mode."""
+
+    @property
+    def shardable(self) -> Sequence[nn.Module]:
+        """``network`` and frozen copies beside it, each of which may be cut over processes; none where what is trained
+        is small and held whole."""
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """By name, in a fixed order."""
@@ -61,7 +66,7 @@ class Job:
     Attributes:
         trained: what is trained.
         method: how.
-        validate: how it is validated, by the first process; None: not at all.
+        validate: how it is validated, by all processes together; None: not at all.
         finish: called by the first process when the run has ended, e.g. to write a report; None: nothing is left to do.
     """
 

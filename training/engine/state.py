@@ -8,6 +8,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from .checkpoint import CheckpointError, TrainState, optimizer_to_state, state_to_optimizer
+from .sharding import cut_like, uncut_by_first
 
 if TYPE_CHECKING:
     from .protocols import Method, Trainable
@@ -22,7 +23,11 @@ def collect_state(
     scaler: torch.amp.GradScaler | None,
     method: Method,
 ) -> TrainState:
-    """Trained weights and buffers, optimiser, schedule, EMA, fp16 loss scale, random state and data position."""
+    """Trained weights and buffers, optimiser, schedule, EMA, fp16 loss scale, random state and data position.
+
+    Called by all processes together. The first gets all of it, whole, so that a checkpoint is the same however many
+    processes there are; the others lack what is cut.
+    """
     tensors, values = optimizer_to_state(optimizer)
     policy = {name: p.detach() for name, p in trained.trainable_parameters().items()}
     buffers = {name: buffer.detach() for name, buffer in trained.network.named_buffers()}  # e.g. of batch norms
@@ -30,7 +35,12 @@ def collect_state(
     of_method = {name: value for name, value in position.items() if isinstance(value, torch.Tensor)}
     position = {name: value for name, value in position.items() if name not in of_method}
     state = TrainState(
-        {"policy": policy, "buffers": buffers, "optimizer": tensors, "rng": {"cpu": torch.get_rng_state()}},
+        {
+            "policy": uncut_by_first(policy),
+            "buffers": buffers,
+            "optimizer": uncut_by_first(tensors),
+            "rng": {"cpu": torch.get_rng_state()},
+        },
         {"step": step, "optimizer": values, "scheduler": scheduler.state_dict(), "method": position},
     )
     if of_method:
@@ -40,7 +50,7 @@ def collect_state(
     if scaler is not None:
         state.values["scaler"] = scaler.state_dict()
     if ema is not None:
-        state.tensors["ema"] = dict(zip(policy, ema.shadow_params, strict=True))
+        state.tensors["ema"] = uncut_by_first(dict(zip(policy, ema.shadow_params, strict=True)))
         state.values["ema"] = {"optimization_step": ema.optimization_step}
     return state
 
@@ -77,7 +87,7 @@ def restore_state(
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(cut_like(saved[name], parameter))
         for name, buffer in trained.network.named_buffers():
             buffer.copy_(state.tensors["buffers"][name])
     state_to_optimizer(optimizer, state.tensors["optimizer"], state.values["optimizer"])
@@ -88,7 +98,8 @@ def restore_state(
     if (ema is not None) != ("ema" in state.values):
         raise CheckpointError("use_ema differs between the checkpoint and this run")
     if ema is not None:
-        ema.shadow_params = [state.tensors["ema"][name].to(p) for name, p in own.items()]
+        averages = state.tensors["ema"]
+        ema.shadow_params = [cut_like(averages[name].to(p.device, p.dtype), p) for name, p in own.items()]
         ema.optimization_step = state.values["ema"]["optimization_step"]
     torch.set_rng_state(state.tensors["rng"]["cpu"])
     if "cuda" in state.tensors["rng"] and torch.cuda.is_available():

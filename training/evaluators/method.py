@@ -33,6 +33,10 @@ class TrainableEvaluator:
     def network(self) -> nn.Module:
         return self.evaluator
 
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        return ()
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.evaluator.named_parameters() if p.requires_grad}
 

@@ -16,6 +16,7 @@ from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.nft_loss import nft_loss, optimality
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.protocols import Job
+from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import NFTConfig
@@ -29,6 +30,8 @@ class NFTMethod:
 
     def __init__(self, config: NFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
         check_timesteps(config, adapter)
+        if shards():
+            raise ValueError("nft keeps whole weights of its old policy, which FSDP cannot cut: launch it with DDP")
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
         self.stream = RolloutStream(

@@ -11,6 +11,7 @@ from diffusion_align.adapters import ENCODERS, PARTS, Adapter
 from diffusion_align.data import PairBatch, StreamedPairs, build_cache
 from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.protocols import Job, Method
+from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
@@ -66,6 +67,12 @@ def drawn_noise(config: DenoisingConfig, adapter: Adapter) -> GaussianNoising:
 def _pair_job(
     config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, noising: Callable[[Adapter], Noising]
 ) -> Job:
+    if config.reference_cache and shards():
+        raise ValueError(
+            "reference_cache: processes ask the reference for different pairs, which FSDP cannot: it gathers the parts "
+            "of a network from all of them; set reference_cache to false, or launch with DDP"
+        )
+
     def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
         reference = build_reference(config, policy, source)
         return PairMethod(config, policy, source, noising(policy), accelerator.autocast, reference)

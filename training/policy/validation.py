@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather
+from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
@@ -14,7 +18,7 @@ from diffusion_align.data.prompts import training_prompts
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
 from diffusion_align.evaluation.figures import image_grid
 from diffusion_align.evaluation.stats import win_rate
-from diffusion_align.rewards import RewardScorer, load_scorer
+from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
 from diffusion_align.rewards.context import score_with_context
 from diffusion_align.sampling.sampler import to_uint8
 from diffusion_align.training.engine.randomness import MASKS, mix
@@ -24,7 +28,7 @@ from .config import TrainConfig
 
 @dataclass
 class Validator:
-    """Draws policy and, once, reference, and compares them.
+    """Draws policy and, once, reference, and compares them. Each process of a run draws and scores its share.
 
     Attributes:
         scorer: None saves pictures only.
@@ -44,12 +48,17 @@ class Validator:
     _base: Sampled | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Validate now; writes ``step-STEP.png`` into the folder and returns metrics named ``eval/...``."""
+        """Validate now; the first process writes ``step-STEP.png`` into the folder. Called by all processes together.
+
+        Returns:
+            Metrics named ``eval/...``, over the prompts of all processes.
+        """
         if self._base is None:
             with self.adapter.reference():
                 self._base = self._draw()
         policy = self._draw()
-        self._save_grid(step, policy)
+        if PartialState().is_main_process:
+            self._save_grid(step, policy)
         watched = {}
         for name, scorer in self.held_out.items():
             ours, theirs = (
@@ -73,7 +82,23 @@ class Validator:
         )
 
     def _draw(self) -> Sampled:
-        return sample_and_score(self.adapter, self.prompts, self.scorer, self.settings, self.holes)
+        """All prompts' pictures.
+
+        Shares are equal, because processes that hold parts of a network call it equally often: where prompts run out,
+        the last one is drawn again, and left out afterwards.
+        """
+        state, count = PartialState(), len(self.prompts)
+        share = -(-count // state.num_processes)
+        first = share * state.process_index
+        rows = [min(first + i, count - 1) for i in range(share)]
+        sampled = sample_and_score(
+            self.adapter,
+            [self.prompts[row] for row in rows],
+            self.scorer,
+            replace(self.settings, seed=self.settings.seed + first),
+            None if self.holes is None else self.holes.at(rows),
+        )
+        return sampled if state.num_processes == 1 else gathered(sampled, count)
 
     def _save_grid(self, step: int, policy: Sampled) -> None:
         assert self._base is not None
@@ -83,6 +108,21 @@ class Validator:
         grid = image_grid(rows, list(self.prompts[:count]), ["base", f"step {step}"])
         self.folder.mkdir(parents=True, exist_ok=True)
         grid.save(self.folder / f"step-{step:06d}.png")
+
+
+def gathered(sampled: Sampled, count: int) -> Sampled:
+    """The first ``count`` pictures of all processes, and their rewards; called by all together, with equal shares."""
+    device = PartialState().device
+
+    def together(tensor: Tensor) -> Tensor:
+        whole: Tensor = gather(tensor.to(device).contiguous())
+        return whole[:count].to(tensor.device)
+
+    reward = sampled.reward
+    if reward is not None:
+        aspects = {name: together(values) for name, values in reward.aspects.items()}
+        reward = RewardOutput(together(reward.reward), aspects)
+    return Sampled(together(sampled.images), reward)
 
 
 def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> Validator:

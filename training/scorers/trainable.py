@@ -21,6 +21,10 @@ class TrainableScorer:
     def network(self) -> nn.Module:
         return self.scorer
 
+    @property
+    def shardable(self) -> tuple[nn.Module, ...]:
+        return ()
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.scorer.named_parameters() if p.requires_grad}
 

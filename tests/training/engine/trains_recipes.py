@@ -1,8 +1,9 @@
-"""One of several processes. It trains what standard input says, a method and a recipe in each line, and answers with
-the recipe's path when it is done."""
+"""One of several processes. It trains what standard input says, a method, a recipe and a launcher's variables in each
+line, and answers with the recipe's path when it is done."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -16,7 +17,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        method, recipe = line.split()
+        method, recipe, *launched = line.split()
+        variables = dict(variable.split("=", 1) for variable in launched)
+        os.environ |= variables
         train(load_config(config_class(method), recipe))
+        for name in variables:
+            del os.environ[name]
         print(recipe, file=answers, flush=True)
     leave_processes()
