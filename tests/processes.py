@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffusion_align.training.engine import sharding
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.settings import save_config
 
@@ -22,13 +23,16 @@ def lines(folder: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def ranks() -> list[dict[str, str]]:
     """The environments of two processes that are told of each other as a launcher tells them, without the seconds
     that one takes to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [ENVIRONMENT | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
@@ -47,13 +51,20 @@ def running(
             process.communicate()
 
 
-def train_in_two_commands(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
-    """The log of ``diffusion-align train`` in two processes, with gloo on the CPU."""
+def train_on_two_nodes(config: TrainConfig, recipe: Path) -> list[dict[str, float]]:
+    """The log of ``diffusion-align train`` as two machines launch it, one process each, with gloo on the CPU. They find
+    each other by torchrun's rendezvous, here on one machine."""
     save_config(config, recipe)
-    command = [sys.executable, "-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
+    nodes = Path(sharding.__file__).parent / "launch" / "two_nodes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(nodes), "--num_processes", "2"]
+    launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    command = ["-m", "diffusion_align.cli", "train", config.method, "--config", str(recipe)]
     logs = [recipe.with_name(f"{recipe.stem}-{rank}.log") for rank in range(2)]
     with ExitStack() as stack:
-        started = [stack.enter_context(running(command, *each)) for each in zip(ranks(), logs, strict=True)]
+        started = [
+            stack.enter_context(running([*launch, "--machine_rank", str(rank), *command], ENVIRONMENT, logs[rank]))
+            for rank in range(2)
+        ]
         for process, log in zip(started, logs, strict=True):
             assert process.wait(timeout=600) == 0, log.read_text()
     return lines(config.output_dir)

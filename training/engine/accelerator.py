@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
     existing = list_checkpoints(output_dir)
     if existing and config.overwrite_output_dir:
         for checkpoint in existing:
-            shutil.rmtree(checkpoint)
+            while checkpoint.exists():  # all processes of a run delete them, and meet files that are gone
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(checkpoint)
     elif existing and config.resume_from_checkpoint is None:
         raise CheckpointError(
             f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "

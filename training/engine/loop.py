@@ -61,6 +61,7 @@ def ema_weights(ema: EMAModel | None, network: nn.Module, parameters: list[nn.Pa
         return
     ema.store(parameters)
     ema.copy_to(parameters)
+    forget_gathered(network)
     try:
         yield
     finally:

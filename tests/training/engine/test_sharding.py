@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
+from diffusion_align.training.engine import sharding
 from diffusion_align.training.engine.loop import TrainResult
+from diffusion_align.training.engine.sharding import check_launch
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.run import train
 from tests.processes import TwoProcesses, lines
 
 FSDP2 = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")
-LAUNCHES = {"ddp": (), "fsdp2": FSDP2}
+FIRST, LAST = "checkpoint-00000001", "checkpoint-00000002"
+LAUNCH = Path(sharding.__file__).parent / "launch"
 
 
 @pytest.fixture(scope="module")
@@ -81,35 +85,82 @@ def check_equal_weights(found: Path, expected: Path) -> None:
                 assert (ours[name].double() - tensor.double()).abs().mean() < 1e-7, (file, name)
 
 
+@pytest.fixture(scope="module")
+def cut(
+    config: DPOConfig, one: TrainResult, two_processes: TwoProcesses, tmp_path_factory: pytest.TempPathFactory
+) -> DPOConfig:
+    """A finished run, each of whose processes held a part of the network."""
+    config = halved(config, tmp_path_factory.mktemp("cut") / "run")
+    two_processes.train(config, *FSDP2)
+    return config
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_two_processes_train_all_weights_as_one(
-    launch: str, config: DPOConfig, one: TrainResult, two_processes: TwoProcesses, tmp_path: Path
-) -> None:
+def test_a_network_cut_over_two_processes_trains_as_a_whole_one(cut: DPOConfig, one: TrainResult) -> None:
     """Losses, gradients, validation, checkpoints and what is left behind."""
-    folder = tmp_path / "two"
-    check_equal_logs(two_processes.train(halved(config, folder), *LAUNCHES[launch]), lines(config.output_dir))
-    check_equal_weights(folder, Path(config.output_dir))
+    check_equal_logs(lines(cut.output_dir), one.history)
+    check_equal_weights(Path(cut.output_dir), one.output_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_a_checkpoint_of_one_process_is_resumed_by_two(
-    launch: str, config: DPOConfig, one: TrainResult, two_processes: TwoProcesses, tmp_path: Path
-) -> None:
-    folder, first = tmp_path / "two", Path(config.output_dir) / "checkpoint-00000001"
-    resumed = halved(config, folder, resume_from_checkpoint=str(first), eval_steps=0)
-    check_equal_logs(two_processes.train(resumed, *LAUNCHES[launch]), last_step(one))
-    check_equal_weights(folder / "checkpoint-00000002", Path(config.output_dir) / "checkpoint-00000002")
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_two_processes_is_resumed_by_one(
+def test_two_processes_with_all_weights_each_train_as_one(
     config: DPOConfig, one: TrainResult, two_processes: TwoProcesses, tmp_path: Path
 ) -> None:
-    two_processes.train(halved(config, tmp_path / "two", max_steps=1, eval_steps=0), *FSDP2)
-    again = replace(
-        config, output_dir=str(tmp_path / "one"), resume_from_checkpoint=str(tmp_path / "two"), eval_steps=0
-    )
-    check_equal_logs(train(again).history, last_step(one))
-    check_equal_weights(tmp_path / "one" / "checkpoint-00000002", Path(config.output_dir) / "checkpoint-00000002")
+    resumed = halved(config, tmp_path, resume_from_checkpoint=str(one.output_dir / FIRST), eval_steps=0)
+    check_equal_logs(two_processes.train(resumed), last_step(one))
+    check_equal_weights(tmp_path / LAST, one.output_dir / LAST)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_is_cut_and_resumed(
+    config: DPOConfig, one: TrainResult, two_processes: TwoProcesses, tmp_path: Path
+) -> None:
+    resumed = halved(config, tmp_path, resume_from_checkpoint=str(one.output_dir / FIRST), eval_steps=0)
+    check_equal_logs(two_processes.train(resumed, *FSDP2), last_step(one))
+    check_equal_weights(tmp_path / LAST, one.output_dir / LAST)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_parts_is_resumed_by_one_process(
+    config: DPOConfig, one: TrainResult, cut: DPOConfig, tmp_path: Path
+) -> None:
+    first = Path(cut.output_dir) / FIRST
+    resumed = replace(config, output_dir=str(tmp_path), resume_from_checkpoint=str(first), eval_steps=0)
+    check_equal_logs(train(resumed).history, last_step(one))
+    check_equal_weights(tmp_path / LAST, one.output_dir / LAST)
+
+
+@pytest.mark.parametrize(
+    ("launched", "changes", "expected"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, r"fsdp_version: 1 \(set it to 2\)"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "set the run's gradient_checkpointing"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, {}, "TRANSFORMER_BASED_WRAP"),
+        ({}, {"optim": "adafactor"}, "optim: adafactor, .*set it to adamw"),
+        ({}, {"mixed_precision": "fp16"}, "set it to bf16 or no"),
+    ],
+)
+def test_what_fsdp_does_not_do_here_is_refused(
+    launched: dict[str, str], changes: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **launched}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=expected):
+        check_launch(DPOConfig(**changes))
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"launch/zero2\.yaml"):
+        check_launch(DPOConfig())
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero2"])
+def test_the_shipped_launches_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())["fsdp_config"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for key, value in settings.items():  # as accelerate's launcher passes them on
+        monkeypatch.setenv(key.upper(), str(value).lower() if isinstance(value, bool) else str(value))
+    check_launch(DPOConfig())

@@ -31,7 +31,7 @@ from diffusion_align.training.run import train
 from diffusion_align.training.scorers.config import RewardConfig
 from diffusion_align.training.settings import load_config, save_config
 from tests.brightness import Brightness
-from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_in_two_commands
+from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_on_two_nodes
 
 
 @pytest.fixture
@@ -298,11 +298,11 @@ def test_two_processes_draw_and_learn_as_one(
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
-    config = replace(config, learning_rate=1e-4)
+def test_two_nodes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
+    config = replace(config, learning_rate=1e-4, max_steps=2)
     one = train(replace(config, per_device_train_batch_size=4))
     two = replace(config, output_dir=str(tmp_path / "two"))
-    for a, b in zip(one.history, train_in_two_commands(two, tmp_path / "recipe.yaml"), strict=True):
+    for a, b in zip(one.history, train_on_two_nodes(two, tmp_path / "recipe.yaml"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)
