@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .files import sha256_of, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ ASSETS = Path(str(resources.files("diffusion_align"))) / "scenes" / "assets"
 
 MANIFEST, PACKED = "assembly.json", ".packed"
 
-#: In an assembled folder, written last: what size every file has.
+#: In an assembled folder, written last: size and hash of every file.
 RECORD = "assembled.json"
 
 
@@ -165,12 +166,22 @@ def cache_folder() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file that ``assemble`` wrote is there, in its size."""
+    """Whether every file that ``assemble`` wrote is there, as it was written."""
     try:
-        sizes = json.loads((folder / RECORD).read_text())
-        return all((folder / path).stat().st_size == size for path, size in sizes.items())
-    except (OSError, ValueError):
+        facts = json.loads((folder / RECORD).read_bytes())
+        stamps = {path: (folder / path).stat() for path in facts}
+        if any(stamps[path].st_size != facts[path]["bytes"] for path in facts):
+            return False
+        now = tuple((path, stamp.st_ino, stamp.st_mtime_ns, facts[path]["sha256"]) for path, stamp in stamps.items())
+        return _have_hashes(folder, now)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no record, a torn one, or one of 0.1
         return False
+
+
+@cache
+def _have_hashes(folder: Path, files: tuple[tuple[str, int, int, str], ...]) -> bool:
+    """Whether files have the hashes at the end; inode and time are those at which a process reads them once."""
+    return all(sha256_of(folder / path) == expected for path, _, _, expected in files)
 
 
 def assemble(files: Mapping[str, Part], folder: Path) -> None:
@@ -182,29 +193,16 @@ def assemble(files: Mapping[str, Part], folder: Path) -> None:
         OSError: it cannot be written.
     """
     contents = {path: part.content() for path, part in files.items()}
-    sizes = {path: len(content) for path, content in contents.items()}
+    facts = {
+        path: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for path, content in contents.items()
+    }
     try:
         for path, content in contents.items():
             write_whole(folder / path, content)
-        write_whole(folder / RECORD, json.dumps(sizes, indent=2).encode() + b"\n")
+        write_whole(folder / RECORD, json.dumps(facts, indent=2).encode() + b"\n")
     except OSError as error:
         raise OSError(
             f"{folder} cannot be written ({error.strerror or error}): models that come with the package are unpacked "
             f"there once. Give another folder in the environment variable {CACHE_VARIABLE}"
         ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename, so that no reader meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

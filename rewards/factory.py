@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffusion_align.files import verify_folder
 from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
 
 from .catalogue import ENTRY_POINTS, FACTS
@@ -105,12 +106,14 @@ def load_trained(name: str) -> RewardScorer:
     """The scorer saved in folder ``name``.
 
     Raises:
-        FileNotFoundError, ValueError: there is no scorer, it is of an unknown kind, or its weights do not fit.
+        FileNotFoundError, ValueError: there is no scorer, it is of an unknown kind, its weights do not fit, or a file
+            has changed since it was written.
     """
     from .published.clip import OPEN_CLIP_CONFIG, load_clip
     from .trained.scorer import read_config
 
     if (Path(name) / OPEN_CLIP_CONFIG).is_file():
+        verify_folder(Path(name))
         return load_clip("clip", model=f"local-dir:{name}")
 
     kind = read_config(Path(name))["kind"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_align.data.holes import Holes
+from diffusion_align.files import save_tensors
 
 from .combine import Ensemble
 from .context import score_with_context
@@ -88,10 +89,7 @@ class WatchedScorer:
         return RewardOutput(reward if self.scorer.higher_is_better else -reward, features=features)
 
     def _fail(self, what: str, images: Tensor, prompts: Sequence[str], cause: Exception | None = None) -> None:
-        from safetensors.torch import save_file
-
         path = self.folder / "failed_batch.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images.detach().cpu().contiguous()}, path, metadata={"prompts": "\n".join(prompts)})
+        save_tensors(path, {"images": images}, {"prompts": "\n".join(prompts)})
         name = self.scorer.name or type(self.scorer).__name__
         raise ScorerError(f"scorer {name} {what}; the batch is saved in {path}") from cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusion_align.shipped import write_whole
+from diffusion_align.files import write_whole
 
 from .lora_names import ALPHA, KINDS, MATRIX, OTHER_KINDS, Address, LoraNames, with_text_model
 
@@ -26,6 +27,8 @@ KOHYA_FILE = "kohya_lora_weights.safetensors"
 #: What peft's ``save_pretrained`` writes.
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_HEADER = "lora_adapter_metadata"
+#: In the header of our files: hash of everything else in the file, and how many bytes its tensors have.
+CHECKSUM, DATA_BYTES = "diffusion_align.sha256", "diffusion_align.data_bytes"
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size
 
     Raises:
         ValueError: no safetensors file, no LoRA (LoHa, LoKr, DoRA and others are named), keys that match no module of
-            the model, a matrix without its partner, or shapes that do not fit; file and keys are named.
+            the model, a matrix without its partner, shapes that do not fit, or a file of ours of which a byte has
+            changed; file and keys are named.
     """
+    check_unchanged(file)
     with opened(file) as content:
         tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     for word, kind in OTHER_KINDS.items():
@@ -263,8 +268,41 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor], header: Mapping
     """
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
     start = 8 + int.from_bytes(content[:8], "little")
-    told = {"__metadata__": dict(sorted(header.items())), **json.loads(content[8:start])}
+    tensors_told, data = json.loads(content[8:start]), content[start:]
+    notes = {**header, DATA_BYTES: str(len(data))}
+    notes[CHECKSUM] = content_hash(notes, tensors_told, data)
+    told = {"__metadata__": dict(sorted(notes.items())), **tensors_told}
     text = json.dumps(told, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    write_whole(file, len(text).to_bytes(8, "little") + text + content[start:])
+    write_whole(file, len(text).to_bytes(8, "little") + text + data)
     return file
+
+
+def content_hash(notes: Mapping[str, str], tensors: Mapping[str, Any], data: bytes) -> str:
+    """Hash of a file: what its header notes and tells of its tensors, in any order, and their bytes."""
+    rest = {name: value for name, value in notes.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps([rest, tensors], sort_keys=True).encode() + data).hexdigest()
+
+
+def check_unchanged(file: Path) -> None:
+    """Whether a file is as ``write_safetensors`` wrote it; files of other programs are taken as they are.
+
+    A program that writes tensors of its own under a header of ours nearly always changes how many bytes they have.
+
+    Raises:
+        ValueError: no safetensors file, or a byte of it has changed.
+    """
+    notes = read_header(file)
+    if CHECKSUM not in notes:
+        return
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = json.loads(content[8:start])
+    del tensors["__metadata__"]
+    if notes.get(DATA_BYTES) == str(len(content) - start) and (
+        content_hash(notes, tensors, content[start:]) != notes[CHECKSUM]
+    ):
+        raise ValueError(
+            f"{file} does not match the checksum in its header: it was damaged. A run's last checkpoint holds the same "
+            f"weights; if another program changed them on purpose, let it leave out the header's {CHECKSUM}"
+        )

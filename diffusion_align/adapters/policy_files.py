@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from diffusion_align.files import sealed_folder, verify_folder
+
 from .lora_files import (
     KOHYA_FILE,
     LORA_FILE,
@@ -83,17 +85,9 @@ def write_lora(stack: LoraStack, file: Path, layout: Layout, title: str | None =
 
 def save_network(pipeline: Any, network_name: str, folder: Path) -> Path:
     """Write all weights for ``from_pretrained(folder, subfolder=network_name)``; returns the network's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    getattr(pipeline, network_name).save_pretrained(folder / network_name)
-    return make_readable(folder / network_name)
-
-
-def make_readable(folder: Path) -> Path:
-    """Let everybody read a folder's files, which safetensors writes for their owner alone; returns the folder."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o644)
-    return folder
+    with sealed_folder(folder / network_name) as place:
+        getattr(pipeline, network_name).save_pretrained(place)
+    return place
 
 
 def load_policy(stack: LoraStack, sources: Sequence[Source]) -> None:
@@ -135,7 +129,7 @@ def load_network(pipeline: Any, network_name: str, source: Source) -> None:
 
     Raises:
         FileNotFoundError: neither a LoRA file nor the network's folder is there.
-        ValueError: a network of another architecture, or a weight.
+        ValueError: a network of another architecture, a file that has changed since it was written, or a weight.
     """
     network, path = getattr(pipeline, network_name), source.path
     folder = path / network_name if (path / network_name).is_dir() else path
@@ -145,6 +139,7 @@ def load_network(pipeline: Any, network_name: str, source: Source) -> None:
         )
     if source.weight != 1:
         raise ValueError(f"{path}:{source.weight:g}: only a LoRA has a weight, this is a whole network")
+    verify_folder(folder)
     weights = type(network).from_pretrained(folder).state_dict()
     try:
         network.load_state_dict(weights)

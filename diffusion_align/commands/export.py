@@ -11,8 +11,9 @@ from torch import nn
 from diffusion_align.adapters import PARTS, Adapter
 from diffusion_align.adapters.autoencoder import stored_dtype
 from diffusion_align.adapters.lora_files import find_lora_file
-from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of, make_readable, write_lora
+from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of, write_lora
 from diffusion_align.devices import DTYPES
+from diffusion_align.files import sealed_folder
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.model import load_policy_model
 from diffusion_align.training.policy.model_options import ModelOptions
@@ -93,8 +94,9 @@ def save_merged(adapter: Adapter, folder: Path, dtype: str) -> Path:
         module.to(DTYPES[dtype])
     vae = stored_dtype(DTYPES[dtype], adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, vae)
-    adapter.pipeline.save_pretrained(folder)
-    return make_readable(folder)
+    with sealed_folder(folder):
+        adapter.pipeline.save_pretrained(folder)
+    return folder
 
 
 def run(options: ExportOptions) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from diffusion_align.files import load_tensors, save_tensors
 
 Trust = Literal["none", "prefpaint", "mahalanobis"]
 
@@ -70,11 +71,11 @@ class FeatureStatistics:
             "gram": self.gram,
             "error_line": self.error_line,
         }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        save_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        tensors = load_file(path)
+        tensors = load_tensors(path)
         return cls(int(tensors["count"]), tensors["mean"], tensors["gram"], tensors["error_line"])
 
 

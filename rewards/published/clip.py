@@ -10,10 +10,10 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diffusion_align.files import save_tensors, sealed_folder, write_whole
 from diffusion_align.rewards.preprocess import Preprocess
 from diffusion_align.rewards.protocol import Embedder, RewardOutput, RewardScorer
 
@@ -101,12 +101,11 @@ class OpenClipScorer(CosineScorer):
 
 def save_open_clip(folder: Path, model: nn.Module, layout: dict[str, Any], tokenizer: Any) -> Path:
     """Configuration, weights and, if it is one of transformers, tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(layout, indent=2) + "\n")
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
+    with sealed_folder(folder):
+        write_whole(folder / OPEN_CLIP_CONFIG, json.dumps(layout, indent=2).encode() + b"\n")
+        save_tensors(folder / "open_clip_model.safetensors", model.state_dict())
+        if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
+            tokenizer.save_pretrained(folder)
     return folder
 
 

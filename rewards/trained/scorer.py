@@ -7,9 +7,9 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from safetensors.torch import save_file
 from torch import nn
 
+from diffusion_align.files import save_tensors, sealed_folder, verify_folder, write_whole
 from diffusion_align.rewards.protocol import RewardScorer
 from diffusion_align.rewards.weights import load_exactly, read_weights
 
@@ -43,14 +43,12 @@ class TrainedScorer(RewardScorer):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the scorer; returns the folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = self.trained_module().state_dict()
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
         record = {"kind": self.kind, "name": self.name, "statistics": self.statistics, "settings": self.settings()}
-        (folder / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
-        self.save_extras(folder)
-        return folder
+        with sealed_folder(Path(folder)) as place:
+            save_tensors(place / WEIGHTS, self.trained_module().state_dict())
+            write_whole(place / CONFIG, json.dumps(record, indent=2).encode() + b"\n")
+            self.save_extras(place)
+        return place
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -58,9 +56,11 @@ class TrainedScorer(RewardScorer):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the folder holds another kind of scorer, or weights that do not fit; file and key are named.
+            ValueError: the folder holds another kind of scorer, weights that do not fit, or a file that has changed
+                since it was written; file and key are named.
         """
         folder = Path(folder)
+        verify_folder(folder)
         record = read_config(folder)
         if record["kind"] != cls.kind:
             raise ValueError(f"{folder / CONFIG}: is a scorer of kind {record['kind']!r}, expected {cls.kind!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,8 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from diffusion_align.files import (
+    check_files,
+    files_in,
+    load_tensors,
+    naming,
+    read_object,
+    save_tensors,
+    with_checksum,
+    write_whole,
+)
 
 from .sharding import cut_like
 
@@ -54,32 +63,41 @@ def save_checkpoint(
 
     Args:
         save_weights: writes the trained weights into a folder, as their users load them; None leaves them out.
+
+    Raises:
+        OSError: it cannot be written; the file is named. What was written of it is deleted, older ones stay.
     """
     final = folder / f"{PREFIX}{step:08d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, group in state.tensors.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in group.items()}, partial / f"{name}.safetensors")
-    (partial / "state.json").write_text(json.dumps(state.values))
-    if save_weights is not None:
-        save_weights(partial)
-    written = sorted(path for path in partial.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in written
-    }
-    manifest = {"step": step, "state": sorted(state.tensors), "files": files}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [*written, partial / MANIFEST]:
-        path.chmod(0o644)  # safetensors writes for the owner alone
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _flush(folder)
+    try:
+        with naming(partial):
+            _write(partial, state, step, save_weights)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            _flush(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the space
+        raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _write(folder: Path, state: TrainState, step: int, save_weights: Callable[[Path], object] | None) -> None:
+    """A checkpoint's files, the manifest last."""
+    folder.mkdir(parents=True)
+    for name, group in state.tensors.items():
+        save_tensors(folder / f"{name}.safetensors", group)
+    write_whole(folder / "state.json", json.dumps(state.values).encode())
+    if save_weights is not None:
+        save_weights(folder)
+    manifest = {"step": step, "state": sorted(state.tensors), "files": files_in(folder)}
+    write_whole(folder / MANIFEST, json.dumps(with_checksum(manifest), indent=1).encode())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            _flush(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -95,17 +113,15 @@ def verify(checkpoint: Path) -> None:
     """
     manifest = checkpoint / MANIFEST
     try:
-        files = json.loads(manifest.read_text())["files"]
+        files = read_object(manifest)["files"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{manifest} is missing: this is no whole checkpoint") from None
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{manifest} is missing or unreadable: this is no whole checkpoint") from error
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} does not match its checksum")
+        raise CheckpointError(f"{error}: this is no whole checkpoint") from error
+    try:
+        check_files(checkpoint, files)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
 
 
 def find_checkpoint(where: str, output_dir: Path) -> tuple[Path, list[str]]:
@@ -147,7 +163,7 @@ def load_checkpoint(checkpoint: Path) -> TrainState:
     # Checkpoints of 0.1 have no list: all of their files are state.
     names = json.loads((checkpoint / MANIFEST).read_text()).get("state")
     names = sorted(path.stem for path in checkpoint.glob("*.safetensors")) if names is None else names
-    tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
+    tensors = {name: load_tensors(checkpoint / f"{name}.safetensors") for name in names}
     return TrainState(tensors, saved_values(checkpoint))
 
 
@@ -189,11 +205,6 @@ def state_to_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 
 def _kind(groups: list[dict[str, Any]]) -> str:
     return next((name for mark, name in OPTIMIZERS.items() if mark in groups[0]), "another one")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from diffusion_align.files import save_tensors
+
 from .config import RunConfig
 
 #: Steps in a row with a loss or gradient that is not finite before the run stops.
@@ -89,8 +91,6 @@ class FiniteGuard:
         return 0 if asked is None else int(asked)
 
     def _save_batch(self) -> Path:
-        from safetensors.torch import save_file
-
         content = dict(leaves(self.batch))
         tensors = {  # copies: a file takes no two views of one tensor
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -99,9 +99,7 @@ class FiniteGuard:
         }
         notes = {name: str(value) for name, value in content.items() if not isinstance(value, Tensor)}
         path = self.output_dir / f"bad_batch_rank{self.accelerator.process_index}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata=notes)
-        return path
+        return save_tensors(path, tensors, notes)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

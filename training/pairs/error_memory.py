@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from diffusion_align.data import FixedDraws
 from diffusion_align.devices import send
+from diffusion_align.files import write_whole
 
 
 class ErrorMemory:
@@ -100,13 +100,7 @@ class ErrorMemory:
         return table
 
     def _write(self, table: Tensor) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            file.write(save({"errors": table.contiguous()}, self._notes(table)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_whole(self.path, save({"errors": table.contiguous()}, self._notes(table)))
 
     def _notes(self, table: Tensor) -> dict[str, str]:
         digest = hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()

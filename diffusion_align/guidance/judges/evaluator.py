@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, silu
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.files import load_tensors, read_object, save_tensors, sealed_folder, verify_folder, write_whole
 from diffusion_align.shipped import SHIPPED_EVALUATORS, shipped_path
 
 from .evaluator_kinds import KINDS
@@ -231,11 +230,10 @@ class LatentEvaluator(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write evaluator.json and model.safetensors; returns the folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluator.json").write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
-        return folder
+        with sealed_folder(Path(folder)) as place:
+            write_whole(place / "evaluator.json", json.dumps(asdict(self.settings), indent=2).encode() + b"\n")
+            save_tensors(place / "model.safetensors", self.state_dict())
+        return place
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LatentEvaluator:
@@ -243,15 +241,19 @@ class LatentEvaluator(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: weights that do not fit the settings.
+            ValueError: weights that do not fit the settings, or a file that has changed since it was written.
         """
         folder = Path(folder)
+        verify_folder(folder)
         for name in ("evaluator.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file; expected the folder of a trained evaluator")
-        settings: dict[str, Any] = json.loads((folder / "evaluator.json").read_text())
-        evaluator = cls(EvaluatorSettings(**settings | {"kinds": tuple(settings["kinds"])}))
-        weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+        settings = read_object(folder / "evaluator.json")
+        try:
+            evaluator = cls(EvaluatorSettings(**settings | {"kinds": tuple(settings["kinds"])}))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'evaluator.json'}: no settings of an evaluator ({error})") from None
+        weights = {k: v.float() for k, v in load_tensors(folder / "model.safetensors").items()}
         try:
             evaluator.load_state_dict(weights)
         except RuntimeError as error:
