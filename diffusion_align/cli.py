@@ -114,10 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command, options = parse(arguments)
         return command.run(options)
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) as error:
         if os.environ.get("DIFFUSION_ALIGN_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError | ImportError) else 1
 
 

@@ -44,6 +44,14 @@ def no_autocast(device: torch.device | str) -> AbstractContextManager[Any]:
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(torch.device(device).type, enabled=False)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that the device's memory, or the host's, is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     """``tensor`` on ``device``, without waiting for the work that is queued there.
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,67 @@ def read_object(path: Path) -> dict[str, Any]:
     if value.get(CHECKSUM, checksum(value)) != checksum(value):
         raise ValueError(f"{path} does not match its checksum: it was damaged, or changed by hand")
     return value
+
+
+def journal_line(row: Mapping[str, Any]) -> str:
+    """A line of a file that is appended to, with a checksum, for ``read_journal``."""
+    return json.dumps(with_checksum(row)) + "\n"
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of ``journal_line``, without their checksums; none if it is not there.
+
+    The torn last line of a program that died is cut off. So is a damaged line, with all that follow it and a warning
+    that names it: their work is done again. Lines of before 0.2 have no checksum.
+
+    Raises:
+        ValueError: its first line is damaged, which says what the rows are.
+        OSError: it cannot be read or cut.
+    """
+    rows: list[dict[str, Any]] = []
+    kept = 0
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            whole = isinstance(row, dict) and row.get(CHECKSUM, checksum(row)) == checksum(row)
+        except (ValueError, RecursionError):
+            whole = False
+        if not whole and not rows:
+            raise ValueError(f"{path}, line 1 is damaged: delete the file, or give another --out")
+        if not whole:
+            warnings.warn(f"{path}, line {len(rows) + 1} is damaged: it and what follows is made again", stacklevel=2)
+            break
+        rows.append({name: value for name, value in row.items() if name != CHECKSUM})
+        kept += len(line) + 1
+    if path.is_file() and path.stat().st_size > kept:
+        os.truncate(path, kept)
+    return rows
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines for ``read_journal``; the file is made if it is not there.
+
+    Raises:
+        OSError: they cannot be written; the file is named.
+    """
+    with naming(path), path.open("a") as file:
+        file.writelines(journal_line(row) for row in rows)
+
+
+def write_parquet(path: Path, table: Any) -> None:
+    """Write a ``datasets.Dataset``, whole or not at all, with a checksum of every page.
+
+    Raises:
+        OSError: it cannot be written; the file is named.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        try:
+            table.to_parquet(partial, write_page_checksum=True)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def files_in(folder: Path) -> dict[str, dict[str, Any]]:

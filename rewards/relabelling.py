@@ -7,7 +7,6 @@ once. Rows are scored and written shard by shard, so that a run that died goes o
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ import torch
 from diffusion_align.data.loader import Corruption
 from diffusion_align.data.reading.rows import SOFT_LABEL, caption_of, image_bytes, preference, row_key
 from diffusion_align.data.tables import Selection, Source, open_source
+from diffusion_align.files import append_rows, read_journal, read_object, write_parquet, write_whole
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
 from .protocol import RewardScorer
@@ -103,7 +103,7 @@ def relabel(
         raise ValueError(
             f"{table.name}: no pair of it can be decoded, e.g. {next(iter(corruption.messages.values()), '')}"
         )
-    _replace(out / "labels.json", json.dumps({"task": asdict(task), "labels": found}, indent=1).encode())
+    write_whole(out / "labels.json", json.dumps({"task": asdict(task), "labels": found}, indent=1).encode())
     return found
 
 
@@ -156,17 +156,15 @@ def _begin(record: Path, task: Relabelling) -> None:
     """
     record.parent.mkdir(parents=True, exist_ok=True)
     if not record.is_file():
-        _replace(record, json.dumps({"task": asdict(task)}, indent=1).encode())
-    elif (begun := json.loads(record.read_text())["task"]) != asdict(task):
+        write_whole(record, json.dumps({"task": asdict(task)}, indent=1).encode())
+    elif (begun := read_object(record).get("task", {})) != asdict(task):
         differing = ", ".join(name for name, value in asdict(task).items() if begun.get(name) != value)
         raise ValueError(f"{record.parent} was begun with another {differing}: delete it, or give another folder")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file that a run which died may have left with a torn last line."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return read_journal(path)
 
 
 def _shards(table: Source, task: Relabelling) -> Iterator[tuple[int, Iterable[tuple[int, Mapping[str, Any]]]]]:
@@ -233,8 +231,7 @@ def _readable(
             pictures = [decoded_picture(content, where) for content in contents]
         except CorruptImageError as error:
             if row_key(index) not in corruption.messages:
-                with unreadable.open("a") as file:
-                    file.write(json.dumps({"row": row_key(index), "error": str(error)}) + "\n")
+                append_rows(unreadable, [{"row": row_key(index), "error": str(error)}])
             corruption.note(row_key(index), error)
             continue
         kept = {name: value for name, value in row.items() if name not in VERDICTS}
@@ -255,13 +252,4 @@ def _write(rows: Sequence[Mapping[str, Any]], table: Source, path: Path) -> None
     if known is not None:
         features = Features({name: own.get(name) or known[name] for name in rows[0]})
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    partial = path.with_name(f".{path.name}.partial")
-    Dataset.from_dict(columns, features=features).to_parquet(partial)
-    os.replace(partial, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file at once."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_parquet(path, Dataset.from_dict(columns, features=features))

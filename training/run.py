@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffusion_align.adapters import Adapter
@@ -16,6 +17,7 @@ from .engine.config import RunConfig
 from .engine.loop import TrainResult, run_loop
 from .engine.resuming import resumed_checkpoint
 from .methods import build_job
+from .policy.relief import with_advice
 from .settings import save_config, to_dict, validated
 
 
@@ -30,6 +32,8 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
     Raises:
         ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
             Also a scorer for a method that learns from none, or a model for the training of a scorer.
+        OSError: also a folder that cannot be written, before anything is loaded.
+        RuntimeError: out of memory, with the settings that would help most.
         CheckpointError: nothing to resume from, a checkpoint of a run with other settings that cannot change on the
             way, or checkpoints of an earlier run would be mixed with this one's.
     """
@@ -49,7 +53,20 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
         checkpoint, notes = resumed_checkpoint(config, output_dir, accelerator.num_processes)
         for note in notes:
             accelerator.print(note)
+    with with_advice(config):
+        return _run(config, accelerator, adapter, scorer, checkpoint)
+
+
+def _run(
+    config: RunConfig,
+    accelerator: Accelerator,
+    adapter: Adapter | None,
+    scorer: RewardScorer | None,
+    checkpoint: Path | None,
+) -> TrainResult:
+    """From checked settings and a folder that can be written to the end."""
     job = build_job(config, accelerator, adapter, scorer)
+    output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
         save_config(config, output_dir / "config.yaml")
     if config.report_to != "none":

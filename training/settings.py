@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from diffusion_align.files import write_whole
+
 from .engine.config import RunConfig
 from .methods import config_class
 
@@ -89,8 +91,8 @@ def _recipe_file(path: str | Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_bytes()) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date with month 13
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
@@ -146,7 +148,6 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings with library versions and git commit; ``load_config`` reads them back."""
     from diffusion_align.environment import git_commit, versions
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     once: dict[str, Any] = {
         "config": None,
         "dry_run": False,
@@ -156,4 +157,4 @@ def save_config(config: RunConfig, path: Path) -> None:
     if hasattr(config, "dtype"):  # weight_dtype holds what it came to, so that a flag can still change that
         once["dtype"] = "auto"
     record = to_dict(config) | once | {"versions": versions(), "git_commit": git_commit()}
-    path.write_text(yaml.safe_dump(record, sort_keys=False))
+    write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())

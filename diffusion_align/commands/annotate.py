@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
+from diffusion_align.files import append_rows, check_writable, naming, read_journal, sha256_of, write_parquet
 from diffusion_align.pictures import decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.relabelling import label
@@ -37,19 +37,18 @@ def annotate_files(options: AnnotateOptions) -> Path:
     Raises:
         ValueError, FileNotFoundError: prompts, model, weights, scorers or options that cannot be used.
     """
+    out = Path(options.out)
+    check_writable(out / "images")
     scorers = load_annotators(options)
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
     adapter = open_model(options, device)
-    out = Path(options.out)
-    (out / "images").mkdir(parents=True, exist_ok=True)
     finished = read_finished(out / "rows.jsonl", prompts, options)
-    with (out / "rows.jsonl").open("a") as file:
-        for number in tqdm(range(len(finished), len(prompts)), initial=len(finished), total=len(prompts)):
-            scores = judge_prompt(adapter, prompts[number], number, scorers, options, out / "images")
-            finished.append(scores)
-            file.write(json.dumps({"prompt": prompts[number], "scores": scores}) + "\n")
-            file.flush()
+    for number in tqdm(range(len(finished), len(prompts)), initial=len(finished), total=len(prompts)):
+        scores = judge_prompt(adapter, prompts[number], number, scorers, options, out / "images")
+        finished.append(scores)
+        pictures = [sha256_of(out / "images" / picture_name(number, i)) for i in range(options.per_prompt)]
+        append_rows(out / "rows.jsonl", [{"prompt": prompts[number], "scores": scores, "sha256": pictures}])
     return write_pairs(out, prompts, finished, scorers, options)
 
 
@@ -89,16 +88,17 @@ def read_finished(path: Path, prompts: Sequence[str], options: AnnotateOptions) 
     """Scores of the prompts already done; the first line holds the options, and a torn last line is cut off.
 
     Raises:
-        ValueError: the folder belongs to a run with other options or prompts; one that differs is named.
+        ValueError: the folder belongs to a run with other options or prompts, the line that says them is damaged, or a
+            picture has changed since it was scored; what differs is named.
     """
     chosen = [name for name in WEIGHTS if getattr(options, name) is not None]
     now = {name: getattr(options, name) for name in ("prompts", *DECISIVE, *SAMPLER, *chosen)}
     now = json.loads(json.dumps(now))
-    if not path.is_file():
-        path.write_text(json.dumps(now) + "\n")
+    whole = read_journal(path)
+    if not whole:
+        append_rows(path, [now])
         return []
-    whole = path.read_bytes().split(b"\n")[:-1]
-    before = _with_list(json.loads(whole[0])) if whole else {}
+    before = _with_list(whole[0])
     before = {name: now[name] for name in SAMPLER} | before
     otherwise = "delete it, or give another --out"
     for name in (*DECISIVE, *SAMPLER, *WEIGHTS):
@@ -107,7 +107,7 @@ def read_finished(path: Path, prompts: Sequence[str], options: AnnotateOptions) 
                 f"{path} belongs to a run with other options ({name} was {before.get(name)!r}, is {now.get(name)!r}): "
                 f"{otherwise}"
             )
-    rows = [json.loads(line) for line in whole[1:]]
+    rows = whole[1:]
     for number, row in enumerate(rows):
         given = prompts[number] if number < len(prompts) else None
         if row["prompt"] != given:
@@ -116,8 +116,24 @@ def read_finished(path: Path, prompts: Sequence[str], options: AnnotateOptions) 
                 f"{path} belongs to a run with other prompts (prompt {number + 1} was {row['prompt']!r}, {found}): "
                 f"{otherwise}"
             )
-    path.write_bytes(b"".join(line + b"\n" for line in whole))
+    for number, row in enumerate(rows):
+        check_pictures(path.parent / "images", number, row)
     return [row["scores"] for row in rows]
+
+
+def check_pictures(folder: Path, number: int, row: Mapping[str, Any]) -> None:
+    """Whether the pictures of a prompt are those that were scored; rows of before 0.2 do not say.
+
+    Raises:
+        ValueError: one is missing or was changed; it is named.
+    """
+    for i, expected in enumerate(row.get("sha256", ())):
+        path = folder / picture_name(number, i)
+        if not path.is_file() or sha256_of(path) != expected:
+            raise ValueError(
+                f"{path} is missing or does not match its checksum: restore it, or delete line {number + 2} of "
+                f"{folder.parent / 'rows.jsonl'} and those after it, to draw it again"
+            )
 
 
 def _with_list(header: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +162,8 @@ def judge_prompt(
     )
     files = [encoded(picture) for picture in to_uint8(images)]
     for i, content in enumerate(files):
-        (folder / picture_name(number, i)).write_bytes(content)
+        with naming(folder / picture_name(number, i)):
+            (folder / picture_name(number, i)).write_bytes(content)
     pictures = [decoded_picture(content, prompt) for content in files]  # as whoever reads them sees them
     scores: list[dict[str, float]] = [{} for _ in range(count)]
     for aspect, scorer in scorers.items():
@@ -190,9 +207,7 @@ def write_pairs(
         for a, b in chosen_pairs([picture["overall"] for picture in standardised[p]], options.pairs)
     ]
     path = out / "train-00000-of-00001.parquet"
-    partial = path.with_name(f".{path.name}.partial")
-    Dataset.from_list(rows).to_parquet(partial)
-    os.replace(partial, path)
+    write_parquet(path, Dataset.from_list(rows))
     decisive = sum(row["label_0"] != 0.5 for row in rows)
     print(f"{len(rows)} pairs of {len(prompts)} prompts, {len(rows) - decisive} ties")
     return path

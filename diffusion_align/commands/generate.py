@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from diffusion_align.data.holes import Holes, cropped_mask
 from diffusion_align.data.transforms import crop
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
+from diffusion_align.files import check_writable, naming, write_whole
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
@@ -190,13 +192,13 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     if options.search != "none" and options.scorer is None:
         raise ValueError(f"--search {options.search} needs --scorer")
     guider = build_guider(options)
+    folder = Path(options.out)
+    check_writable(folder)
     device = pick_device(options.device)
     adapter = open_model(options, device)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
-    folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     # One batch at a time, so that the pictures of a long list appear, and stay, as they are drawn.
     for start in range(0, len(jobs), options.batch_size):
@@ -218,11 +220,14 @@ def write_picture(
     chunk = PngInfo()
     chunk.add_text("diffusion-align", json.dumps(settings))
     path = folder / f"{number:05d}-{slug(prompt)}-{seed}.png"
-    Image.fromarray(pixels).save(path, pnginfo=chunk)
-    path.with_suffix(".json").write_text(json.dumps({**settings, **facts}) + "\n")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk)
+    write_whole(path, buffer.getvalue())
+    write_whole(path.with_suffix(".json"), json.dumps({**settings, **facts}).encode() + b"\n")
     if "scores" in facts:
-        figure = schedule_figure(facts, prompt)
-        figure.savefig(path.with_name(path.stem + "-schedule.png"), dpi=110)
+        plot = path.with_name(path.stem + "-schedule.png")
+        with naming(plot):
+            schedule_figure(facts, prompt).savefig(plot, dpi=110)
     return path
 
 

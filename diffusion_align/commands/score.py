@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from diffusion_align.data.reading.rows import image_bytes
 from diffusion_align.data.tables import open_source
+from diffusion_align.files import append_rows, check_writable, read_journal, write_parquet, write_whole
 from diffusion_align.pictures import SUFFIXES, CorruptImageError, decoded_picture, opened_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 
@@ -69,6 +69,7 @@ def score_files(options: ScoreOptions) -> Path:
         FileNotFoundError: no such source or checkpoint.
     """
     out = Path(options.out)
+    check_writable(out.parent)
     from diffusion_align.devices import pick_device
 
     scorers = {name: load_scorer(name, device=pick_device(options.device)) for name in options.scorers}
@@ -77,20 +78,18 @@ def score_files(options: ScoreOptions) -> Path:
         needs = ", ".join(sorted(scorers[needing[0]].needs))
         raise ValueError(f"scorer {needing[0]} needs {needs}, which a table of pictures does not have")
     partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = open_partial(partial, {"source": str(options.source), "scorers": list(options.scorers)})
     order: list[str] = []
     waiting: list[Item] = []
 
     def score_waiting() -> None:
-        for item, row in zip(waiting, score_batch(scorers, waiting), strict=True):
-            rows[item.mark()] = row
-            file.write(json.dumps({MARK: item.mark()} | row) + "\n")
-        file.flush()
+        scored = dict(zip([item.mark() for item in waiting], score_batch(scorers, waiting), strict=True))
+        append_rows(partial, [{MARK: mark} | row for mark, row in scored.items()])
+        rows.update(scored)
         bar.update(len(waiting))
         waiting.clear()
 
-    with partial.open("a") as file, tqdm(unit="image", desc="scoring") as bar:
+    with tqdm(unit="image", desc="scoring") as bar:
         for item in read_items(options):
             order.append(item.mark())
             if order[-1] in rows:
@@ -129,25 +128,23 @@ def score_batch(scorers: dict[str, RewardScorer], items: Sequence[Item]) -> list
 
 
 def open_partial(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows already written, by their items' marks; a torn last line is cut off. The first line holds the settings.
+    """Rows already written, by their items' marks; torn and damaged lines are cut off. The first line holds the
+    settings.
 
     Rows of 0.1 have no marks and are scored again.
 
     Raises:
-        ValueError: it was begun with other settings.
+        ValueError: it was begun with other settings, or the line that says them is damaged.
     """
-    if not path.is_file():
-        path.write_text(json.dumps(settings) + "\n")
+    rows = read_journal(path)
+    if not rows:
+        append_rows(path, [settings])
         return {}
-    lines = path.read_bytes().split(b"\n")
-    whole = lines[:-1]  # what follows the last newline was torn
-    if not whole or json.loads(whole[0]) != settings:
+    if rows[0] != settings:
         raise ValueError(
             f"{path} belongs to a run with another source or other scorers: delete it, or give another --out"
         )
-    path.write_bytes(b"".join(line + b"\n" for line in whole))
-    rows = [json.loads(line) for line in whole[1:]]
-    return {row.pop(MARK): row for row in rows if MARK in row}
+    return {row.pop(MARK): row for row in rows[1:] if MARK in row}
 
 
 def finish(partial: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -155,6 +152,7 @@ def finish(partial: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     Raises:
         ValueError: no picture could be decoded.
+        OSError: it cannot be written.
     """
     errors = [row["error"] for row in rows if "error" in row]
     if errors:
@@ -162,15 +160,13 @@ def finish(partial: Path, rows: Sequence[dict[str, Any]]) -> None:
     if errors and len(errors) == len(rows):
         raise ValueError(f"no picture can be decoded, e.g. {errors[0]}")
     out = partial.with_name(partial.name.removesuffix(".partial"))
-    written = out.with_name(out.name + ".tmp")
     if out.suffix == ".jsonl":
-        written.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
     else:
         from datasets import Dataset
 
         columns = dict.fromkeys(name for row in rows for name in row)
-        Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}).to_parquet(written)
-    os.replace(written, out)
+        write_parquet(out, Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}))
     partial.unlink()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.adapters.prompts import CHUNK, encode_in_chunks
+from diffusion_align.files import check_writable, read_object, save_tensors, sha256_of, with_checksum, write_whole
 
 from .pairs import PairDataset
 from .transforms import PairTransform
@@ -76,7 +75,7 @@ def build_cache(
     if transform.random_crop:
         raise ValueError("random_crop cannot be cached: cached latents hold one crop per image")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     mark = fingerprint(adapter, transform)
     pairs, images, corrupt = _index(dataset, transform)
     if len(corrupt) > max_corrupt:
@@ -144,10 +143,10 @@ class CachedPairs:
     ) -> None:
         self.folder, self.dropped, self.pictures = Path(folder), dropped, pictures
         try:
-            record = json.loads((self.folder / MANIFEST).read_text())
+            record = read_object(self.folder / MANIFEST)
         except (OSError, ValueError) as error:
             raise CacheError(
-                f"{self.folder / MANIFEST} is missing or unreadable: run 'diffusion-align cache'"
+                f"{self.folder / MANIFEST} is missing or unreadable: run 'diffusion-align cache' ({error})"
             ) from error
         if expected is not None and record["fingerprint"] != expected:
             raise CacheError(
@@ -222,7 +221,7 @@ class CachedPairs:
     def _shard(self, name: str) -> Any:
         if name not in self._open:
             path = self.folder / name
-            if _sha256(path) != self._shards[name]["sha256"]:
+            if sha256_of(path) != self._shards[name]["sha256"]:
                 raise CacheError(f"{path} does not match its checksum: run 'diffusion-align cache' again to rebuild it")
             self._open[name] = safe_open(str(path), framework="pt")
         return self._open[name]
@@ -311,7 +310,7 @@ def _encode_prompts(adapter: Adapter, captions: list[str | None], first: int) ->
 def _kept_shards(folder: Path, mark: str) -> dict[str, dict[str, Any]]:
     """Shards of an earlier build with the same model; those of another model are built again."""
     try:
-        record = json.loads((folder / "shards.json").read_text())
+        record = read_object(folder / "shards.json")
     except (OSError, ValueError):
         return {}
     shards: dict[str, dict[str, Any]] = record["shards"]
@@ -321,27 +320,18 @@ def _kept_shards(folder: Path, mark: str) -> dict[str, dict[str, Any]]:
 def _is_whole(path: Path, facts: dict[str, Any]) -> bool:
     try:
         with safe_open(str(path), framework="pt"):
-            return _sha256(path) == facts["sha256"]
+            return sha256_of(path) == facts["sha256"]
     except (OSError, SafetensorError):
         return False
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    save_tensors(path, tensors)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(with_checksum(value)).encode())
 
 
 def _tuples(buckets: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:

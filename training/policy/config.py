@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
     Fraction,
@@ -134,6 +135,25 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     def memory_needs(self) -> MemoryNeeds:
         """What the memory of the run depends on, beside its weights and its optimiser."""
         return MemoryNeeds()
+
+    def savings(self) -> tuple[Mapping[str, Any], ...]:
+        found: list[Mapping[str, Any]] = []
+        if self.gradient_checkpointing != "full":
+            found.append({"gradient_checkpointing": "full"})
+        found += super().savings()
+        if self.weight_dtype == "fp32" and not self.full_finetuning:
+            found.append({"weight_dtype": "bf16"})
+        if self.vae_batch_size != 1:
+            found.append({"vae_batch_size": 1})
+        if not self.full_finetuning and self.lora_rank > 1:
+            found.append({"lora_rank": self.lora_rank // 2})
+        return tuple(found)
+
+    def memory_bytes(self) -> int | None:
+        from .memory import estimate_memory
+
+        estimate = estimate_memory(self)
+        return None if estimate is None else estimate.total
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         from .memory import estimate_memory

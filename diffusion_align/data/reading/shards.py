@@ -169,6 +169,7 @@ class Shards:
 
     def _open(self, file: int, **options: Any) -> pq.ParquetFile:
         path = self.files[file]
+        options["page_checksum_verification"] = True  # of files that have checksums
         if self.filesystem is None:
             return pq.ParquetFile(path, buffer_size=2**20, **options)  # pages come as they are needed
         return pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=True, **options)  # few large requests
