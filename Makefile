@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast lint bench install clean
+.PHONY: demo test test-fast test-faults lint bench install clean
 
 # The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of files change.
 SOURCES := $(shell find diffusion_align rewards training -type f -not -name '*.pyc' 2>/dev/null)
@@ -34,7 +34,12 @@ test: $(STAMP) lint
 
 # Without what is marked slow: whatever takes over half a second (trainings, notebooks, several processes).
 test-fast: $(STAMP) lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not faults"
+
+# Full disks, flipped bytes, signals, fuzzed files; then the runs that are killed and started again. Under half an hour.
+test-faults: $(STAMP)
+	$(BIN)/pytest -m "faults or not faults" tests/faults
+	$(BIN)/python -m benchmarks faults
 
 # mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
 lint: $(STAMP)

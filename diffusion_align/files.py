@@ -113,6 +113,14 @@ def checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def is_whole(value: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is as ``with_checksum`` made it; one of before 0.2 has no checksum, and is taken as it is."""
+    if CHECKSUM in value:
+        return bool(value[CHECKSUM] == checksum(value))
+    *rest, last = value.items() or [("", None)]
+    return last[1] != checksum(dict(rest))  # else it is the name that was damaged
+
+
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object that says itself whether it was changed."""
     return {**value, CHECKSUM: checksum(value)}
@@ -133,7 +141,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    if value.get(CHECKSUM, checksum(value)) != checksum(value):
+    if not is_whole(value):
         raise ValueError(f"{path} does not match its checksum: it was damaged, or changed by hand")
     return value
 
@@ -158,7 +166,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         try:
             row = json.loads(line)
-            whole = isinstance(row, dict) and row.get(CHECKSUM, checksum(row)) == checksum(row)
+            whole = isinstance(row, dict) and is_whole(row)
         except (ValueError, RecursionError):
             whole = False
         if not whole and not rows:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def opened_picture(content: bytes | Path, where: str) -> Image.Image:
     data = content.read_bytes() if isinstance(content, Path) else content
     try:
         image = Image.open(io.BytesIO(data))
+        _check_png(data)
         image.load()
         return _upright(image)
     except Exception as error:  # decoders raise whatever they like: RuntimeError (AVIF), struct.error, KeyError
@@ -109,6 +111,18 @@ def checked_mask(mask: NDArray[np.bool_], where: str) -> NDArray[np.bool_]:
             "black elsewhere"
         )
     return mask
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ValueError if the pixels of a PNG do not match their checksums, which Pillow passes over."""
+    view, place = memoryview(data), 8
+    while data.startswith(b"\x89PNG\r\n\x1a\n") and place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(view[place : place + 4])
+        if view[place + 4 : place + 8] == b"IDAT" and zlib.crc32(view[place + 4 : end]) != int.from_bytes(
+            view[end : end + 4]
+        ):
+            raise ValueError("a chunk of pixels does not match its checksum")
+        place = end + 4
 
 
 def _upright(image: Image.Image) -> Image.Image:

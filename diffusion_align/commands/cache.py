@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusion_align.training.methods import config_class
 from diffusion_align.training.pairs.config import DenoisingConfig, DPOConfig
 
@@ -40,7 +42,9 @@ def recipe_class(path: str | None) -> type[DenoisingConfig]:
 
 def run(config: DenoisingConfig) -> int:
     """Make or finish the cache and say what is in it; returns the exit status."""
+    from diffusion_align.files import check_writable
     from diffusion_align.training.pairs.job import cache_pairs
 
+    check_writable(Path(config.cache_dir or ""))
     print(cache_pairs(config))
     return 0

@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
@@ -87,6 +89,7 @@ def open_source(
     if files:
         name = _name(files, source, split)
         if files[0].suffix == ".parquet":
+            _check_footers(files)
             table = _load("parquet", f"{files[0]}", streaming, data_files=[str(f) for f in files], split="train")
         else:
             table, folder = _text_table(files[0]), files[0].parent
@@ -116,6 +119,15 @@ def open_shards(source: str | Path, split: str, layouts: Mapping[str, tuple[str,
         shards = hub_shards(_hub_name(source), split)
     _check_columns(list(shards.columns), shards.name, layouts)
     return shards
+
+
+def _check_footers(files: Sequence[Path]) -> None:
+    """Raise ValueError for the first parquet file that is torn: ``datasets`` does not say which one it is."""
+    for file in files:
+        try:
+            pq.read_metadata(file)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{file} cannot be read as a table: {error}") from error
 
 
 def local_files(source: str | Path, split: str) -> list[Path]:
