@@ -114,7 +114,7 @@ def checksum(value: Mapping[str, Any]) -> str:
 
 
 def is_whole(value: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is as ``with_checksum`` made it; one of before 0.2 has no checksum, and is taken as it is."""
+    """Whether a JSON object is as ``with_checksum`` made it; without a checksum, as of 0.1, it is taken as it is."""
     if CHECKSUM in value:
         return bool(value[CHECKSUM] == checksum(value))
     *rest, last = value.items() or [("", None)]
@@ -215,12 +215,18 @@ def files_in(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_files(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
-    """Whether the files are as ``files_in`` found them; others may be there, too.
+def check_files(record: Path) -> None:
+    """Whether the files beside ``record`` are as it says in "files", what ``files_in`` found; others may be there, too.
 
     Raises:
-        ValueError: the first one that is missing or differs is named.
+        FileNotFoundError: there is no record.
+        ValueError: it says something else or was changed, or the first file that is missing or differs; it is named.
     """
+    folder, expected = record.parent, read_object(record).get("files")
+    if not isinstance(expected, dict) or not all(
+        isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys() for facts in expected.values()
+    ):
+        raise ValueError(f"{record}: expected the sizes and hashes of files in 'files'")
     for name, facts in expected.items():
         path = folder / name
         if not path.is_file():
@@ -258,7 +264,7 @@ def verify_folder(folder: Path) -> None:
     if not (folder / CHECKSUMS).is_file():
         return
     try:
-        check_files(folder, read_object(folder / CHECKSUMS)["files"])
+        check_files(folder / CHECKSUMS)
     except ValueError as error:
         raise ValueError(f"{error}. If it was changed on purpose, delete {folder / CHECKSUMS}") from None
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusion_align.files import write_whole
+from diffusion_align.files import read_object, write_whole
 
 from .lora_names import ALPHA, KINDS, MATRIX, OTHER_KINDS, Address, LoraNames, with_text_model
 
@@ -205,17 +205,17 @@ class ToldScales:
         """From diffusers' header ("unet.lora_alpha": ...), or from the config that peft writes beside the file.
 
         Raises:
-            ValueError: peft's config is one of another kind of adapter.
+            ValueError: either cannot be read, or peft's config is one of another kind of adapter.
         """
         configs: dict[str, dict[str, Any]] = {}
         beside = file.parent / PEFT_CONFIG
         if file.name == PEFT_FILE and beside.is_file():
-            config = json.loads(beside.read_text())
+            config = read_object(beside)
             if config.get("peft_type") != "LORA" or config.get("use_dora"):
                 kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
                 raise ValueError(f"{beside} is of a {kind} adapter: only LoRA is supported")
             configs[""] = config
-        for key, value in json.loads(header.get(DIFFUSERS_HEADER, "{}")).items():
+        for key, value in _told_by(header, file).items():
             part, _, field = key.rpartition(".")
             configs.setdefault(part, {})[field] = value
         return cls(configs)
@@ -228,6 +228,16 @@ class ToldScales:
         key = get_pattern_key(patterns, address.module) if patterns else address.module
         alpha = float(patterns.get(key, config["lora_alpha"]))
         return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _told_by(header: Mapping[str, str], file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(header.get(DIFFUSERS_HEADER, "{}"))
+        if not isinstance(told, dict):
+            raise TypeError(f"expected an object, found {type(told).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: {DIFFUSERS_HEADER} in its header cannot be read: {error}") from None
+    return told
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

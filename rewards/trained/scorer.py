@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from diffusion_align.files import save_tensors, sealed_folder, verify_folder, write_whole
+from diffusion_align.files import read_object, save_tensors, sealed_folder, verify_folder, write_whole
 from diffusion_align.rewards.protocol import RewardScorer
 from diffusion_align.rewards.weights import load_exactly, read_weights
 
@@ -84,11 +84,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a saved scorer")
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    record = read_object(path)
     missing = {"kind", "name", "statistics", "settings"} - set(record)
     if missing:
         raise ValueError(f"{path}: {sorted(missing)[0]!r} is missing")
-    return dict(record)
+    return record

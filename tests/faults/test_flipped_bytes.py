@@ -183,12 +183,11 @@ def make_memory(folder: Path) -> None:
     memory.save()
 
 
+SMALL = EvaluatorSettings(4, 8, 16, 0, width=8, features=8)
 MAKERS: dict[str, Callable[[Path], object]] = {
     "scorer": lambda folder: load_scorer("scenes-vp").save_pretrained(folder / "scorer"),  # type: ignore[operator]
     "clip": lambda folder: load_scorer("scenes-clip").save_pretrained(folder / "scorer"),  # type: ignore[operator]
-    "evaluator": lambda folder: LatentEvaluator(EvaluatorSettings(4, 8, 16, 0, width=8, features=8)).save_pretrained(
-        folder / "e"
-    ),
+    "evaluator": lambda folder: LatentEvaluator(SMALL).save_pretrained(folder / "e"),
     "memory": make_memory,
     "journal": lambda folder: append_rows(folder / "scores.jsonl.partial", [{"a": i, "b": "x"} for i in range(5)]),
 }

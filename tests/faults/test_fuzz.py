@@ -42,10 +42,12 @@ ANYTHING = st.recursive(
 
 def clear(read: Callable[[], object]) -> None:
     """``read`` gives something, or an error with a text that the command line would print."""
+    text = "read"
     try:
         read()
     except CLEAR as error:
-        assert str(error)
+        text = str(error)
+    assert text
 
 
 def amounts(test: Callable[..., None]) -> Any:

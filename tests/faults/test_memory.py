@@ -19,9 +19,7 @@ from diffusion_align.training.scorers.config import RewardConfig
 from .harness import outcome
 
 ERRORS = {
-    "device": torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8."
-    ),
+    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8."),
     "host": RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried"),
     "python": MemoryError(),
 }

@@ -18,7 +18,6 @@ from diffusion_align.files import (
     files_in,
     load_tensors,
     naming,
-    read_object,
     save_tensors,
     with_checksum,
     write_whole,
@@ -111,15 +110,10 @@ def verify(checkpoint: Path) -> None:
     Raises:
         CheckpointError: the first file that is missing or differs.
     """
-    manifest = checkpoint / MANIFEST
     try:
-        files = read_object(manifest)["files"]
+        check_files(checkpoint / MANIFEST)
     except FileNotFoundError:
-        raise CheckpointError(f"{manifest} is missing: this is no whole checkpoint") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{error}: this is no whole checkpoint") from error
-    try:
-        check_files(checkpoint, files)
+        raise CheckpointError(f"{checkpoint / MANIFEST} is missing: this is no whole checkpoint") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from None
 
