@@ -110,9 +110,10 @@ class RunConfig:
     eval_steps: NonNegative = 0
     """Steps between validations against the base on fixed prompts and seeds; 0 switches it off."""
     early_stopping_patience: NonNegative = 0
-    """Stop after this many validations in a row without a new best; the best weights are kept in output_dir/best."""
+    """Stop after this many validations in a row without a new best."""
     metric_for_best_model: str = "eval/reward"
-    """Metric of validation that early stopping watches (larger is better)."""
+    """Metric of validation (larger is better). The weights with its best value are kept in output_dir/best; early
+    stopping watches it."""
 
     def check(self) -> None:
         """Whether the settings fit each other, as far as they tell without model and data.

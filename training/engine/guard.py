@@ -125,7 +125,8 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Patience:
-    """Early stopping: watches one metric of validation (larger is better) and counts validations without a new best.
+    """Watches one metric of validation (larger is better), tells a new best, and counts validations without one: early
+    stopping.
 
     A resumed run reads what was seen before from the run's metrics.jsonl.
     """
@@ -133,21 +134,20 @@ class Patience:
     def __init__(self, config: RunConfig, accelerator: Accelerator, metrics_file: Path) -> None:
         self.config, self.accelerator = config, accelerator
         self.best, self.waited, self.seen = float("-inf"), 0, -1
-        if config.early_stopping_patience:
-            for values in read_metrics(metrics_file):
-                if config.metric_for_best_model in values:
-                    self.is_best(values["step"], values)
+        for values in read_metrics(metrics_file):
+            if config.metric_for_best_model in values:
+                self.is_best(values["step"], values)
 
     def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Note a validation; whether its weights are the best so far and to be kept. All processes agree if they are
         given the same figures.
 
         Raises:
-            ValueError: validation has no such metric.
+            ValueError: validation has no such metric, and early stopping waits for it.
         """
-        if not self.config.early_stopping_patience or step <= self.seen:
-            return False
         name = self.config.metric_for_best_model
+        if step <= self.seen or (name not in metrics and not self.config.early_stopping_patience):
+            return False
         if name not in metrics:
             raise ValueError(f"metric_for_best_model = {name!r}: validation has {', '.join(metrics) or 'no metrics'}")
         self.seen = step

@@ -354,3 +354,25 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(config: DPOCon
         run()
     saved = load_file(Path(config.output_dir) / "bad_batch_rank0.safetensors")
     assert saved["seeds"].tolist() == [4]
+
+
+def test_the_weights_of_the_best_validation_are_kept(config: DPOConfig) -> None:
+    """Also of a run that does not stop early; one without a score has no best."""
+    config = replace(config, max_steps=2, eval_steps=1, save_steps=1)
+    adapter, values = load_adapter(config.model), iter([0.1, 0.5, 0.4])
+    prepare_policy(config, adapter)
+
+    def run(folder: str, name: str) -> Path:
+        output = replace(config, output_dir=str(Path(config.output_dir) / folder))
+        method = Scripted(adapter, set())
+        run_loop(output, adapter, method, build_accelerator(output), lambda step: {name: next(values)})
+        return Path(output.output_dir)
+
+    folder = run("scored", "eval/reward")
+    best, after, last = (
+        load_file(folder / place / "pytorch_lora_weights.safetensors") for place in ("best", "checkpoint-00000001", "")
+    )
+    assert all(torch.equal(best[name], after[name]) for name in after)
+    assert not all(torch.equal(best[name], last[name]) for name in last)
+    values = iter([0.1, 0.5, 0.4])
+    assert not (run("pictures", "eval/other") / "best").exists()
