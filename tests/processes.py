@@ -103,5 +103,9 @@ class TwoProcesses:
             assert process.stdout.readline() == f"{recipe}\n", log.read_text()
         return lines(config.output_dir)
 
+    def log(self) -> str:
+        """What the first process has written so far."""
+        return self._logs[0].read_text()
+
     def close(self) -> None:
         self._stack.close()

@@ -8,7 +8,7 @@ because accelerate's own covers GPUs only: what the tests run with gloo is what 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,18 @@ def distribute(trained: Trainable, accelerator: Accelerator) -> nn.Module:
     network = trained.wrap(lambda module: accelerator.prepare_model(module, evaluation_mode=True))
     for part in trained.shardable:
         shard(part, accelerator)
+    here, whole = held(trained.shardable)
+    accelerator.print(
+        f"FSDP2: the first of {accelerator.num_processes} processes holds {here:,} of {whole:,} weights, reference too"
+    )
     return network
+
+
+def held(networks: Sequence[nn.Module]) -> tuple[int, int]:
+    """How many weights of ``networks`` this process holds, and how many there are."""
+    weights = [weight for network in networks for weight in network.parameters()]
+    parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    return sum(part.numel() for part in parts), sum(weight.numel() for weight in weights)
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:

@@ -20,6 +20,7 @@ from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.sampling.control import Moment
 from diffusion_align.training.engine.protocols import RunInterrupted
+from diffusion_align.training.engine.sharding import shards
 
 from .config import GRPOConfig
 from .grpo import Drawn, GRPOMethod, StepRecorder
@@ -87,14 +88,14 @@ class FusedGRPOMethod(GRPOMethod):
     """
 
     def __init__(self, config: GRPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
-        if accelerator.distributed_type not in (
+        if shards() or accelerator.distributed_type not in (
             DistributedType.NO,
             DistributedType.MULTI_CPU,
             DistributedType.MULTI_GPU,
         ):
             raise ValueError(
-                f"fused_rollouts keeps many forward passes for one backward pass, which {accelerator.distributed_type} "
-                "cannot: set fused_rollouts to false"
+                "fused_rollouts keeps many forward passes for one backward pass, which FSDP and "
+                "DeepSpeed cannot: set fused_rollouts to false"
             )
         super().__init__(config, adapter, engine, accelerator)
         self.kept: tuple[Tensor, Tensor | None] | None = None

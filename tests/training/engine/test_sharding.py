@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,13 @@ def cut(
 
 
 @pytest.mark.slow
-def test_a_network_cut_over_two_processes_trains_as_a_whole_one(cut: DPOConfig, one: TrainResult) -> None:
+def test_a_network_cut_over_two_processes_trains_as_a_whole_one(
+    cut: DPOConfig, one: TrainResult, two_processes: TwoProcesses
+) -> None:
     """Losses, gradients, validation, checkpoints and what is left behind."""
+    counts = re.findall(r"holds ([\d,]+) of ([\d,]+)", two_processes.log())[-1]
+    here, whole = (int(count.replace(",", "")) for count in counts)
+    assert whole / 2 <= here < 0.51 * whole
     check_equal_logs(lines(cut.output_dir), one.history)
     check_equal_weights(Path(cut.output_dir), one.output_dir)
 

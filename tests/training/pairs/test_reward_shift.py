@@ -84,9 +84,11 @@ def shift_of(folder: str | Path) -> tuple[float, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["bco_pair", "kto"])
 def test_two_processes_have_the_mean_of_one_with_both_s_pairs(
-    config: DPOConfig, two_processes: TwoProcesses, tmp_path: Path
+    loss_type: Any, config: DPOConfig, two_processes: TwoProcesses, tmp_path: Path
 ) -> None:
+    config = replace(config, loss_type=loss_type)
     two_processes.train(replace(config, output_dir=str(tmp_path / "two")))
     train(replace(config, per_device_train_batch_size=2))
     (two, count), (one, _) = shift_of(tmp_path / "two"), shift_of(config.output_dir)
