@@ -94,8 +94,8 @@ class FusedGRPOMethod(GRPOMethod):
             DistributedType.MULTI_GPU,
         ):
             raise ValueError(
-                "fused_rollouts keeps many forward passes for one backward pass, which FSDP and "
-                "DeepSpeed cannot: set fused_rollouts to false"
+                "fused_rollouts keeps many forward passes for one backward pass, which DeepSpeed and "
+                "FSDP cannot: set fused_rollouts to false"
             )
         super().__init__(config, adapter, engine, accelerator)
         self.kept: tuple[Tensor, Tensor | None] | None = None
