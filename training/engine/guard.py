@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from diffusion_align.files import save_tensors
@@ -134,17 +135,20 @@ class Patience:
     def __init__(self, config: RunConfig, accelerator: Accelerator, metrics_file: Path) -> None:
         self.config, self.accelerator = config, accelerator
         self.best, self.waited, self.seen = float("-inf"), 0, -1
-        for values in read_metrics(metrics_file):
+        # The first process decides for all: another one may see another file, or none.
+        for values in read_metrics(metrics_file) if accelerator.is_main_process else ():
             if config.metric_for_best_model in values:
-                self.is_best(values["step"], values)
+                self._note(values["step"], values)
 
     def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Note a validation; whether its weights are the best so far and to be kept. All processes agree if they are
-        given the same figures.
+        """Note a validation; whether its weights are the best so far and to be kept. Called by all processes together.
 
         Raises:
             ValueError: validation has no such metric, and early stopping waits for it.
         """
+        return self._agreed(self._note(step, metrics))
+
+    def _note(self, step: int, metrics: Mapping[str, float]) -> bool:
         name = self.config.metric_for_best_model
         if step <= self.seen or (name not in metrics and not self.config.early_stopping_patience):
             return False
@@ -160,7 +164,11 @@ class Patience:
         patience = self.config.early_stopping_patience
         if not patience:
             return False
-        return self.waited >= patience
+        return self._agreed(self.waited >= patience)
+
+    def _agreed(self, answer: bool) -> bool:
+        """The first process's answer."""
+        return bool(broadcast(torch.tensor(float(answer), device=self.accelerator.device)))
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):

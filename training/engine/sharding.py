@@ -131,15 +131,52 @@ def uncut(tensor: Tensor) -> Tensor:
 def uncut_by_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole of each tensor, on the host of the first process; called by all processes together.
 
-    They are gathered one by one, so that no device ever holds more than one of them. Other processes get only those
-    that are not cut, which are as they were in every process.
+    They are gathered a few at a time, so that no device ever holds many of them. Other processes get only those that
+    are not cut, which are as they were in every process.
     """
-    is_first, whole = PartialState().is_main_process, {}
-    for name, tensor in tensors.items():
-        full = uncut(tensor)
-        if full is tensor or is_first:
-            whole[name] = full if full is tensor else full.cpu()
+    whole = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+    cut = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    for names in packs(cut):
+        parts = [equal_part(cut[name]) for name in names]
+        together = gathered_by_first(torch.cat(parts))
+        if together is None:
+            continue
+        for name, columns in zip(names, together.split([len(part) for part in parts], dim=1), strict=True):
+            shape = cut[name].shape
+            whole[name] = columns.reshape(-1, *shape[1:])[: shape[0]].cpu()
     return whole
+
+
+def packs(tensors: Mapping[str, Tensor], most: int = 2**26) -> Iterator[list[str]]:
+    """Names of tensors of one dtype that have at most ``most`` numbers together, or of a single larger one."""
+    names: list[str] = []
+    for name, tensor in tensors.items():
+        alike = not names or tensors[names[0]].dtype == tensor.dtype
+        if names and not (alike and sum(tensors[n].numel() for n in names) + tensor.numel() <= most):
+            yield names
+            names = []
+        names.append(name)
+    if names:
+        yield names
+
+
+def equal_part(tensor: DTensor) -> Tensor:
+    """This process's rows of a tensor, one after the other, with zeros where other processes have one row more.
+
+    ``fully_shard`` gives each of n processes ceil(rows / n) rows, and what is left, perhaps none, to the last ones.
+    """
+    rows, local = -(-tensor.shape[0] // tensor.device_mesh.size()), tensor.to_local()
+    part = local.new_zeros(rows, *tensor.shape[1:])
+    part[: len(local)] = local
+    return part.flatten()
+
+
+def gathered_by_first(part: Tensor) -> Tensor | None:
+    """The parts (n,) of all P processes as (P, n), in the first one; None in the others."""
+    state = PartialState()
+    parts = [torch.empty_like(part) for _ in range(state.num_processes)] if state.is_main_process else None
+    torch.distributed.gather(part, parts, dst=0)
+    return None if parts is None else torch.stack(parts)
 
 
 def cut_like(tensor: Tensor, example: Tensor) -> Tensor:
