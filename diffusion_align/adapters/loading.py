@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import nn
 
+from diffusion_align.files import verify_folder
 from diffusion_align.process import OUTPUTS
 from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
@@ -144,7 +145,8 @@ def load_adapter(
         FileNotFoundError: ``model`` looks like a path but nothing is there, or the folder has no model_index.json.
         OSError: a hub name that cannot be downloaded, or weights that are not there; the message says what to do.
         ValueError: a model that is not supported or not the ``family`` that was given, another ``prediction_type``
-            than those above, a part that is not understood, or ``vae_batch_size`` below 1.
+            than those above, a part that is not understood, a file that has changed since ``export`` wrote it, or
+            ``vae_batch_size`` below 1.
     """
     check_vae_batch_size(vae_batch_size)
     if prediction_type not in (None, *OUTPUTS):
@@ -205,6 +207,7 @@ def _load_pipeline(source: Source, wanted: Wanted) -> Any:
     given, dtypes, variant = wanted.given(source), wanted.dtypes(source), wanted.variant
     folder = Path(source.name)
     if folder.is_dir():
+        verify_folder(folder)  # what ``export`` wrote
         variants = find_variants(folder, source.names(PARTS) - set(given), variant)
         if len(set(variants.values())) == 1:
             variant = next(iter(variants.values()))

@@ -30,7 +30,7 @@ from diffusion_align.training.settings import load_config, load_run
 
 #: What the command line turns into one line.
 CLEAR = (ValueError, OSError, CheckpointError)
-FEW, MANY = 15, 1500
+FEW, MANY = 15, 400
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 ANYTHING = st.recursive(
