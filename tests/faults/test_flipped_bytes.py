@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.adapters.policy_files import Source, load_network, save_network
@@ -189,6 +190,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "clip": lambda folder: load_scorer("scenes-clip").save_pretrained(folder / "scorer"),  # type: ignore[operator]
     "evaluator": lambda folder: LatentEvaluator(SMALL).save_pretrained(folder / "e"),
     "memory": make_memory,
+    "pictures": lambda folder: Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "0.png"),
     "journal": lambda folder: append_rows(folder / "scores.jsonl.partial", [{"a": i, "b": "x"} for i in range(5)]),
 }
 
@@ -210,7 +212,7 @@ KINDS = {
     "annotated pictures": Kind("annotate", "pairs/images/000000-0.jpg", pictures_of),
     "annotated pairs": Kind("annotate", "pairs/*.parquet", table_of),
     "score partial": Kind("journal", "scores.jsonl.partial", read_journal),
-    "drawn pictures": Kind("generate", "drawn/*.png", pixels_of),
+    "drawn pictures": Kind("pictures", "*.png", pixels_of),
     "scorer's weights": Kind("scorer", "scorer/model.safetensors", scorer_of),
     "scorer.json": Kind("scorer", "scorer/scorer.json", scorer_of),
     "scorer's checksums": Kind("scorer", "scorer/checksums.json", scorer_of),
@@ -220,10 +222,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+#: What only ``make test-faults`` tries: a run of their own is needed.
+DEAR = ("annotate",)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.maker not in DEAR])
 def test_a_flipped_bit_is_named_or_changes_nothing(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     copied = shutil.copytree(folders(KINDS[name].maker), tmp_path / "copy")
-    check(KINDS[name], copied, 4)
+    check(KINDS[name], copied, 2)
 
 
 @pytest.mark.faults
@@ -246,6 +252,7 @@ def test_a_flipped_bit_of_a_lora_is_named(
     check(Kind("", f"{layout}.safetensors", lora_of), tmp_path, count)
 
 
+@pytest.mark.faults
 def test_a_flipped_bit_of_a_network_is_named(adapter: Adapter, sdxl_folder: Path, tmp_path: Path) -> None:
     save_network(load_adapter(sdxl_folder).pipeline, "unet", tmp_path)
 

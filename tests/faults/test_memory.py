@@ -13,7 +13,7 @@ from diffusion_align.devices import is_out_of_memory
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.method import PairMethod
 from diffusion_align.training.policy.memory import estimate_memory
-from diffusion_align.training.policy.relief import best_savings
+from diffusion_align.training.policy.relief import best_savings, with_advice
 from diffusion_align.training.scorers.config import RewardConfig
 
 from .harness import outcome
@@ -25,7 +25,10 @@ ERRORS = {
 }
 
 
-@pytest.mark.slow
+GO_ON = "go on with --resume-from-checkpoint latest"
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ERRORS)
 def test_out_of_memory_is_one_line_and_the_last_checkpoint_stands(
     kind: str, whole: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -51,6 +54,7 @@ def test_out_of_memory_is_one_line_and_the_last_checkpoint_stands(
     assert files_of(tmp_path / "run") == files_of(whole("train dpo") / "run")
 
 
+@pytest.mark.faults
 def test_the_settings_that_are_named_save_what_the_estimate_says(tmp_path: Path) -> None:
     config = DPOConfig(per_device_train_batch_size=16, output_dir=str(tmp_path))
     named = best_savings(config)
@@ -65,11 +69,31 @@ def test_the_settings_that_are_named_save_what_the_estimate_says(tmp_path: Path)
     assert any(text.startswith("per_device_train_batch_size 8 with gradient_accumulation_steps 2") for text in named)
 
 
+@pytest.mark.faults
 def test_what_is_used_already_is_not_advised(tmp_path: Path) -> None:
     config = DPOConfig(gradient_checkpointing="full", mixed_precision="bf16", weight_dtype="bf16", vae_batch_size=1)
     texts = " ".join(best_savings(config))
     for name in ("gradient_checkpointing", "per_device", "mixed_precision", "weight_dtype", "vae_batch_size"):
         assert name not in texts
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_the_advice_takes_the_place_of_the_error(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-00000002").mkdir()
+    config = RewardConfig(per_device_train_batch_size=8, output_dir=str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^out of memory \(.*\). What helps most: per_device.*; .*; .*") as told:
+        with with_advice(config):
+            raise ERRORS[kind]
+    assert str(told.value).endswith(f"{tmp_path}/checkpoint-00000002 stands: {GO_ON}")
+    assert "\n" not in str(told.value)
+
+
+def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-00000002").mkdir()
+    for error in (RuntimeError("shapes cannot be multiplied"), FileNotFoundError("no data")):
+        with pytest.raises(type(error)) as told, with_advice(RewardConfig(output_dir=str(tmp_path))):
+            raise error
+        assert told.value is error
 
 
 def test_a_scorer_s_training_has_advice_without_an_estimate(tmp_path: Path) -> None:
@@ -78,6 +102,7 @@ def test_a_scorer_s_training_has_advice_without_an_estimate(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.faults
 def test_once_there_is_a_checkpoint_what_needs_a_new_run_is_said(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-00000001").mkdir()
     config = DPOConfig(per_device_train_batch_size=16, output_dir=str(tmp_path), lora_rank=64)

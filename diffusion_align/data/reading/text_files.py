@@ -154,7 +154,7 @@ def _switch(value: str) -> bool:
 def _column(values: list[Any], name: str, path: Path) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:  # a number of more than 64 bits, too
         kinds = [type(value) for value in values]
         usual = max({kind for kind in kinds if kind is not type(None)}, key=kinds.count)
         row = next((i for i, kind in enumerate(kinds) if kind not in (usual, type(None))), None)
