@@ -21,6 +21,10 @@ from PIL import ExifTags, Image, ImageOps
 BACKGROUND = (255, 255, 255)
 #: Largest value of pictures with more than 8 bits; modes of Pillow.
 DEEP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535}
+#: Formats of Pillow whose header has the picture's size.
+QUICK = ("JPEG", "PNG", "WEBP", "AVIF")
+#: EXIF orientations that change width and height.
+TURNED = (5, 6, 7, 8)
 #: Files of a folder that are taken for pictures.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -43,6 +47,22 @@ def opened_picture(content: bytes | Path, where: str) -> Image.Image:
         image.load()
         return _upright(image)
     except Exception as error:  # decoders raise whatever they like: RuntimeError (AVIF), struct.error, KeyError
+        raise CorruptImageError(f"{where} cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
+def upright_size(content: bytes, where: str) -> tuple[int, int]:
+    """PIL size (w, h) that ``decoded_picture`` would give; of the usual formats it is read from the header, so that a
+    picture whose pixels are torn has a size, too.
+
+    Raises:
+        CorruptImageError: it cannot be read; starts with ``where``.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        if image.format not in QUICK:
+            return decoded_picture(content, where).size
+        return image.size[::-1] if _orientation(image) in TURNED else image.size
+    except Exception as error:
         raise CorruptImageError(f"{where} cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
@@ -134,6 +154,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     upright.format = image.format
     return upright
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def _share(image: Image.Image) -> NDArray[np.float64]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from diffusion_align.pictures import CorruptImageError
 
 from .reading.rows import CHEAP, UNCAPTIONED, USED, counted, image_bytes, kinds_of_rows, preference, row_key, to_record
+from .reading.shards import Shards
+from .reading.stamps import Stamp, file_stamp, parquet_stamps
 from .reading.streamed import CAPTION_SAMPLE, MOST_NAMED, StreamedPairs
-from .tables import PAIR_LAYOUTS, PICTURE_LAYOUTS, Selection, Source, open_shards, open_source
+from .tables import PAIR_LAYOUTS, PICTURE_LAYOUTS, Selection, Source, local_files, open_shards, open_source
 from .types import PairRecord
 
 #: Columns of pictures beside Pick-a-Pic's.
@@ -72,6 +79,29 @@ def load_pictures(
     return _opened(source, split, streaming, PICTURE_LAYOUTS, keep_ties, limit, seed, chosen_only=True)
 
 
+def load_in_file_order(
+    source: str | Path,
+    split: str = "train",
+    *,
+    pictures: int = 2,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> PairDataset | StreamedPairs:
+    """The pairs of :func:`load_pairs` (or with ``pictures`` 1, :func:`load_pictures`) for reading once from start to
+    end: parquet files on this disk are read as they are, also without ``streaming``, which then says only how ``seed``
+    draws."""
+    if streaming or not any(file.suffix == ".parquet" for file in local_files(source, split)):
+        load = load_pairs if pictures == 2 else load_pictures
+        return load(source, split, streaming=streaming, limit=limit, seed=seed)
+    shards = open_shards(source, split, PAIR_LAYOUTS if pictures == 2 else PICTURE_LAYOUTS)
+    assert shards is not None
+    pairs = StreamedPairs(shards, _pictures_of(shards), chosen_only=pictures == 1)
+    if limit is not None:
+        pairs.keep(Selection(limit, seed).of(pairs.numbers().tolist()))
+    return pairs
+
+
 def _opened(
     source: str | Path,
     split: str,
@@ -85,9 +115,12 @@ def _opened(
     shards = open_shards(source, split, layouts) if streaming else None
     if shards is None:
         return PairDataset(open_source(source, split, False, layouts), keep_ties, limit, seed, chosen_only)
+    return StreamedPairs(shards, _pictures_of(shards), keep_ties, limit, seed, chosen_only)
+
+
+def _pictures_of(shards: Shards) -> list[str]:
     pictures = ("jpg_0", "jpg_1") if "label_0" in shards.columns else FOLDER_PICTURES
-    images = [name for name in pictures if name in shards.columns]
-    return StreamedPairs(shards, images, keep_ties, limit, seed, chosen_only)
+    return [name for name in pictures if name in shards.columns]
 
 
 class PairDataset:
@@ -161,9 +194,59 @@ class PairDataset:
             CorruptImageError: the row has no image.
             FileNotFoundError: an image file of an image folder is missing.
         """
-        row = self.rows[index]
+        return self._record(self.rows[index])
+
+    def _record(self, row: int) -> PairRecord:
         values, where = self.source.table[row], self.source.where(row)
         return to_record(values, where, row_key(row), self.source.folder, self.chosen_only)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Rows of the table that are used, ascending."""
+        return np.array(self.rows, dtype=np.int64)
+
+    def where(self, row: int) -> str:
+        """What messages call row ``row``."""
+        return self.source.where(row)
+
+    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]:
+        """Some rows with their numbers; what cannot be read as its error."""
+        for row in rows.tolist():
+            try:
+                yield row, self._record(row)
+            except CorruptImageError as error:
+                yield row, error
+
+    def cheap_columns(self) -> pa.Table:
+        """Verdicts, weights and captions of the rows that are used, in their order."""
+        columns = [name for name in CHEAP if name in self.source.columns]
+        return self.source.table.select_columns(columns).with_format("arrow")[:].take(self.rows)
+
+    def stamps(self) -> dict[str, Stamp]:
+        """What tells the files that pictures come from from others, by their names."""
+        if self.source.folder is not None:
+            return {name: file_stamp(self.source.folder / name) for name in self._files()}
+        files = [str(file) for file in self.source.files]
+        if files:
+            return parquet_stamps(files, [pq.read_metadata(file) for file in files])
+        downloaded = self.source.table.info.download_checksums or {}
+        return {url: [facts.get("num_bytes"), facts.get("checksum")] for url, facts in downloaded.items()}
+
+    def rows_in(self, files: Set[str]) -> NDArray[np.int64]:
+        """Rows, of those that are used, with a picture in one of some files."""
+        if self.source.folder is None:
+            return self.numbers()
+        return np.array(sorted({row for name in files for row in self._files().get(name, ())}), dtype=np.int64)
+
+    def _files(self) -> dict[str, list[int]]:
+        """The rows that use each file, of a table of paths."""
+        pictures = [name for name in FOLDER_PICTURES if name in self.source.columns]
+        columns = self.source.table.select_columns(pictures).to_dict()
+        found: dict[str, list[int]] = {}
+        for row in self.rows:
+            for values in columns.values():
+                if isinstance(values[row], str):
+                    found.setdefault(values[row], []).append(row)
+        return found
 
     def key(self, index: int) -> str:
         """What messages call pair ``index``; its record's ``key``, without reading it."""

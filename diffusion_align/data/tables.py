@@ -39,12 +39,14 @@ class Source:
         name: for messages.
         columns: its column names.
         folder: where relative image paths start; None for tables that hold the images themselves.
+        files: on this disk; none of a data set on the hub.
     """
 
     table: Any
     name: str
     columns: tuple[str, ...]
     folder: Path | None
+    files: tuple[Path, ...] = ()
 
     def where(self, row: int) -> str:
         """What messages call row ``row``."""
@@ -100,7 +102,7 @@ def open_source(
     if columns is None:  # a stream of files without a schema
         columns = list(next(iter(table)))
     _check_columns(columns, name, layouts)
-    return Source(_undecoded(table), name, tuple(columns), folder)
+    return Source(_undecoded(table), name, tuple(columns), folder, tuple(files))
 
 
 def open_shards(source: str | Path, split: str, layouts: Mapping[str, tuple[str, ...]] = PAIR_LAYOUTS) -> Shards | None:

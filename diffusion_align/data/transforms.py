@@ -45,6 +45,13 @@ class PairTransform:
         """:func:`crop` with this transform's filter."""
         return crop(image, size, down, right, flip, self.interpolation)
 
+    def centred_ids(self, picture: tuple[int, int], size: tuple[int, int], flip: bool) -> list[float]:
+        """Size ids of the centre crop (h, w) of a picture of PIL size (w, h), without the picture."""
+        full = covering(picture, size)
+        top, left = round(0.5 * (full[1] - size[0])), round(0.5 * (full[0] - size[1]))
+        left = full[0] - size[1] - left if flip else left
+        return [float(value) for value in (picture[1], picture[0], top, left, *size)]
+
     def draw(self, seed: int) -> tuple[float, float, bool]:
         """Where to crop, as fractions of the free room, and whether to flip."""
         rng = np.random.default_rng(seed % 2**64)
@@ -78,8 +85,7 @@ def crop(
 ) -> tuple[Tensor, Tensor]:
     """Pixels (3, h, w) in [-1, 1] and SDXL's size ids (6,): original h, w, crop top, left, target h, w."""
     height, width = size
-    scale = max(height / image.height, width / image.width)
-    full = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    full = covering(image.size, size)
     resized = image if image.size == full else image.resize(full, Image.Resampling[interpolation.upper()])
     top, left = round(down * (full[1] - height)), round(right * (full[0] - width))
     part = resized.crop((left, top, left + width, top + height))
@@ -88,6 +94,13 @@ def crop(
         left = full[0] - width - left
     pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
     return pixels, torch.tensor([image.height, image.width, top, left, height, width], dtype=torch.float32)
+
+
+def covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """PIL size (w, h) to which a picture of PIL size ``picture`` is resized so that it covers a target (h, w)."""
+    (given_width, given_height), (height, width) = picture, size
+    scale = max(height / given_height, width / given_width)
+    return max(width, round(given_width * scale)), max(height, round(given_height * scale))
 
 
 def make_buckets(resolution: int, step: int = 64, max_ratio: float = 2.0) -> tuple[tuple[int, int], ...]:

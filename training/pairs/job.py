@@ -8,7 +8,8 @@ from pathlib import Path
 from accelerate import Accelerator, PartialState
 
 from diffusion_align.adapters import ENCODERS, PARTS, Adapter
-from diffusion_align.data import PairBatch, StreamedPairs, build_cache
+from diffusion_align.data import PairBatch
+from diffusion_align.data.cache import CORRUPT, garbage
 from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.engine.sharding import shards
@@ -18,7 +19,7 @@ from diffusion_align.training.policy.validation import build_validator
 
 from .config import DenoisingConfig, DPOConfig, InPOConfig, SFTConfig
 from .denoising import training_path
-from .loading import build_pair_source, build_transform, load_training_pairs, open_cache_first
+from .loading import build_pair_source, build_transform, make_cache, open_cache_first
 from .method import PairMethod
 from .noising import GaussianNoising, InvertedNoising, Noising
 from .remembering import build_reference
@@ -28,15 +29,22 @@ from .supervised import SFTMethod
 def cache_pairs(config: DenoisingConfig) -> str:
     """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
     keep_freed_memory(PartialState().device)
-    pairs = load_training_pairs(config)
-    if isinstance(pairs, StreamedPairs) or config.cache_dir is None:
-        raise ValueError("a cache needs cache_dir and a data set with random access: set streaming to false")
+    if config.cache_dir is None:
+        raise ValueError("a cache needs cache_dir")
     adapter = load_policy_model(config, PartialState().device, ENCODERS)
-    transform = build_transform(config, adapter)
-    cached = build_cache(adapter, pairs, transform, config.cache_dir, max_corrupt=config.max_corrupt, progress=print)
-    size = sum(path.stat().st_size for path in Path(config.cache_dir).glob("*.safetensors"))
+    cached = make_cache(config, adapter, build_transform(config, adapter))
     kind = "pairs" if config.pictures == 2 else "pictures"
-    return f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {size / 2**20:.1f} MiB"
+    said = f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {cached.bytes / 2**20:.1f} MiB"
+    unreadable, unneeded = cached.counts["unreadable"], garbage(config.cache_dir)
+    if unreadable:
+        listed = Path(config.cache_dir) / CORRUPT
+        said += f"\n{unreadable} of {cached.counts['rows']} {kind} cannot be read and are left out, listed in {listed}"
+    if unneeded:
+        said += (
+            f"\n{len(unneeded)} files ({sum(unneeded.values()) / 2**20:.1f} MiB) belong to no cache any more: "
+            f"diffusion-align cache gc {config.cache_dir} removes them"
+        )
+    return said
 
 
 def dpo_job(config: DPOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +13,7 @@ from accelerate import PartialState
 
 from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import (
+    MANIFEST,
     CachedPairs,
     FixedDraws,
     PairBatch,
@@ -22,9 +25,11 @@ from diffusion_align.data import (
     StreamLoader,
     build_cache,
     fingerprint,
+    load_in_file_order,
     load_pairs,
     load_pictures,
     make_buckets,
+    require_same_data,
 )
 from diffusion_align.data.loader import Corruption
 from diffusion_align.rewards import load_scorer
@@ -113,23 +118,76 @@ def open_or_build_cache(
 ) -> CachedPairs:
     """The cache in ``config.cache_dir``, made first when it is not there yet."""
     assert config.cache_dir is not None
-    folder, built, dropped = Path(config.cache_dir), None, dropped_caption(config)
-    if is_main and not (folder / "manifest.json").is_file():
-        pairs = load_training_pairs(config)
-        if isinstance(pairs, StreamedPairs):
-            raise ValueError("cache_dir needs a data set with random access: set streaming to false")
-        built = build_cache(
-            adapter, pairs, transform, folder, max_corrupt=config.max_corrupt, progress=print, dropped=dropped
-        )
+    folder, dropped = Path(config.cache_dir), dropped_caption(config)
+    if not (folder / MANIFEST).is_file():
+        return make_cache(config, adapter, transform)
+    cached = CachedPairs(folder, fingerprint(adapter, transform), dropped, config.pictures)
+    if is_main:
+        check_cache(config, cached)
     PartialState().wait_for_everyone()
-    if built is not None and config.pictures == 2:
-        return built
-    return CachedPairs(folder, fingerprint(adapter, transform), dropped, config.pictures)
+    return cached
+
+
+def make_cache(config: DenoisingConfig, adapter: Adapter, transform: PairTransform) -> CachedPairs:
+    """Make, finish or bring up to date the cache in ``config.cache_dir``: all processes together."""
+    assert config.cache_dir is not None
+    state = PartialState()
+    return build_cache(
+        adapter,
+        cacheable_pairs(config),
+        transform,
+        config.cache_dir,
+        max_corrupt=config.max_corrupt,
+        progress=partial(print, flush=True),
+        dropped=dropped_caption(config),
+        settings=data_settings(config),
+        workers=config.dataloader_num_workers,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        wait=state.wait_for_everyone,
+    )
+
+
+def check_cache(config: DenoisingConfig, cached: CachedPairs) -> None:
+    """Refuse a cache of other data than that of ``config``.
+
+    A cache may outlive its data set: if that is out of reach, and the settings name the one that the cache was made of,
+    this is warned of.
+
+    Raises:
+        CacheError: the data differs.
+        OSError: the data set is out of reach, and the cache was made of another one.
+    """
+    try:
+        pairs = cacheable_pairs(config)
+    except OSError as error:
+        if cached.data is not None and cached.data["settings"] != data_settings(config):
+            raise
+        warnings.warn(f"cache {cached.folder} is used without comparing it with its data set: {error}", stacklevel=2)
+        return
+    require_same_data(cached, pairs)
+
+
+def data_settings(config: DenoisingConfig) -> dict[str, Any]:
+    """What :func:`load_in_file_order` opens the data set of a run with."""
+    return {
+        "source": config.dataset,
+        "split": config.dataset_split,
+        "pictures": config.pictures,
+        "streaming": config.streaming,
+        "limit": config.max_pairs,
+        "seed": None if config.max_pairs is None else selection_seed(config.pair_selection, config.seed),
+    }
+
+
+def cacheable_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:
+    """The pairs of ``config.dataset`` in the order of its files, without a copy of parquet files."""
+    return load_in_file_order(**data_settings(config))
 
 
 def open_cache_first(config: DenoisingConfig, device: torch.device, is_main: bool) -> CachedPairs:
     """The cache in ``config.cache_dir``, by a model without its denoiser, which is freed before that is loaded."""
-    made = (Path(config.cache_dir or "") / "manifest.json").is_file()
+    made = (Path(config.cache_dir or "") / MANIFEST).is_file()
     # A cache that is there is only compared with the encoders' weights: no GPU needs to hold these for it.
     adapter = load_policy_model(config, "cpu" if made else device, ENCODERS)
     return open_or_build_cache(config, adapter, build_transform(config, adapter), is_main)

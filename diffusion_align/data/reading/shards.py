@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from .stamps import Stamp, parquet_stamps, remote_stamps, short_names
 
 N = TypeVar("N")
 T = TypeVar("T")
@@ -114,6 +116,17 @@ class Shards:
             "rows": len(self),
             "layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
         }
+
+    def stamps(self) -> dict[str, Stamp]:
+        """What tells each file from another one, by its name, without reading it whole."""
+        if self.filesystem is None:
+            return parquet_stamps(self.files, self._footers)
+        return remote_stamps(self.files, self.filesystem)
+
+    def in_files(self, rows: NDArray[np.int64], names: Set[str]) -> NDArray[np.bool_]:
+        """Which rows are in files of some names, as ``stamps`` has them."""
+        wanted = np.array([name in names for name in short_names(self.files)], dtype=bool)
+        return wanted[np.searchsorted(self._starts, rows, side="right") - 1]
 
     def parts(self, columns: Sequence[str]) -> list[Part]:
         """The data set cut into what is read together, in order, when ``columns`` are read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import groupby
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..types import PairRecord
 from .row_order import spread_order
 from .rows import CHEAP, UNCAPTIONED, USED, counted, kinds_of_rows, row_key, to_record
 from .shards import Shards
+from .stamps import Stamp
 
 #: About so many captions, evenly spread over the data set, are kept as a sample.
 CAPTION_SAMPLE = 10_000
@@ -104,6 +105,46 @@ class StreamedPairs:
 
     def _captions(self, number: int) -> pa.ChunkedArray:
         return self.shards.table([number], ["caption"])["caption"]
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Rows of the data set that are used, ascending."""
+        return self.rows_of(self.selected.tolist())
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Use these rows only."""
+        kept = np.zeros_like(self._used)
+        kept[list(rows)] = True
+        self._used &= kept
+        self.selected = np.unique(self.part_of(np.flatnonzero(self._used)))
+
+    def where(self, row: int) -> str:
+        """What messages call row ``row``."""
+        return self.shards.where(row)
+
+    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]:
+        """Some rows (ascending) with their numbers; what cannot be read as its error."""
+        parts = self.part_of(rows)
+        for part in np.unique(parts).tolist():
+            yield from self.read(part, rows[parts == part]).items()
+
+    def cheap_columns(self) -> pa.Table:
+        """Verdicts, weights and captions of the rows that are used, in their order."""
+        groups = sorted({self.parts[number].group for number in self.selected.tolist()})
+        tables = self.shards.in_threads(lambda number: self.shards.table([number], self.cheap), groups)
+        kept = []
+        for number, table in zip(groups, tables, strict=True):
+            first = self.shards.groups[number].first
+            kept.append(table.filter(pa.array(self._used[first : first + len(table)])))
+        return pa.concat_tables(kept, promote_options="permissive")
+
+    def stamps(self) -> dict[str, Stamp]:
+        """What tells the data set's files from others, by their names."""
+        return self.shards.stamps()
+
+    def rows_in(self, files: Set[str]) -> NDArray[np.int64]:
+        """Rows, of those that are used, in some files."""
+        rows = self.numbers()
+        return rows[self.shards.in_files(rows, files)]
 
     def part_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the part that holds each row."""
