@@ -231,21 +231,28 @@ class PairDataset:
         downloaded = self.source.table.info.download_checksums or {}
         return {url: [facts.get("num_bytes"), facts.get("checksum")] for url, facts in downloaded.items()}
 
+    def paths(self) -> dict[str, list[str | None]]:
+        """Columns of paths to pictures, of the rows that are used; none of a table that holds the pictures."""
+        if self.source.folder is None:
+            return {}
+        pictures = [name for name in FOLDER_PICTURES if name in self.source.columns]
+        columns = self.source.table.select_columns(pictures).to_dict()
+        return {name: [values[row] for row in self.rows] for name, values in columns.items()}
+
     def rows_in(self, files: Set[str]) -> NDArray[np.int64]:
         """Rows, of those that are used, with a picture in one of some files."""
         if self.source.folder is None:
             return self.numbers()
-        return np.array(sorted({row for name in files for row in self._files().get(name, ())}), dtype=np.int64)
+        of_files = self._files()
+        return np.array(sorted({row for name in files for row in of_files.get(name, ())}), dtype=np.int64)
 
     def _files(self) -> dict[str, list[int]]:
         """The rows that use each file, of a table of paths."""
-        pictures = [name for name in FOLDER_PICTURES if name in self.source.columns]
-        columns = self.source.table.select_columns(pictures).to_dict()
         found: dict[str, list[int]] = {}
-        for row in self.rows:
-            for values in columns.values():
-                if isinstance(values[row], str):
-                    found.setdefault(values[row], []).append(row)
+        for values in self.paths().values():
+            for row, value in zip(self.rows, values, strict=True):
+                if isinstance(value, str):
+                    found.setdefault(value, []).append(row)
         return found
 
     def key(self, index: int) -> str:

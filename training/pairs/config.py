@@ -123,7 +123,7 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
             )
         if self.timesteps == () or len(set(self.timestep_set)) < len(self.timestep_set):
             raise ValueError(f"timesteps {list(self.timestep_set)}: expected some, each of them once")
-        if self.noise_draws is not None and self.streaming:
+        if self.noise_draws is not None and self.streaming and self.cache_dir is None:
             raise ValueError("noise_draws needs pairs with random access, which meet again: set streaming to false")
 
     def validation_data(self) -> ValidationData:

@@ -26,13 +26,18 @@ from .remembering import build_reference
 from .supervised import SFTMethod
 
 
-def cache_pairs(config: DenoisingConfig) -> str:
-    """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then."""
+def cache_pairs(config: DenoisingConfig) -> str | None:
+    """Encode the data of ``config`` into ``config.cache_dir`` (or finish and repair it); says what is there then.
+
+    Several processes make it together; all but the first have nothing to say.
+    """
     keep_freed_memory(PartialState().device)
     if config.cache_dir is None:
         raise ValueError("a cache needs cache_dir")
     adapter = load_policy_model(config, PartialState().device, ENCODERS)
     cached = make_cache(config, adapter, build_transform(config, adapter))
+    if not PartialState().is_main_process:
+        return None
     kind = "pairs" if config.pictures == 2 else "pictures"
     said = f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {cached.bytes / 2**20:.1f} MiB"
     unreadable, unneeded = cached.counts["unreadable"], garbage(config.cache_dir)

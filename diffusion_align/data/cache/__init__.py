@@ -3,7 +3,7 @@
 from .build import build_cache
 from .identity import Cacheable, compare, require_same_data
 from .opened import CachedPairs
-from .shard_files import CORRUPT, MANIFEST, CacheError, fingerprint, hash_weights
+from .shard_files import CORRUPT, MANIFEST, CacheError, fingerprint, hash_weights, read_manifest
 from .upkeep import collect_garbage, damage, garbage
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "fingerprint",
     "garbage",
     "hash_weights",
+    "read_manifest",
     "require_same_data",
 ]

@@ -1,8 +1,8 @@
 """Whether a cache was made of the data set that a run asks for: rows, captions, labels, weights and pictures.
 
 What is cheap is compared whole: which rows there are, and their captions, verdicts and weights. Pictures are compared
-by their files' stamps (size, time of the last change, footers of parquet). Where a stamp differs, the pictures of that
-file are read and their bytes compared with the hashes that the cache knows them by.
+by their files' names and stamps (size, time of the last change, footers of parquet). Where these differ, the pictures
+are read and their bytes compared with the hashes that the cache knows them by.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Cacheable(Protocol):
     def where(self, row: int) -> str: ...
     def cheap_columns(self) -> pa.Table: ...
     def stamps(self) -> dict[str, Stamp]: ...
+    def paths(self) -> dict[str, list[str | None]]: ...
     def rows_in(self, files: Set[str]) -> NDArray[np.int64]: ...
     def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]: ...
 
@@ -69,7 +70,7 @@ def image_name(content: bytes, target: tuple[int, int]) -> str:
 def data_key(pairs: Cacheable, *settings: Any) -> str:
     """Hash of all that is cheap to know of a data set, and of settings."""
     cheap = [column.to_pylist() for column in pairs.cheap_columns().columns]
-    return _hash([pairs.numbers().tolist(), cheap, pairs.stamps(), settings])
+    return _hash([pairs.numbers().tolist(), cheap, pairs.paths(), pairs.stamps(), settings])
 
 
 def describe(pairs: Cacheable, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def describe(pairs: Cacheable, settings: Mapping[str, Any] | None) -> dict[str, 
         "name": pairs.name,
         "settings": None if settings is None else dict(settings),
         "labels": _hash(_verdicts(pairs.cheap_columns())),
+        "paths": _hashes(pairs.paths()),
         "files": pairs.stamps(),
     }
 
@@ -128,9 +130,11 @@ def compare(cached: CachedPairs, pairs: Cacheable, thorough: bool = False) -> Co
             )
             return Comparison((), unsure=unsure)
         return _pictures(cached, held, pairs, numbers)
+    if thorough or _hashes(pairs.paths()).items() - cached.data["paths"].items():
+        return _pictures(cached, held, pairs, numbers)
     then, now = cached.data["files"], pairs.stamps()
     changed = {name for name, stamp in now.items() if then.get(name) != stamp}
-    return _pictures(cached, held, pairs, numbers if thorough else pairs.rows_in(changed) if changed else numbers[:0])
+    return _pictures(cached, held, pairs, pairs.rows_in(changed) if changed else numbers[:0])
 
 
 def _rows(cached: CachedPairs, held: Mapping[str, Any], keys: list[str]) -> Iterator[str]:
@@ -143,7 +147,7 @@ def _rows(cached: CachedPairs, held: Mapping[str, Any], keys: list[str]) -> Iter
         then = len(held) + cached.counts["unreadable"]
         shared = len(held.keys() & set(keys))
         yield (
-            f"rows: {then:,} then, {len(keys):,} now, {shared:,} in both (data set, split, max_pairs, seed or streaming)"
+            f"rows: {then:,} then, {len(keys):,} now, {shared:,} in both (data set, split, max_pairs, seed, streaming)"
         )
 
 
@@ -207,6 +211,10 @@ def _picture_problem(
 def _verdicts(table: pa.Table) -> list[Any]:
     names = [name for name in VERDICT if name in table.column_names]
     return [names, *(table[name].to_pylist() for name in names)]
+
+
+def _hashes(columns: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _hash(values) for name, values in columns.items()}
 
 
 def _hash(value: Any) -> str:

@@ -141,6 +141,10 @@ class StreamedPairs:
         """What tells the data set's files from others, by their names."""
         return self.shards.stamps()
 
+    def paths(self) -> dict[str, list[str | None]]:
+        """No columns of paths: the files hold the pictures."""
+        return {}
+
     def rows_in(self, files: Set[str]) -> NDArray[np.int64]:
         """Rows, of those that are used, in some files."""
         rows = self.numbers()
