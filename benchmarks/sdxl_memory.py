@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             config, cards = DPOConfig(model=folder, resolution=args.resolution, **BF16, **changes), CARDS.get(name, 1)
             estimate = estimate_memory(config, cards)
             assert estimate is not None
-            facts = ("trained_parameters", "vae_in_backward")
+            facts = ("trained_parameters", "vae_in_backward", "prompt_cache")
             parts = {k: round(v / GIB, 2) for k, v in asdict(estimate).items() if k not in facts}
             row = {"run": name, "cards": cards, **parts, "total": round(estimate.total / GIB, 1)}
             rows.append(row | {"trained_parameters": estimate.trained_parameters})

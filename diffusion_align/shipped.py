@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .files import sha256_of, write_whole
@@ -37,11 +38,27 @@ SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inp
 SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
 SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS)
 
+#: Published models of which the configs come with the package, without weights and vocabularies: enough for a plan.
+LAYOUTS = ("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint")
+#: The same by the names that the models have on the hub; the last one is an autoencoder alone.
+PUBLISHED_LAYOUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+        "stable-diffusion-v1-5/stable-diffusion-inpainting": "sd15-inpaint",
+        "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "sdxl-inpaint",
+        "madebyollin/sdxl-vae-fp16-fix": "sdxl-vae-fp16-fix",
+    }
+)
+
 #: Environment variable: the folder in which assets are assembled, instead of the user's cache.
 CACHE_VARIABLE = "DIFFUSION_ALIGN_CACHE"
 
 #: Where the package stores them.
 ASSETS = Path(str(resources.files("diffusion_align"))) / "scenes" / "assets"
+
+#: Where it stores the configs of published models.
+LAYOUT_FOLDER = Path(str(resources.files("diffusion_align"))) / "layouts"
 
 MANIFEST, PACKED = "assembly.json", ".packed"
 
@@ -102,6 +119,12 @@ def asset_folder(name: str) -> Path:
     if name not in SHIPPED:
         raise ValueError(f"{name!r} does not come with the package: expected one of {', '.join(SHIPPED)}")
     return ASSETS / name
+
+
+def layout_path(name: str) -> Path | None:
+    """Folder with the configs of a published model, by its short name ("sdxl") or its hub name; None of others."""
+    layout = PUBLISHED_LAYOUTS.get(name, name)
+    return LAYOUT_FOLDER / layout if layout in (*LAYOUTS, *PUBLISHED_LAYOUTS.values()) else None
 
 
 def shipped_path(name: str) -> Path:

@@ -6,20 +6,29 @@ from collections.abc import Mapping
 
 import yaml
 
+from diffusion_align.hardware import find_card
+
 from .engine.config import RunConfig
 from .settings import to_dict
 
 
-def make_plan(config: RunConfig, world_size: int = 1) -> str:
-    """Resolved settings, steps and epochs, data counts and memory, as text.
+def make_plan(config: RunConfig, world_size: int | None = None) -> str:
+    """Resolved settings, data counts, memory, disk, operations and hours, steps and epochs, as text.
+
+    Args:
+        world_size: number of devices; None: as many cards as ``config.card`` means.
 
     Raises:
         ValueError, FileNotFoundError, OSError: what would stop the run early: data or model that cannot be read.
     """
+    world_size = world_size or (1 if config.card is None else find_card(config.card).count)
     notes = config.plan(world_size)
+    costs = dict(notes.sections)
+    if config.card is not None:
+        costs.setdefault("hours", f"not estimated: the operations of {config.method} are not counted")
     sections = {
         "settings": yaml.safe_dump(to_dict(config), sort_keys=False).rstrip(),
-        **notes.sections,
+        **costs,
         "steps": _steps(config, world_size, notes.examples),
     }
     return "\n\n".join(f"{title}\n{_indented(content)}" for title, content in sections.items())

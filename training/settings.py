@@ -151,6 +151,7 @@ def save_config(config: RunConfig, path: Path) -> None:
     once: dict[str, Any] = {
         "config": None,
         "dry_run": False,
+        "card": None,
         "resume_from_checkpoint": None,
         "overwrite_output_dir": False,
     }

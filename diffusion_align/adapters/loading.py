@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusion_align.files import verify_folder
 from diffusion_align.process import OUTPUTS
-from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
+from diffusion_align.shipped import LAYOUTS, PUBLISHED_LAYOUTS, SHIPPED_MODELS, shipped_path
 
 from .adapter import Adapter
 from .autoencoder import check_vae_batch_size, stored_dtype
@@ -186,6 +186,8 @@ def _find_pipeline(name: str, family: str | None, revision: str | None) -> Sourc
     path = Path(name)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise FileNotFoundError(f"{path} is no diffusers pipeline: expected a model_index.json in it")
+    if name in LAYOUTS and not path.is_dir():
+        raise FileNotFoundError(_no_weights("model", name))
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
         shipped = ", ".join(SHIPPED_MODELS)
         raise FileNotFoundError(
@@ -244,6 +246,15 @@ def _advice(name: str, error: OSError) -> str:
     )
 
 
+def _no_weights(setting: str, layout: str) -> str:
+    """What to give in the place of the name of a layout."""
+    published = next(hub for hub, name in PUBLISHED_LAYOUTS.items() if name == layout)
+    return (
+        f"{setting} {layout!r} names a layout, of which only configs come with the package: it is for train METHOD "
+        f"--dry-run. Give a pipeline folder, a .safetensors file or a hub name, e.g. {published!r}"
+    )
+
+
 def _check_family(what: str, family: str | None) -> None:
     """Raise ValueError unless ``family`` is known or None."""
     if family is not None and family not in pipeline_classes():
@@ -266,6 +277,8 @@ def _load_vae(vae: str, source: Source) -> AutoencoderKL:
 def _load_single_file(path: Path, config: str | None, family: str | None, wanted: Wanted) -> Any:
     """The pipeline of a file in the layout of CompVis and Stability."""
     _check_family(str(path), family)
+    if config in LAYOUTS and not Path(config).is_dir():
+        raise FileNotFoundError(_no_weights("model_config", config))
     held = read_single_file(path)
     held = replace(held, family=family or held.family)
     configs = str(shipped_path(config)) if config in SHIPPED_MODELS else config or held.configs

@@ -51,7 +51,10 @@ class RunConfig:
     config: str | None = None
     """YAML recipe, or the config.yaml of an earlier run; flags override it."""
     dry_run: bool = False
-    """Print the plan (resolved config, memory estimate, steps, data counts) and stop."""
+    """Print the plan (resolved config, data counts, memory, disk, operations, steps) and stop."""
+    card: str | None = None
+    """With dry_run: estimate the hours on this card: 4090, a100, h100, h200, l40s, or tflops:N for one that does N
+    TFLOP/s in a step; 8xh100 means eight."""
 
     # -- optimisation
     max_steps: Positive = 2000
@@ -121,6 +124,17 @@ class RunConfig:
         Raises:
             ValueError: they do not; the message names them.
         """
+        if self.card is not None:
+            self._check_card(self.card)
+
+    def _check_card(self, name: str) -> None:
+        from diffusion_align.hardware import find_card
+
+        find_card(name)
+        if not self.dry_run:
+            raise ValueError(
+                f"card {name!r} is what a plan is made for: it needs dry_run, training takes what is there"
+            )
 
     def savings(self) -> tuple[Mapping[str, Any], ...]:
         """Changes of settings with which the same is learnt in less memory, those that usually help most first."""

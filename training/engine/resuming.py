@@ -15,7 +15,9 @@ BATCH = "per_device_train_batch_size"
 
 
 #: Settings of one start of a run.
-ONCE = frozenset({"config", "dry_run", "overwrite_output_dir", "resume_from_checkpoint", "output_dir", "progress"})
+ONCE = frozenset(
+    {"config", "dry_run", "card", "overwrite_output_dir", "resume_from_checkpoint", "output_dir", "progress"}
+)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

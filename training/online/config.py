@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, PlanNotes, Positive, PositiveFloat
-from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData
+from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import TrainingData
 
 #: Timesteps that models are trained with; a model's own schedule may be shorter.
@@ -50,6 +50,11 @@ class OnlineConfig(TrainingData, TrainConfig):
     """Sampling steps of a rollout."""
     guidance_scale: NonNegativeFloat = 5.0
     """Classifier-free guidance of rollouts and updates; 1 switches it off and halves the cost."""
+
+    @property
+    def guided_rows(self) -> int:
+        """Rows of the network for one guided prediction."""
+        return 2 if self.guidance_scale > 1 else 1
 
     def validation_data(self) -> ValidationData:
         return ValidationData(self.dataset, self.mask_kinds, self.resolution, self.held_out_scorers)
@@ -125,7 +130,42 @@ class RolloutConfig(OnlineConfig):
             )
 
     def memory_needs(self) -> MemoryNeeds:
-        return MemoryNeeds(self.resolution, vae_jobs=(VAEJob("decode", self.rollout_batch_size),))
+        decoding = VAEJob("decode", self.rollout_batch_size)
+        return MemoryNeeds(self.resolution, rows=self.trained_rows, vae_jobs=(decoding,))
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows of the network for a prediction that is trained."""
+        return self.guided_rows
+
+    def network_calls(self) -> dict[str, int]:
+        """Predictions for each training item that are not trained, by what they are for."""
+        return {}
+
+    def drawn_steps(self) -> int:
+        """Sampling steps of a picture that are drawn without a graph."""
+        return self.num_inference_steps
+
+    def passes(self) -> int:
+        """How often a rollout is gone through."""
+        return 1
+
+    def encoded_pictures(self) -> int:
+        """Pictures that the VAE encodes for each prompt."""
+        return 0
+
+    def work(self) -> Work:
+        items = self.items_per_rollout() * self.passes()
+        pictures, prompts = self.prompts_per_rollout * self.num_generations / items, self.prompts_per_rollout / items
+        others = {part: calls * self.trained_rows for part, calls in self.network_calls().items()}
+        encoded = {"encode": prompts * self.encoded_pictures()} if self.encoded_pictures() else {}
+        return Work(
+            "item",
+            trained=self.trained_rows,
+            forward={"rollouts": pictures * self.drawn_steps() * self.guided_rows, **others},
+            vae={"decode": pictures, **encoded},
+            prompts=prompts,
+        )
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         prompts, each = self.prompts_per_rollout, self.num_generations
@@ -178,6 +218,16 @@ class GRPOConfig(RolloutConfig):
     def items_per_rollout(self) -> int:
         steps = self.num_inference_steps if self.train_steps == "all" else self.train_steps
         return super().items_per_rollout() * steps
+
+    def network_calls(self) -> dict[str, int]:
+        return {"reference": 1} if self.kl_beta or self.kl_target else {}
+
+    def drawn_steps(self) -> int:
+        trained = self.num_inference_steps if self.train_steps == "all" else self.train_steps
+        return self.num_inference_steps - trained if self.fused_rollouts else self.num_inference_steps
+
+    def passes(self) -> int:
+        return self.num_iterations
 
     def knows_items(self) -> bool:
         return self.train_steps != "all"  # how many steps have noise is the model's affair
@@ -236,6 +286,9 @@ class InpaintRLConfig(GRPOConfig):
     def counts_hole_only(self) -> bool:
         return self.masked_log_prob
 
+    def encoded_pictures(self) -> int:
+        return 1  # the picture without what is in the hole
+
 
 @dataclass(frozen=True, kw_only=True)
 class NFTConfig(RolloutConfig):
@@ -260,6 +313,12 @@ class NFTConfig(RolloutConfig):
     def items_per_rollout(self) -> int:
         return super().items_per_rollout() * self.updates_per_picture
 
+    def network_calls(self) -> dict[str, int]:
+        return {"old policy": 1} | ({"reference": 1} if self.kl_beta else {})
+
+    def memory_needs(self) -> MemoryNeeds:
+        return replace(super().memory_needs(), copies=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RAFTConfig(RolloutConfig):
@@ -276,6 +335,13 @@ class RAFTConfig(RolloutConfig):
 
     def items_per_rollout(self) -> int:
         return self.prompts_per_rollout * self.keep * self.updates_per_picture
+
+    @property
+    def trained_rows(self) -> int:
+        return 1  # the model itself is trained, not its guided prediction
+
+    def network_calls(self) -> dict[str, int]:
+        return {"reference": 1} if self.kl_beta else {}
 
     def check(self) -> None:
         if self.keep > self.num_generations:
@@ -313,5 +379,19 @@ class DRaFTConfig(OnlineConfig):
 
     def memory_needs(self) -> MemoryNeeds:
         decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * self.lv_repeats)
-        passes = self.gradient_steps * self.lv_repeats
-        return MemoryNeeds(self.resolution, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)
+        passes, rows = self.gradient_steps * self.lv_repeats, self.guided_rows
+        return MemoryNeeds(self.resolution, rows=rows, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)
+
+    def work(self) -> Work:
+        trained = self.gradient_steps * self.lv_repeats
+        steps = float(self.num_inference_steps)
+        if self.random_last_step:  # any of the last third
+            steps -= (max(self.num_inference_steps // 3, 1) - 1) / 2
+        drawn = steps - self.gradient_steps + (1 if self.lv_repeats > 1 else 0)
+        calls = {"drawing": drawn} | ({"reference": trained} if self.kl_beta else {})
+        return Work(
+            "picture",
+            trained=trained * self.guided_rows,
+            forward={part: count * self.guided_rows for part, count in calls.items()},
+            vae={"decode_with_graph": self.lv_repeats},
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffusion_align.objectives.declared import declared
@@ -14,7 +15,7 @@ from diffusion_align.training.engine.config import (
     Positive,
     PositiveFloat,
 )
-from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData
+from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
 
 if TYPE_CHECKING:
@@ -134,18 +135,45 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
         encoding = VAEJob("encode", self.pictures * self.per_device_train_batch_size)
         return MemoryNeeds(self.resolution, cached, rows=self.pictures, vae_jobs=() if cached else (encoding,))
 
+    def work(self) -> Work:
+        cached, name = self.cache_dir is not None, "pair" if self.pictures == 2 else "picture"
+        return Work(
+            name,
+            trained=self.pictures,
+            forward={part: self.pictures * calls for part, calls in self.network_calls().items()},
+            vae={} if cached else {"encode": self.pictures},
+            prompts=0 if cached else 1,
+        )
+
+    def network_calls(self) -> dict[str, int]:
+        """Calls of the network for each picture beside the one that is trained, by what they are for."""
+        return {}
+
+    def cached_example(self) -> CachedExample:
+        is_there = self.cache_dir is not None and (Path(self.cache_dir) / "manifest.json").is_file()
+        return CachedExample(self.pictures, 2 if self.random_flip else 1, is_there or self.cache_dir is None)
+
     def plan(self, world_size: int = 1) -> PlanNotes:
+        data, examples = self.data_notes()
+        return PlanNotes({"data": data, **self.costs(world_size, examples)}, examples)
+
+    def data_notes(self) -> tuple[str | dict[str, str], int | None]:
+        """What there is to say about the data set, and how many examples are used; None where that is not known."""
         from .loading import load_training_pairs
 
-        pairs, sections = load_training_pairs(self), super().plan(world_size).sections
+        try:
+            pairs = load_training_pairs(self)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # of the hub: who plans offline need not have the data yet
+            return f"not read, training could not start here: {error}", self.max_pairs
         if pairs.used is None:
-            text = f"{pairs.name}: {pairs.counts['rows']:,} rows on the hub; ties are left out as they come"
-            return PlanNotes({"data": text, **sections})
+            return f"{pairs.name}: {pairs.counts['rows']:,} rows on the hub; ties are left out as they come", None
         counts = pairs.counts | {f"{'pairs' if self.pictures == 2 else 'pictures'} used": pairs.used}
         data = {name: f"{count:,}" for name, count in counts.items()}
         if pairs.uncaptioned:
             data["without caption"] += f" ({'; '.join(pairs.uncaptioned)})"
-        return PlanNotes({"data": data, **sections}, pairs.used)
+        return data, pairs.used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +240,12 @@ class DPOConfig(DenoisingConfig, JudgedPairs):
             named = ", ".join(self.loss_types)
             raise ValueError(f"reference_cache has nothing to remember: loss_type {named} has no reference")
 
+    def network_calls(self) -> dict[str, int]:
+        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
+
+        needed = any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
+        return {f"reference{', at first visits' if self.reference_cache else ''}": 1} if needed else {}
+
     def reference_settings(self) -> dict[str, Any]:
         """Settings that a reference error depends on to its last bit."""
         later = {name: getattr(self, name) for name in LATER_REFERENCE_SETTINGS}
@@ -252,6 +286,9 @@ class InPOConfig(DPOConfig):
                 "reference_cache cannot be used with inversion_model policy, whose noise changes as it learns: "
                 "set inversion_model to reference"
             )
+
+    def network_calls(self) -> dict[str, int]:
+        return {**super().network_calls(), "inversion": self.inversion_steps * (1 + self.renoise_iterations)}
 
     def reference_settings(self) -> dict[str, Any]:
         return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
@@ -54,6 +54,7 @@ class MemoryNeeds:
         passes: forward passes whose activations are kept together.
         vae_jobs: the VAE's, in training.
         vae_in_backward: whether the VAE works while the activations are kept.
+        copies: of the trained weights, beside themselves.
     """
 
     resolution: int | None = None
@@ -62,6 +63,41 @@ class MemoryNeeds:
     passes: int = 1
     vae_jobs: tuple[VAEJob, ...] = ()
     vae_in_backward: bool = False
+    copies: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training on one example takes, in rows of the network (one picture, one call) and pictures of the VAE.
+
+    Attributes:
+        name: of an example.
+        trained: rows that go forward and backward.
+        forward: rows that only go forward, by what they are for.
+        vae: pictures, by the kind of ``VAEJob``.
+        prompts: that the text encoders read.
+    """
+
+    name: str = "example"
+    trained: float = 2
+    forward: Mapping[str, float] = field(default_factory=dict)
+    vae: Mapping[str, float] = field(default_factory=dict)
+    prompts: float = 1
+
+
+@dataclass(frozen=True)
+class CachedExample:
+    """What a cache of latents holds of an example.
+
+    Attributes:
+        pictures: how many.
+        versions: of each: 2 with its mirror image.
+        is_there: whether the run finds its cache made.
+    """
+
+    pictures: int
+    versions: int
+    is_there: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +188,52 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     def memory_bytes(self) -> int | None:
         from .memory import estimate_memory
 
-        estimate = estimate_memory(self)
-        return None if estimate is None else estimate.total
+        try:
+            return estimate_memory(self).total
+        except (OSError, ValueError):  # the configs of a single file, for example, may not be here
+            return None
+
+    def work(self) -> Work:
+        """What training on one example takes."""
+        return Work()
+
+    def cached_example(self) -> CachedExample | None:
+        """What a cache of latents holds of an example; None: the method has no such cache."""
+        return None
+
+    @property
+    def compute_dtype(self) -> Literal["fp32", "fp16", "bf16"]:
+        """What the network computes in, where the device has it."""
+        return {"no": "fp32", "fp16": "fp16", "bf16": "bf16", "auto": "bf16"}[self.mixed_precision]  # type: ignore[return-value]
 
     def plan(self, world_size: int = 1) -> PlanNotes:
-        from .memory import estimate_memory
+        return PlanNotes(self.costs(world_size))
 
-        estimate = estimate_memory(self, world_size)
-        unknown = "unknown: give --model-config for a single file"
-        return PlanNotes({"memory": unknown if estimate is None else estimate.rows()})
+    def costs(self, world_size: int = 1, examples: int | None = None) -> dict[str, str | Mapping[str, str]]:
+        """Memory, disk, operations and, with ``card``, hours, for reading.
+
+        Args:
+            examples: how many the data set has; None where that is not known.
+
+        Raises:
+            ValueError, OSError: as ``build_meta_model``.
+        """
+        from diffusion_align.hardware import find_card
+
+        from .compute import card_rows, estimate_compute
+        from .disk import disk_rows
+        from .memory import GIB, estimate_memory
+        from .meta_model import build_meta_model
+
+        model = build_meta_model(self)
+        memory = estimate_memory(self, world_size, model)
+        compute = estimate_compute(self, model, world_size, examples)
+        sections: dict[str, str | Mapping[str, str]] = {
+            "memory": memory.rows(),
+            "disk": disk_rows(self, model, memory, examples),
+            "operations": compute.rows(self.work().name),
+        }
+        if self.card is not None:
+            card = find_card(self.card)
+            sections["hours"] = card_rows(card, compute, self.compute_dtype, memory.total / GIB)
+        return sections

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size, stored_dtype
-from diffusion_align.adapters.families import Family, matching_family
-from diffusion_align.adapters.lora import quicken_lora
-from diffusion_align.devices import DTYPES
+from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size
+from diffusion_align.adapters.families import Family
+from diffusion_align.adapters.prompts import CAPACITY
 from diffusion_align.evaluation.compare import SamplingSettings
-from diffusion_align.shipped import SHIPPED_MODELS, shipped_path
 
 from .live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
+from .meta_model import MetaModel, build_meta_model, count_parameters
 
 if TYPE_CHECKING:
     from .config import MemoryNeeds, TrainConfig
@@ -43,12 +39,14 @@ class MemoryEstimate:
         frozen_weights: UNet, VAE and text encoders as stored; without the latter two where a cache replaces them.
         reference: a second UNet, when all weights are trained.
         trained_weights, gradients, optimizer, ema: of the trained parameters.
+        copies: further ones of these, e.g. NFT's policy that draws.
         buckets: the gradients' second copy, in which several processes exchange them.
         activations: kept for the backward pass, plus the largest block's while it is recomputed.
         vae: peak of encoding the pairs (unless they are cached) or decoding pictures, in chunks of ``vae_batch_size``,
             and the pictures themselves.
         vae_in_backward: whether the VAE works while the activations are kept (DRaFT), instead of before or after.
         trained_parameters: how many parameters are trained.
+        prompt_cache: bytes of the host, at most, for embeddings of recent prompts; not in the total.
     """
 
     frozen_weights: int
@@ -62,11 +60,13 @@ class MemoryEstimate:
     vae: int
     vae_in_backward: bool
     trained_parameters: int
+    copies: int = 0
+    prompt_cache: int = 0
 
     @property
     def total(self) -> int:
         weights = self.frozen_weights + self.reference + self.trained_weights
-        lasting = weights + self.gradients + self.buckets + self.optimizer + self.ema
+        lasting = weights + self.gradients + self.buckets + self.optimizer + self.ema + self.copies
         if self.vae_in_backward:
             return lasting + self.activations + self.vae
         return lasting + max(self.activations, self.vae)
@@ -76,72 +76,55 @@ class MemoryEstimate:
         rows = {
             field.name.replace("_", " "): f"{getattr(self, field.name) / GIB:9.3f} GiB"
             for field in fields(self)
-            if field.name not in ("trained_parameters", "vae_in_backward")
+            if field.name not in ("trained_parameters", "vae_in_backward", "prompt_cache")
         }
         rows["activations"] += " (kept for the backward pass)"
         rows["vae"] += " (with the activations)" if self.vae_in_backward else " (not while activations are kept)"
         rows["total, per device"] = f"{self.total / GIB:9.3f} GiB (allocator overhead is not in it)"
+        rows["on the host, prompt cache"] = f"{self.prompt_cache / GIB:9.3f} GiB at most"
         rows["trained parameters"] = f"{self.trained_parameters:,}"
         return rows
 
 
-def estimate_memory(config: TrainConfig, world_size: int = 1) -> MemoryEstimate | None:
-    """Memory per device of a run of ``config`` on ``world_size``; None for a single file without ``model_config``.
+def estimate_memory(config: TrainConfig, world_size: int = 1, model: MetaModel | None = None) -> MemoryEstimate:
+    """Memory per device of a run of ``config`` on ``world_size``.
+
+    Args:
+        model: of ``build_meta_model(config)``, if it is there already; its UNet then recomputes as the run's.
 
     Raises:
         OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
+        ValueError: as ``build_meta_model``.
     """
-    source = config.model_config or config.model
-    if source in SHIPPED_MODELS:
-        source = str(shipped_path(source))
-    if Path(source).is_file():
-        return None
-    needs = config.memory_needs()
-    compute = {"no": "fp32", "auto": "bf16"}.get(config.mixed_precision, config.mixed_precision)
-    network_config = UNet2DConditionModel.load_config(source, subfolder="unet")
-    family = matching_family(DiffusionPipeline.load_config(source), network_config, source)
-    vae = _vae(config, source, family)
-    with torch.device("meta"):
-        texts = sum(
-            _count(CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name)))
-            for name in family.text_encoder_names
-        )
-        unet = UNet2DConditionModel.from_config(network_config)
-        base = _count(unet)
-        if not config.full_finetuning:
-            unet.requires_grad_(False)
-            unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
-            quicken_lora(unet)
-    shapes = [p.shape for p in unet.parameters() if p.requires_grad]
+    needs, model = config.memory_needs(), model or build_meta_model(config)
+    shapes = model.trained_shapes
     trained = sum(shape.numel() for shape in shapes)
-    autocast = None if config.mixed_precision == "no" else DTYPES[compute]
-    network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    side = needs.resolution or unet.config.sample_size * factor
     rows = needs.rows * config.per_device_train_batch_size
-    own_precision = not config.full_finetuning and DTYPES[config.weight_dtype] == autocast  # as ``Adapter.predict``
-    with AutocastShapes(None if own_precision else autocast):
-        kept = saved_bytes(unet, family, rows, side // factor, config.gradient_checkpointing)
-    activations = needs.passes * kept
+    with AutocastShapes(None if model.own_precision else model.autocast):
+        kept = saved_bytes(model.unet, model.family, rows, model.latent[-1], config.gradient_checkpointing)
     stored = BYTES[config.weight_dtype]
-    frozen = 0 if config.full_finetuning else base * stored
+    frozen = 0 if config.full_finetuning else model.base * stored
     if not needs.cached or config.eval_steps:  # validation decodes pictures and encodes prompts
-        frozen += texts * stored + _count(vae) * vae.dtype.itemsize
+        frozen += sum(map(count_parameters, model.texts)) * stored
+        frozen += count_parameters(model.vae) * model.vae.dtype.itemsize
+    compute = config.compute_dtype
     casts = compute != "fp32" and (config.full_finetuning or config.weight_dtype != compute)
     if casts and config.gradient_checkpointing != "full":
-        frozen += base * BYTES[compute]  # autograd keeps a cast copy of every weight, unless blocks make it anew
+        frozen += model.base * BYTES[compute]  # autograd keeps a cast copy of every weight, unless blocks make it anew
     return MemoryEstimate(
         frozen_weights=frozen,
-        reference=base * stored if config.full_finetuning else 0,
+        reference=model.base * stored if config.full_finetuning else 0,
         trained_weights=4 * trained,
         gradients=4 * trained,
         buckets=4 * trained if world_size > 1 else 0,
         optimizer=optimizer_bytes(config.optim, shapes),
         ema=4 * trained if config.use_ema else 0,
-        activations=activations,
-        vae=_vae_bytes(config, needs, vae, side, autocast),
+        copies=4 * trained * needs.copies,
+        activations=needs.passes * kept,
+        vae=_vae_bytes(config, needs, model),
         vae_in_backward=needs.vae_in_backward,
         trained_parameters=trained,
+        prompt_cache=0 if needs.cached else CAPACITY,
     )
 
 
@@ -189,10 +172,9 @@ def vae_bytes(
     return live.peak + (pictures - chunk) * each * (1 if job == "encode" else 2)
 
 
-def _vae_bytes(
-    config: TrainConfig, needs: MemoryNeeds, vae: AutoencoderKL, side: int, autocast: torch.dtype | None
-) -> int:
+def _vae_bytes(config: TrainConfig, needs: MemoryNeeds, model: MetaModel) -> int:
     """The largest of what the run does with its VAE."""
+    vae, side, autocast = model.vae, model.side, model.autocast
     # Pictures are decoded under autocast, which leaves a VAE alone that is in half precision, and fp16 leaves SDXL's.
     whole = vae.dtype == torch.float32
     own, validated = (autocast if autocast != torch.float16 else None, torch.bfloat16) if whole else (None, None)
@@ -204,27 +186,6 @@ def _vae_bytes(
         with AutocastShapes(validated):
             found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
     return max(found)
-
-
-def _vae(config: TrainConfig, source: str, family: Family) -> AutoencoderKL:
-    """The run's VAE without data, in the dtype that it is stored in."""
-    settings = AutoencoderKL.load_config(source, subfolder="vae")
-    if config.vae is not None and not Path(config.vae).is_file():  # a single file takes the pipeline's config
-        settings = AutoencoderKL.load_config(config.vae)
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(settings)
-    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], family.vae_overflows, vae.config.force_upcast))
-    if config.vae_tiling:
-        vae.enable_tiling()
-    return vae.requires_grad_(False).eval()
-
-
-def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
-    """Cast a ``meta`` UNet to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
-    lora = {name for name, p in unet.named_parameters() if p.requires_grad and "lora" in name}
-    for name, parameter in unet.named_parameters():
-        if name not in lora:
-            parameter.data = parameter.data.to(dtype)
 
 
 def saved_bytes(unet: UNet2DConditionModel, family: Family, rows: int, latent: int, checkpointing: str) -> int:
@@ -273,7 +234,3 @@ def _measure(unet: UNet2DConditionModel, family: Family, rows: int, latent: int)
     for hook in hooks:
         hook.remove()
     return found
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

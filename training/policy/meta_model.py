@@ -1,0 +1,143 @@
+"""A run's model on torch's ``meta`` device: shapes and dtypes, no data. Plans are counted on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from diffusion_align.adapters.autoencoder import stored_dtype
+from diffusion_align.adapters.families import Family, matching_family
+from diffusion_align.adapters.lora import quicken_lora
+from diffusion_align.adapters.single_file import read_single_file
+from diffusion_align.devices import DTYPES
+from diffusion_align.shipped import SHIPPED_MODELS, layout_path, shipped_path
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class MetaModel:
+    """Parts of a pipeline without data, as a run makes them ready.
+
+    Attributes:
+        unet: with its LoRA, or all of it trained; in the dtype that it computes in.
+        base: how many parameters it has without the LoRA.
+        vae: in the dtype that it is stored in.
+        texts: text encoders; the second one of SDXL without its last projection.
+        side: of the pictures, pixels.
+        autocast: the dtype that the run computes in under autocast; None computes as weights are.
+        own_precision: whether the UNet computes in its own precision, without autocast.
+    """
+
+    family: Family
+    unet: UNet2DConditionModel
+    base: int
+    vae: AutoencoderKL
+    texts: tuple[CLIPTextModel, ...]
+    side: int
+    autocast: torch.dtype | None
+    own_precision: bool
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a latent's side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latents."""
+        small = self.side // self.factor
+        return self.vae.config.latent_channels, small, small
+
+    @property
+    def tokens(self) -> int:
+        """That the text encoders read of a prompt."""
+        return int(self.texts[0].config.max_position_embeddings)
+
+    @property
+    def trained_shapes(self) -> list[torch.Size]:
+        """Of the trained parameters."""
+        return [parameter.shape for parameter in self.unet.parameters() if parameter.requires_grad]
+
+
+def build_meta_model(config: TrainConfig) -> MetaModel:
+    """The model that ``config`` names, from its configs alone.
+
+    Those of SD 1.5, SDXL and their inpainting models come with the package; nothing is fetched for them.
+
+    Raises:
+        OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
+        ValueError: a family that is not supported, or no single file that is understood.
+    """
+    source = _source(config)
+    network_config = UNet2DConditionModel.load_config(source, subfolder="unet")
+    family = matching_family(DiffusionPipeline.load_config(source), network_config, source)
+    vae = _vae(config, source, family)
+    with torch.device("meta"):
+        texts = tuple(
+            CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name)).requires_grad_(False).eval()
+            for name in family.text_encoder_names
+        )
+        unet = UNet2DConditionModel.from_config(network_config)
+        base = count_parameters(unet)
+        if not config.full_finetuning:
+            unet.requires_grad_(False)
+            unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
+            quicken_lora(unet)
+    compute = DTYPES[config.compute_dtype]
+    autocast = None if config.mixed_precision == "no" else compute
+    network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
+    own_precision = not config.full_finetuning and DTYPES[config.weight_dtype] == autocast  # as ``Adapter.predict``
+    side = config.memory_needs().resolution or unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    return MetaModel(family, unet, base, vae, texts, side, autocast, own_precision)
+
+
+def _source(config: TrainConfig) -> str:
+    """Folder or hub name with the configs of the model."""
+    name = config.model_config or config.model
+    if name in SHIPPED_MODELS:
+        return str(shipped_path(name))
+    if Path(name).is_file():
+        name = read_single_file(Path(name)).configs
+    return _with_package(name)
+
+
+def _with_package(name: str) -> str:
+    """A folder of the package instead of a hub name, where it has the configs."""
+    folder = None if Path(name).exists() else layout_path(name)
+    return name if folder is None else str(folder)
+
+
+def _vae(config: TrainConfig, source: str, family: Family) -> AutoencoderKL:
+    """The run's VAE, in the dtype that it is stored in."""
+    settings: Mapping[str, Any] = AutoencoderKL.load_config(source, subfolder="vae")
+    if config.vae is not None and not Path(config.vae).is_file():  # a single file takes the pipeline's config
+        settings = AutoencoderKL.load_config(_with_package(config.vae))
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(settings)
+    nn.Module.to(vae, stored_dtype(DTYPES[config.weight_dtype], family.vae_overflows, vae.config.force_upcast))
+    if config.vae_tiling:
+        vae.enable_tiling()
+    return vae.requires_grad_(False).eval()
+
+
+def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    """Cast a ``meta`` UNet to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
+    lora = {name for name, p in unet.named_parameters() if p.requires_grad and "lora" in name}
+    for name, parameter in unet.named_parameters():
+        if name not in lora:
+            parameter.data = parameter.data.to(dtype)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module's parameters are."""
+    return sum(parameter.numel() for parameter in module.parameters())
