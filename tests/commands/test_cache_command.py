@@ -87,7 +87,7 @@ def test_a_run_refuses_a_cache_of_other_pairs(adapter: Adapter, data: Path, tmp_
     expected = first_captions(adapter, data, tmp_path, max_pairs=6)
     assert first_captions(adapter, data, tmp_path, max_pairs=6) == expected
     for other in ({"max_pairs": 5}, {"max_pairs": 6, "seed": 1}, {"max_pairs": 6, "pair_selection": "first"}):
-        with pytest.raises(CacheError, match="holds other data than .* rows: 6 then, [56] now"):
+        with pytest.raises(CacheError, match=r"holds other data than .* rows: 6 then, [56] now"):
             first_captions(adapter, data, tmp_path, **other)
 
 

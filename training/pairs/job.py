@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, PartialState
 
 from diffusion_align.adapters import ENCODERS, PARTS, Adapter
@@ -31,12 +32,13 @@ def cache_pairs(config: DenoisingConfig) -> str | None:
 
     Several processes make it together; all but the first have nothing to say.
     """
-    keep_freed_memory(PartialState().device)
+    state = PartialState(cpu=not torch.cuda.is_available())  # else processes on a CPU know nothing of each other
+    keep_freed_memory(state.device)
     if config.cache_dir is None:
         raise ValueError("a cache needs cache_dir")
-    adapter = load_policy_model(config, PartialState().device, ENCODERS)
+    adapter = load_policy_model(config, state.device, ENCODERS)
     cached = make_cache(config, adapter, build_transform(config, adapter))
-    if not PartialState().is_main_process:
+    if not state.is_main_process:
         return None
     kind = "pairs" if config.pictures == 2 else "pictures"
     said = f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {cached.bytes / 2**20:.1f} MiB"

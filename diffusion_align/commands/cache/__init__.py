@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
-from diffusion_align.commands.options import Options
 from diffusion_align.commands.parsing import parse_options
 from diffusion_align.commands.train import config_argument, parse_config
 from diffusion_align.training.methods import config_class
 from diffusion_align.training.pairs.config import DenoisingConfig, DPOConfig
 
-
-@dataclass(frozen=True)
-class VerifyCacheOptions(Options):
-    """Check a cache: every shard's size, checksum and contents; with --data, also every row and picture of its data.
-
-    Exit status: 0 it is whole, 1 it is damaged or of other data, or there is no finished cache, 2 bad input.
-    """
-
-    folder: str
-    """The cache's folder (the flag may be left out if it comes first)."""
-    data: bool = False
-    """Compare it with the data set that it was made of: rows, captions, labels, weights and all pictures' bytes."""
-    dataset: str | None = None
-    """Where that data set is now, if it has moved (with --data)."""
-
-    def check(self) -> None:
-        super().check()
-        if self.dataset is not None and not self.data:
-            raise ValueError("--dataset says where the data set of --data is: add --data")
-
-
-@dataclass(frozen=True)
-class CollectCacheOptions(Options):
-    """Remove files that no manifest names: of an earlier data set or model, torn ones, and remains of unfinished builds.
-
-    Exit status: 0 done, 1 there is no finished cache, whose files are needed to finish it, 2 bad input.
-    """
-
-    folder: str
-    """The cache's folder (the flag may be left out if it comes first)."""
-    dry_run: bool = False
-    """Only say what would be removed."""
+from .folder_options import CollectCacheOptions, VerifyCacheOptions
 
 
 def parse(arguments: list[str]) -> DenoisingConfig | VerifyCacheOptions | CollectCacheOptions:
-    """Options of ``verify`` and ``gc``; else settings of the runs that the cache is for, of the method that their recipe
-    names.
+    """Options of ``verify`` and ``gc``; else settings of the runs that the cache is for, of their recipe's method.
 
     Raises:
         ValueError, FileNotFoundError: as ``parse_config``; no folder is given, or the method reads no cache.
@@ -88,9 +55,11 @@ def run(options: DenoisingConfig | VerifyCacheOptions | CollectCacheOptions) -> 
         from .tending import collect, verify
 
         return verify(options) if isinstance(options, VerifyCacheOptions) else collect(options)
+    from diffusion_align.files import check_writable
     from diffusion_align.training.engine.accelerator import leave_processes
     from diffusion_align.training.pairs.job import cache_pairs
 
+    check_writable(Path(options.cache_dir or ""))
     said = cache_pairs(options)
     if said is not None:  # only the first of several processes tells it
         print(said)

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusion_align.data import CachedPairs, load_in_file_order
 from diffusion_align.data.cache import collect_garbage, compare, damage, garbage, read_manifest
 
-from . import CollectCacheOptions, VerifyCacheOptions
+from .folder_options import CollectCacheOptions, VerifyCacheOptions
 
 
 def verify(options: VerifyCacheOptions) -> int:
@@ -19,7 +19,9 @@ def verify(options: VerifyCacheOptions) -> int:
     for problem in problems:
         print(f"WRONG {problem}")
     if problems:
-        print(f"{options.folder}: run 'diffusion-align cache' again with its settings: only what is wrong is made again")
+        print(
+            f"{options.folder}: run 'diffusion-align cache' again with its settings: only what is wrong is made again"
+        )
         return 1
     size = sum(facts["bytes"] for facts in record["shards"].values())
     checked = "checksums and contents" + (", rows and pictures of its data set" if options.data else "")

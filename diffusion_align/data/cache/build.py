@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.files import check_writable, write_whole
 
 from ..transforms import PairTransform
 from .encoding import encode_images, encode_prompts, image_bytes_of, prompt_bytes_of
@@ -62,7 +63,8 @@ def build_cache(
         raise ValueError("random_crop cannot be cached: cached latents hold one crop per image")
     folder, is_main = Path(folder), rank == 0
     parts = folder / BUILDING
-    parts.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+    parts.mkdir(exist_ok=True)
     mark = fingerprint(adapter, transform)
     say = progress if is_main else lambda text: None
     key = data_key(dataset, transform.settings(), dataset.chosen_only)
@@ -172,4 +174,4 @@ def _list_corrupt(file: Path, messages: list[str], rows: list[int]) -> None:
         file.unlink(missing_ok=True)
         return
     lines = [json.dumps({"row": row, "error": text}) for row, text in zip(rows, messages, strict=True)]
-    file.write_text("".join(line + "\n" for line in lines))
+    write_whole(file, "".join(line + "\n" for line in lines).encode())

@@ -69,12 +69,12 @@ def index_parts(
         if progress.done:
             progress.tell("reading pairs")
         entries: list[dict[str, Any]] = []
-        corrupt: dict[int, str] = {}
+        corrupt: dict[str, str] = {}
         for row, record in pairs.records(part):
             try:
                 entries.append(_entry(row, record, transform))
             except CorruptImageError as error:
-                corrupt[row] = str(error)
+                corrupt[str(row)] = str(error)
         write_json(folder / _name(number), {"key": mark, "pairs": entries, "corrupt": corrupt})
         progress.add(len(part))
 

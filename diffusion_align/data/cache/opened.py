@@ -12,10 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.files import sha256_of
 
 from ..transforms import PairTransform
 from ..types import Example
-from .shard_files import CacheError, read_manifest, sha256_of, shard_problem
+from .shard_files import CacheError, read_manifest, shard_problem
 
 
 class CachedPairs:

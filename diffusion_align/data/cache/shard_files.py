@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.files import read_object, save_tensors, sha256_of, with_checksum, write_whole
 
 from ..transforms import PairTransform
 
@@ -58,13 +57,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished cache.
 
     Raises:
-        CacheError: there is none.
+        CacheError: there is none, or it was damaged.
     """
     try:
-        record: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        return read_object(folder / MANIFEST)
     except (OSError, ValueError) as error:
-        raise CacheError(f"{folder / MANIFEST} is missing or unreadable: run 'diffusion-align cache'") from error
-    return record
+        raise CacheError(
+            f"{folder / MANIFEST} is missing or unreadable: run 'diffusion-align cache' ({error})"
+        ) from error
 
 
 def shard_problem(path: Path, facts: Facts) -> str | None:
@@ -84,28 +84,18 @@ def is_whole(path: Path, facts: Facts) -> bool:
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> Facts:
     """Write a shard in one go; returns its bytes and checksum."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    save_tensors(path, tensors)
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one go."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object in one go, with a checksum."""
+    write_whole(path, json.dumps(with_checksum(value)).encode())
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or torn."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What ``write_json`` wrote; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return read_object(path)
     except (OSError, ValueError):
         return None
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

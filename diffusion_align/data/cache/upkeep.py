@@ -9,6 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from diffusion_align.files import sha256_of
+
 from .shard_files import (
     BUILDING,
     MANIFEST,
@@ -16,7 +18,6 @@ from .shard_files import (
     Facts,
     read_json,
     read_manifest,
-    sha256_of,
     shard_problem,
     write_json,
 )
@@ -60,7 +61,9 @@ def garbage(folder: str | Path) -> dict[Path, int]:
     place = Path(folder)
     needed = read_manifest(place)["shards"].keys()
     found = [path for kind in ("images", "prompts") for path in place.glob(f"{kind}-*.safetensors")]
-    unneeded = [path for path in found if path.name not in needed] + list(place.glob(".*.partial"))
+    unneeded = [path for path in found if path.name not in needed] + [
+        path for form in (".*.partial", ".manifest.json-*", ".shards.json-*") for path in place.glob(form)
+    ]
     unneeded += [path for path in (place / BUILDING).rglob("*") if path.is_file()]
     return {path: path.stat().st_size for path in sorted(unneeded)}
 
