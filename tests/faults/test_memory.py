@@ -81,9 +81,9 @@ def test_what_is_used_already_is_not_advised(tmp_path: Path) -> None:
 def test_the_advice_takes_the_place_of_the_error(kind: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-00000002").mkdir()
     config = RewardConfig(per_device_train_batch_size=8, output_dir=str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"^out of memory \(.*\). What helps most: per_device.*; .*; .*") as told:
-        with with_advice(config):
-            raise ERRORS[kind]
+    said = r"^out of memory \(.*\). What helps most: per_device.*; .*; .*"
+    with pytest.raises(RuntimeError, match=said) as told, with_advice(config):
+        raise ERRORS[kind]
     assert str(told.value).endswith(f"{tmp_path}/checkpoint-00000002 stands: {GO_ON}")
     assert "\n" not in str(told.value)
 
