@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 TERA = 10**12
+#: Operations of a micro-step that keep a large card busy. Below, the host cannot start kernels as fast as the card ends
+#: them: an H200 needed 1.0 to 1.2 s for any step of 1 to 4 pairs of SDXL with all recomputed (docs/performance.md).
+FILLING = 380 * TERA
 
 
 class CountedOperations(TorchDispatchMode):
@@ -116,6 +119,7 @@ class Compute:
         validation: of all validations; one device does them.
         examples: how many the run sees.
         batch: how many an optimiser step sees.
+        micro: how many a micro-step of one device sees.
     """
 
     unit: Operations
@@ -124,6 +128,7 @@ class Compute:
     validation: float
     examples: int
     batch: int
+    micro: int
 
     @property
     def each(self) -> float:
@@ -134,6 +139,11 @@ class Compute:
         """Of the whole run, on ``card.count`` cards."""
         shared = self.each * self.examples + sum(self.once.values())
         return (shared / card.count + self.validation) / (card.rate(dtype) * TERA)
+
+    @property
+    def busy(self) -> float:
+        """Share of an assumed rate that micro-steps of this size may be down to, if the host is slow."""
+        return min(1.0, self.each * self.micro / FILLING)
 
     def rows(self, name: str) -> dict[str, str]:
         """For reading: name and TFLOP.
@@ -184,7 +194,7 @@ def estimate_compute(config: TrainConfig, model: MetaModel, world_size: int, exa
         pictures = cached.pictures * cached.versions
         once["filling the cache"] = examples * (pictures * unit.vae["encode"] + unit.prompt)
     step = batch * config.gradient_accumulation_steps * world_size
-    return Compute(unit, example, once, _validation(config, unit), step * config.max_steps, step)
+    return Compute(unit, example, once, _validation(config, unit), step * config.max_steps, step, batch)
 
 
 def _validation(config: TrainConfig, unit: Operations) -> float:
@@ -202,21 +212,20 @@ def card_rows(card: Card, compute: Compute, dtype: str, needed: float) -> dict[s
     Args:
         needed: GiB that the run is estimated to need on each card.
     """
-    seconds, published = compute.seconds(card, dtype), card.published(dtype)
+    hours, published = compute.seconds(card, dtype) / 3600, card.published(dtype)
+    rows = {"card": f"{card.count} x {card.name}" if card.count > 1 else card.name}
     if card.utilisation == 1:
-        rate = f"{card.half:g} TFLOP/s in a step, as given"
+        rows["rate"] = f"{card.half:g} TFLOP/s in a step, as given"
     else:
-        rate = (
-            f"{card.rate(dtype):.0f} TFLOP/s, assumed: {card.utilisation:.0%} of the published {published:g} "
-            f"({dtype}). That is what an H200 reached with 8 pairs of 1024 px at once"
+        rows["rate"] = (
+            f"{card.rate(dtype):.0f} TFLOP/s, assumed: {card.utilisation:.0%} of the published {published:g} ({dtype}), "
+            "as an H200 in LoRA DPO steps of 8 pairs"
         )
-    number = f"{card.count} x {card.name}" if card.count > 1 else card.name
-    rows = {
-        "card": number,
-        "rate": rate,
-        "time": f"about {seconds / 3600:,.1f} h, {seconds / 86400:,.2f} days: an estimate, not a measurement",
-        "small batches": "take longer: with 1 pair an H200 reached 45 to 87 TFLOP/s (docs/performance.md)",
-    }
+    rows["time"] = f"about {hours:,.1f} h: an estimate, not a measurement"
+    if card.utilisation < 1 and compute.busy < 0.8:
+        rows["small batches"] = (
+            f"up to {hours / compute.busy:,.0f} h, if the host is what limits such small micro-steps, as it did the H200"
+        )
     if card.memory is not None:
         fits = "fits, with the allocator's 10 to 20%" if 1.2 * needed < card.memory else "may not fit"
         fits = fits if needed < card.memory else "does not fit"
