@@ -218,13 +218,13 @@ def card_rows(card: Card, compute: Compute, dtype: str, needed: float) -> dict[s
         rows["rate"] = f"{card.half:g} TFLOP/s in a step, as given"
     else:
         rows["rate"] = (
-            f"{card.rate(dtype):.0f} TFLOP/s, assumed: {card.utilisation:.0%} of the published {published:g} ({dtype}), "
+            f"{card.rate(dtype):.0f} TFLOP/s, assumed: {card.utilisation:.0%} of {published:g} published ({dtype}), "
             "as an H200 in LoRA DPO steps of 8 pairs"
         )
     rows["time"] = f"about {hours:,.1f} h: an estimate, not a measurement"
     if card.utilisation < 1 and compute.busy < 0.8:
         rows["small batches"] = (
-            f"up to {hours / compute.busy:,.0f} h, if the host is what limits such small micro-steps, as it did the H200"
+            f"up to {hours / compute.busy:,.0f} h, if the host is what limits such small steps, as it did the H200"
         )
     if card.memory is not None:
         fits = "fits, with the allocator's 10 to 20%" if 1.2 * needed < card.memory else "may not fit"

@@ -51,7 +51,7 @@ def disk_rows(config: TrainConfig, model: MetaModel, memory: MemoryEstimate, exa
     rows = {
         "checkpoint": _size(each),
         "run folder": f"{_size((kept + 1) * each + weights + best)} at most: {kept} checkpoints, one being written, "
-        f"weights at the end{' and the best' if best else ''} (without logs and pictures)",
+        f"weights{' twice' if best else ''}; no logs, no pictures",
     }
     one = cached_bytes(config, model)
     if not one:
