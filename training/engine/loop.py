@@ -26,6 +26,9 @@ from .resuming import record_of
 from .sharding import distribute, forget_gathered, is_cut, saved_whole, uncut
 from .state import collect_state, restore_state
 
+#: What stopped a run that found no better weights for long; it has ended, and is not to be continued.
+EARLY_STOPPING = "early stopping"
+
 
 @dataclass
 class TrainResult:
@@ -190,4 +193,4 @@ def run_loop(
         with saved_whole(trained.network):
             if accelerator.is_main_process:
                 weights = trained.save(output_dir)
-    return TrainResult(output_dir, weights, step, "early stopping" if early else stop.received, log.history)
+    return TrainResult(output_dir, weights, step, EARLY_STOPPING if early else stop.received, log.history)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.commands.train import run
 from diffusion_align.data import PairBatch
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.checkpoint import CheckpointError
@@ -306,6 +307,14 @@ def test_two_nodes_train_as_one(config: DPOConfig, tmp_path: Path) -> None:
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_early_stopping_is_an_end_without_an_error(config: DPOConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    patient: dict[str, Any] = {"eval_steps": 1, "early_stopping_patience": 1, "validation_scorer": "scenes-oracle"}
+    few: dict[str, Any] = {"num_validation_prompts": 1, "validation_inference_steps": 1}
+    assert run(replace(config, learning_rate=1e-30, **patient, **few)) == 0
+    assert "trained 1 steps (early stopping; the best weights are in" in capsys.readouterr().out
 
 
 class Scripted:
