@@ -17,7 +17,7 @@ from diffusion_align.objectives.policy_gradient import clipped_policy_loss, grou
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.process import GaussianStep, Level, VariancePreserving
 from diffusion_align.scenes.pretrain.denoiser import build_scheduler
-from diffusion_align.training.policy.reward_history import RewardHistory
+from diffusion_align.training.policy.run_reward import RewardHistory
 
 
 def test_log_prob_and_kl_are_those_of_torch() -> None:

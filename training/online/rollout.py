@@ -23,8 +23,7 @@ from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
-from diffusion_align.training.policy.reward_history import RewardHistory
-from diffusion_align.training.policy.run_reward import InTurn, RunReward
+from diffusion_align.training.policy.run_reward import InTurn, RewardHistory, RunReward
 
 from .config import RolloutConfig
 from .drawing_tasks import Tasks

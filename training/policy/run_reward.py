@@ -1,4 +1,4 @@
-"""The reward that a run learns from: watched, and what it remembers is a part of the run's state."""
+"""The reward that a run learns from, watched, and the rewards so far: what both remember is in the run's state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from diffusion_align.data.holes import Holes
@@ -89,3 +90,37 @@ class InTurn(Generic[OutputT]):
     def outputs(self) -> list[OutputT]:
         """Of all batches; raises what ``judge`` raised."""
         return [future.result() for future in self.asked] + [self.judge(*batch) for batch in self.waiting]
+
+
+class RewardHistory:
+    """The last rewards of every prompt: the baseline of DDPO (2305.13301).
+
+    Args:
+        size: rewards remembered of a prompt; older ones are forgotten.
+        enough: a prompt with fewer is compared with all pictures of the rollout instead.
+
+    Attributes:
+        rewards: by prompt, oldest first.
+    """
+
+    def __init__(self, size: int, enough: int) -> None:
+        self.size, self.enough = size, enough
+        self.rewards: dict[str, list[float]] = {}
+
+    def add(self, prompts: Sequence[str], rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember ``rewards`` (P, G), the G pictures of each of P prompts, and look back on them and those before.
+
+        Returns:
+            Mean and standard deviation of what is remembered of each prompt, each (P,) float32.
+        """
+        for prompt, found in zip(prompts, rewards.tolist(), strict=True):
+            self.rewards[prompt] = [*self.rewards.get(prompt, []), *found][-self.size :]
+        past = [torch.tensor(self.rewards[prompt]) for prompt in prompts]
+        seen = [own if len(own) >= self.enough else rewards.float().flatten() for own in past]
+        return torch.stack([each.mean() for each in seen]), torch.stack([each.std(correction=0) for each in seen])
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return {prompt: list(found) for prompt, found in self.rewards.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.rewards = {prompt: list(found) for prompt, found in state.items()}
