@@ -24,6 +24,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "dpo", "--help"], ["demo", "--help"]])
 def test_help_takes_under_a_second(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "diffusion_align.cli", *arguments]

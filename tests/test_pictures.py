@@ -345,6 +345,7 @@ def test_masks_mark_the_hole(name: str) -> None:
     assert (found == MARKED).mean() > (0.995 if name == "jpeg" else 0.9999)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", MASK_DOORS)
 def test_every_door_reads_masks_alike(door: Callable[[bytes, Path], NDArray[np.bool_]], tmp_path: Path) -> None:
     for i, (name, content) in enumerate(masks().items()):

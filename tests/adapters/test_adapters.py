@@ -118,6 +118,7 @@ def moved(adapter: Adapter) -> Adapter:
     return adapter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_the_reference_stays_what_the_policy_started_from(full: bool, sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
@@ -150,6 +151,7 @@ def test_lora_initialisation_does_not_touch_the_global_random_state(sdxl_folder:
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attention", "full"])
 def test_checkpointing_changes_memory_not_gradients(kind: str, sdxl_folder: Path) -> None:
     def gradients(checkpointing: str) -> tuple[dict[str, torch.Tensor], int]:
@@ -215,6 +217,7 @@ def test_conditionings_of_different_kinds_are_not_joined() -> None:
         Conditioning.cat([a, b])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "low", "high"),
     [

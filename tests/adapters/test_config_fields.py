@@ -121,6 +121,7 @@ def test_distilled_models_draw_the_picture_of_the_pipeline(scale: float, distill
     assert torch.equal(samples.scales, torch.full((4, 1), scale))
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_distilled_model_may_differ_by_step_and_picture(distilled: Adapter) -> None:
     low, high = (sample(distilled, [PROMPT], seeds=[1], num_inference_steps=4, guidance=w).images for w in (2.0, 8.0))
     both = sample(distilled, [PROMPT] * 2, seeds=[1, 1], num_inference_steps=4, guidance=[2.0, 8.0])
@@ -173,7 +174,7 @@ def test_pairs_do_not_train_a_distilled_model(distilled: Adapter, pairs_folder: 
     config = DPOConfig(
         model=str(tmp_path / "model"), dataset=str(pairs_folder), output_dir=str(tmp_path), report_to="none"
     )
-    with pytest.raises(ValueError, match=r"model was distilled \(unet: time_cond_proj_dim\): dpo compares"):
+    with pytest.raises(ValueError, match=r"model was distilled \(unet: time_cond_proj_dim\): dpo takes errors"):
         train(config)
 
 

@@ -52,6 +52,7 @@ def test_a_single_file_is_the_pipeline_that_it_was_made_of(
     assert loaded.prediction_type == adapter.prediction_type
 
 
+@pytest.mark.slow
 def test_an_inpainting_file_is_told_by_its_channels(inpaint_folder: Path, sd_folder: Path, tmp_path: Path) -> None:
     adapter = load_adapter(inpaint_folder)
     file = write_single_file(tmp_path / "model.safetensors", adapter.pipeline)

@@ -62,6 +62,7 @@ def test_the_pairs_are_pairs(tmp_path: Path) -> None:
     assert len(pairs) == 2
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_process_allocated() -> None:
     def holding(mebibytes: int) -> int:
         held = b"1" * (mebibytes * MIB)
@@ -69,7 +70,7 @@ def test_memory_is_what_the_process_allocated() -> None:
         return len(held) * 0
 
     few, many = (run_watched(lambda n=n: holding(n), "holding") for n in (8, 72))  # type: ignore[misc]
-    assert 60 * MIB < many.own - few.own < 68 * MIB
+    assert 56 * MIB < many.own - few.own < 80 * MIB  # beside what else the process does meanwhile
 
 
 def failing() -> int:
@@ -97,6 +98,7 @@ def test_a_process_ends_when_enough_is_seen(tmp_path: Path) -> None:
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.slow
 def test_the_plans_total_is_read() -> None:
     plan = make_plan(DPOConfig(model="scenes-sd"))
     assert 0 < estimate(plan) < 1

@@ -39,6 +39,7 @@ def first_captions(adapter: Adapter, data: Path, tmp_path: Path, **settings: Any
     return next(iter(build_pair_source(config, adapter))).captions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_cache_is_made_checked_and_tidied(
     streaming: bool,
@@ -111,3 +112,9 @@ def test_two_commands_make_one_cache(flags: list[str], tmp_path: Path) -> None:
     assert main(["cache", "verify", str(tmp_path / "cache"), "--data"]) == 0
     assert "pairs," in logs[0].read_text()
     assert "pairs," not in logs[1].read_text()
+    assert main(["cache", *flags, "--cache-dir", str(tmp_path / "alone")]) == 0
+    together, alone = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
+        for name in ("cache", "alone")
+    )
+    assert together == alone

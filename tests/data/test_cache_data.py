@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +148,7 @@ def test_pictures_at_the_same_path_are_told_by_their_bytes(adapter: Adapter, fol
         check(tmp_path / "cache", folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -194,6 +194,7 @@ def test_a_cache_that_says_nothing_of_its_data(
 # -- bringing it up to date, resuming --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_encoded_again(
     adapter: Adapter, folder: Path, rows: Any, tmp_path: Path, encoded: list[int]
 ) -> None:
@@ -217,6 +218,7 @@ def test_only_what_changed_is_encoded_again(
     assert list(damage(cache)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 2, 3])
 def test_a_build_that_is_cut_off_goes_on(
     kills: int, adapter: Adapter, folder: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
@@ -237,23 +239,6 @@ def test_a_build_that_is_cut_off_goes_on(
     build(adapter, folder, tmp_path / "cache")
     assert sum(encoded) == whole - 3 * kills
     assert files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
-
-
-def test_two_processes_make_the_cache_of_one(adapter: Adapter, parquet: Path, tmp_path: Path) -> None:
-    build(adapter, parquet, tmp_path / "one")
-    barrier, made = threading.Barrier(2, timeout=60), []
-
-    def rank(number: int) -> None:
-        options: dict[str, Any] = {"rank": number, "world_size": 2, "wait": barrier.wait}
-        made.append(len(build(adapter, parquet, tmp_path / "two", **options)))
-
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert made == [7, 7]
-    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
 
 # -- what is read ----------------------------------------------------------------------------------------------------
@@ -308,6 +293,7 @@ def test_sizes_from_headers_are_those_of_decoded_pictures(kind: str, orientation
 # -- upkeep ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_kind_of_damage_is_named(adapter: Adapter, folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     build(adapter, folder, cache)

@@ -153,6 +153,7 @@ def test_streams_resume_exactly(parquet: Path) -> None:
         assert all(torch.equal(a.seeds, b.seeds) for a, b in zip(rest, straight[stop:], strict=True))
 
 
+@pytest.mark.slow
 def test_a_resumed_stream_reads_nothing_of_what_came_before(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = loader(many, buffer=256)
     list(islice(first, 700))  # of 1,024
@@ -222,6 +223,7 @@ def test_pairs_that_do_not_divide_go_to_the_next_block_and_epoch(tmp_path: Path)
     assert keys(islice(resumed(first, second), 6)) == seen[20:]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(many: Path) -> None:
     """At the same number of pairs of the same block; every later block is whole."""
     first = loader(many, batch_size=1, rank=0, world_size=2, buffer=256)
@@ -276,6 +278,7 @@ def test_a_pattern_gives_its_files(tmp_path: Path) -> None:
         streamed(Path(f"{tmp_path}/test-*.parquet"))
 
 
+@pytest.mark.slow
 def test_files_on_the_hub_are_read_by_row_groups(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the hub, a file system in memory."""
     remote = fsspec.filesystem("memory")

@@ -226,6 +226,7 @@ KINDS = {
 DEAR = ("annotate",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.maker not in DEAR])
 def test_a_flipped_bit_is_named_or_changes_nothing(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
     copied = shutil.copytree(folders(KINDS[name].maker), tmp_path / "copy")

@@ -80,6 +80,7 @@ def refuse(name: str, folder: Path) -> None:
     assert "Loading" not in failed.output  # before a model is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_COMMANDS)
 def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
     apart(lambda: refuse(name, tmp_path))

@@ -77,6 +77,7 @@ def run_on(strategy: st.SearchStrategy[Any], check: Callable[[Path, Any], object
         try_one()
 
 
+@pytest.mark.slow
 @amounts
 @pytest.mark.parametrize("method", METHODS)
 def test_recipes_of_any_values(method: str, count: int) -> None:
@@ -153,6 +154,7 @@ def test_rows_of_csv(count: int) -> None:
     run_on(st.tuples(header | st.just("chosen,rejected,caption,preference"), cells), check, count)
 
 
+@pytest.mark.slow
 @amounts
 def test_rows_of_parquet(count: int) -> None:
     def check(folder: Path, rows: list[dict[str, Any]]) -> None:

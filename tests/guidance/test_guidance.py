@@ -146,6 +146,7 @@ def test_one_scale_per_image_is_every_image_alone(adapter: Adapter) -> None:
         torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_diffusers_classifier_free_guidance_comes_through_the_same_door(scheduler: Any, adapter: Adapter) -> None:
     options: dict[str, Any] = {
@@ -228,6 +229,7 @@ def test_the_modular_pipeline_is_sdxls(sd_folder: Path) -> None:
         modular_pipeline(load_adapter(sd_folder), ScheduleGuidance(3.0))
 
 
+@pytest.mark.slow
 def test_a_trajectory_leads_from_noise_to_the_image(adapter: Adapter) -> None:
     kept = SamplingOptions(batch_size=2, keep_trajectory=True)
     samples = sample(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS, options=kept)
@@ -274,6 +276,7 @@ def test_with_one_candidate_it_is_static_guidance_and_schedulers_stay_intact(sch
     assert searched.nfe == static.nfe
 
 
+@pytest.mark.slow
 def test_it_takes_the_scale_that_the_scorer_likes_best_and_tells(adapter: Adapter) -> None:
     guider = DynamicGuidance(None, candidates=(1.0, 2.0, 4.0), pixel_scorers=("brightness",), normalise="population")
     guider.use(scorers=[Brightness()])

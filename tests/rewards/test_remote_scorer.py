@@ -59,6 +59,7 @@ def same(found: RewardOutput, expected: RewardOutput) -> None:
         assert one is None or torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_scores_context_and_facts_are_those_of_the_served_scorer() -> None:
     images, prompts = torch.rand(5, 3, 8, 8), ["a", "b é", "c", "d", "e"]
     context = {"masks": torch.ones(5, 1, 8, 8), "users": ["ann", "bo", "c", "d", "e"]}
@@ -69,6 +70,7 @@ def test_scores_context_and_facts_are_those_of_the_served_scorer() -> None:
     assert (remote.higher_is_better, remote.statistics, remote.differentiable) == (False, (0.5, 0.25), False)
 
 
+@pytest.mark.slow
 def test_pictures_of_different_sizes_are_sent_as_they_are() -> None:
     scorer = load_scorer("scenes-vp-words")
     pictures = [torch.rand(3, 64, 64), torch.rand(3, 80, 64)]
@@ -89,6 +91,7 @@ def test_a_remote_member_of_an_ensemble() -> None:
         torch.testing.assert_close(both.score(images, ["a", "b"]).reward, member.score(images, ["a", "b"]).reward)
 
 
+@pytest.mark.slow
 def test_what_fails_there_is_told_here() -> None:
     with served(Failing()) as url:
         remote = RemoteScorer(url)
@@ -108,6 +111,7 @@ def unused_port() -> int:
     return port
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long() -> None:
     class Slow(Failing):
         def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
@@ -118,6 +122,7 @@ def test_an_answer_that_takes_too_long() -> None:
         load_scorer(url, timeout=0.2).score(torch.rand(1, 3, 8, 8), ["a"])
 
 
+@pytest.mark.slow
 def test_a_secret_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
     with served(Failing(), token="secret") as url:
@@ -132,6 +137,7 @@ def test_other_machines_need_a_secret() -> None:
         ScorerServer(Failing(), host="0.0.0.0", port=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
@@ -145,6 +151,7 @@ def test_strangers_are_refused(path: str, headers: dict[str, str], status: int) 
         assert requests.get(url + path, headers=headers, timeout=5).status_code == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"", b"\x00" * 8, b"not safetensors at all", request_bytes([], [], {})])
 def test_bytes_that_are_no_request_are_one_clear_refusal(body: bytes) -> None:
     with served(Failing()) as url:

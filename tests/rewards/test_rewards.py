@@ -185,6 +185,7 @@ def prefpaint_by_hand(weights: rc.Weights, inpainted: torch.Tensor, masked: torc
     return (linear(x, weights["mlp.last_layer.weight"])[:, 0] - 0.4064) / 2.3021
 
 
+@pytest.mark.slow
 def test_prefpaint_sees_the_inpainted_and_the_masked_picture(
     quick_clip_name: str, images: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_prefpaint_sees_the_inpainted_and_the_masked_picture(
     torch.testing.assert_close(reward, prefpaint_by_hand(weights, images, sources * (1 - masks)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_directional_similarity(quick_clip_name: str, images: torch.Tensor) -> None:
     weights, sources = rc.clip_weights(0), torch.rand(3, 3, 224, 224)
     before = open_clip.SimpleTokenizer(context_length=77)(["a blue star", "a ring", "a dog"])
@@ -294,6 +296,7 @@ def test_hps_pads_like_its_own_pipeline() -> None:
     assert float((found - expected).abs().max()) < 0.06
 
 
+@pytest.mark.slow
 def test_hps_resizes_without_a_filter_for_old_scores(clip_name: str, tmp_path: Path) -> None:
     """torchvision before 0.17 resized tensors with torch's interpolation, which looks at 4 x 4 pixels."""
     torch.save({"state_dict": rc.clip_weights(1)}, tmp_path / "hps.pt")

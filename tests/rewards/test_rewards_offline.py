@@ -32,6 +32,7 @@ def test_text_is_read() -> None:
         scorer.score(pictures[:1], ["a cat"])
 
 
+@pytest.mark.slow
 def test_a_plain_picture_is_harmless() -> None:
     scorer = load_scorer("nsfw")
     reward = scorer.score(torch.full((2, 3, 80, 120), 0.9), ["a", "b"]).reward

@@ -111,6 +111,7 @@ FUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSED)
 def test_edit_reward_reads_two_heads_in_two_passes(fusion: str, tmp_path: Path) -> None:
     folder, backbone = base_folder(tmp_path / "edit", newer=True)

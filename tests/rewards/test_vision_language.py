@@ -28,6 +28,7 @@ def pictures() -> torch.Tensor:
     return torch.rand(3, 3, 60, 90, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vqascore_is_the_probability_of_yes(made: tuple[Any, Path, Any]) -> None:
     kind, folder, model = made

@@ -108,6 +108,7 @@ def test_inpainting_is_that_of_the_pipeline(inpaint_folder: Path) -> None:
     assert (ours - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     together = generate(adapter, PROMPTS, num_inference_steps=3, seeds=SEEDS)

@@ -107,6 +107,7 @@ def test_a_new_method_trains_resumes_and_reports(settings: dict[str, Any], tmp_p
     assert "toy of" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_a_new_method_is_on_the_command_line(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config = parse(["train", "toy", "--temperature", "2"])[1]

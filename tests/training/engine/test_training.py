@@ -365,6 +365,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_keep_the_batch(config: DPOCon
     assert saved["seeds"].tolist() == [4]
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_validation_are_kept(config: DPOConfig) -> None:
     """Also of a run that does not stop early; one without a score has no best."""
     config = replace(config, max_steps=2, eval_steps=1, save_steps=1)

@@ -97,6 +97,7 @@ def test_killed_and_resumed_it_is_one_run(grey: Path, sdxl_folder: Path, tmp_pat
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.slow
 def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Path) -> None:
     adapter = load_adapter(sdxl_folder)
     examples = EncodedPairs(adapter, Comparisons(str(grey), "validation"))

@@ -46,6 +46,7 @@ def test_equal_rewards_have_advantages_of_exactly_zero() -> None:
         assert found[1].any()
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_filled_up_to_whole_optimiser_steps(settings: dict[str, Any]) -> None:
     """flow_grpo: samples without advantage are dropped, but for as many as an even share of batches needs."""
     adapter = load_adapter(settings["model"]).train_lora(rank=4)
@@ -74,6 +75,7 @@ def test_what_is_left_out_is_filled_up_to_whole_optimiser_steps(settings: dict[s
     assert left(4, 0, 1, 2, 3) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["grpo", pytest.param("nft", marks=pytest.mark.slow), pytest.param("raft", marks=pytest.mark.slow)]
 )
@@ -88,17 +90,20 @@ def test_a_run_trains_on_the_prompts_that_teach(name: str, settings: dict[str, A
     assert min(row["reward"] for row in history) < 1
 
 
+@pytest.mark.slow
 def test_without_the_filter_they_are_counted(settings: dict[str, Any]) -> None:
     history = trained(build("grpo", settings, max_steps=2, num_inference_steps=2), scorer=Partial(*PROMPTS)).history
     assert [row["zero_advantage"] for row in history] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_reward_that_never_differs_stops_the_run(settings: dict[str, Any]) -> None:
     config = build("raft", settings, zero_advantage="skip", num_inference_steps=1, prompts_per_rollout=1)
     with pytest.raises(RunInterrupted, match="zero_advantage skip: 20 rollouts in a row"):
         trained(config, scorer=Partial(*PROMPTS))
 
 
+@pytest.mark.slow
 def test_all_steps_with_noise_are_trained_on(settings: dict[str, Any]) -> None:
     own = {"train_steps": "all", "per_device_train_batch_size": 4, "num_inference_steps": 5, "min_timestep": 200}
     config: Any = build("grpo", settings, **own)
@@ -115,11 +120,13 @@ def test_all_steps_with_noise_are_trained_on(settings: dict[str, Any]) -> None:
         GRPOMethod(replace(config, per_device_train_batch_size=3), adapter, method.engine, accelerator)
 
 
+@pytest.mark.slow
 def test_all_steps_run_fused_too(settings: dict[str, Any]) -> None:
     own = {"train_steps": "all", "per_device_train_batch_size": 16, "fused_rollouts": True, "max_steps": 1}
     assert trained(build("grpo", settings, **own)).step == 1
 
 
+@pytest.mark.slow
 def test_the_plan_says_that_the_model_decides(settings: dict[str, Any], tmp_path: Path) -> None:
     config: Any = build("grpo", settings, train_steps="all", num_inference_steps=10)
     assert config.plan().sections["rollouts"]["training items"].startswith("at most 40 a rollout")

@@ -47,6 +47,7 @@ def files(folder: str | Path) -> dict[str, Any]:
     return {name: (found / name).read_text() for name in ("data.json", "corrupt_pairs.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_streamed_run_resumes_bit_for_bit_and_keeps_what_it_left_out(
     config: DPOConfig, adapter: Adapter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_streamed_run_resumes_bit_for_bit_and_keeps_what_it_left_out(
     assert files(config.output_dir)["data.json"] == files(parts.output_dir)["data.json"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_is_streamed(config: DPOConfig, tmp_path: Path) -> None:
     plan = make_plan(config)
     for line in ("rows             24", "ties             1", "pairs used       22", "row 2"):

@@ -145,6 +145,7 @@ def test_aot_needs_several_pairs_in_a_batch(adapter: Adapter) -> None:
         PairMethod(config, adapter, None, drawn_noise(config, adapter))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_adds_up_the_losses_of_a_list(adapter: Adapter, batch: PairBatch) -> None:
     def loss(**settings: Any) -> tuple[float, dict[str, Tensor]]:
         config = DPOConfig(beta=500.0, **settings)

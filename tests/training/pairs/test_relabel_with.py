@@ -16,6 +16,7 @@ from diffusion_align.training.run import train
 from diffusion_align.training.settings import validated
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_the_scorer_s_labels_and_makes_them_once(
     pairs_folder: Path, sdxl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def pictures_file(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return path.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl_folder", "sd_v_folder"])
 def test_the_loss_is_the_mean_error_on_the_chosen_pictures(
     family: str, pairs_folder: Path, request: pytest.FixtureRequest
@@ -84,6 +85,7 @@ def test_pictures_with_captions_are_read_like_the_chosen_ones_of_pairs(
     assert first_batch(streamed, adapter).size_ids.shape == (1, 4, 6)
 
 
+@pytest.mark.slow
 def test_single_pictures_are_read_from_a_cache_of_their_own_or_of_pairs(
     pairs_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_table_without_pictures_is_told_what_is_missing(tmp_path: Path) -> Non
         load_pictures(tmp_path / "train.parquet")
 
 
+@pytest.mark.slow
 def test_a_run_is_the_first_stage_of_another(pairs_folder: Path, sdxl_folder: Path, tmp_path: Path) -> None:
     run: dict[str, Any] = {
         "model": str(sdxl_folder), "dataset": str(pairs_folder), "per_device_train_batch_size": 2, "max_steps": 2,
@@ -135,6 +138,7 @@ def test_a_run_is_the_first_stage_of_another(pairs_folder: Path, sdxl_folder: Pa
     assert second.history[0]["error_chosen"] != plain.history[0]["error_chosen"]
 
 
+@pytest.mark.slow
 def test_all_weights_can_be_tuned(pairs_folder: Path, sd_folder: Path, tmp_path: Path) -> None:
     config = SFTConfig(
         model=str(sd_folder), dataset=str(pairs_folder), full_finetuning=True, max_steps=1, report_to="none",
@@ -143,6 +147,7 @@ def test_all_weights_can_be_tuned(pairs_folder: Path, sd_folder: Path, tmp_path:
     assert train(config).weights is not None
 
 
+@pytest.mark.slow
 def test_the_plan_counts_pictures_and_one_row_for_each(pairs_folder: Path, sdxl_folder: Path) -> None:
     def notes(cls: type[TrainConfig]) -> Any:
         return cls(model=str(sdxl_folder), dataset=str(pairs_folder)).plan()  # type: ignore[call-arg]

@@ -77,18 +77,21 @@ def test_a_cache_of_another_model_is_still_refused(settings: dict[str, Any], sd_
         train(DPOConfig(**cached | {"model": str(sd_folder)}))
 
 
+@pytest.mark.slow
 def test_the_cache_command_loads_no_denoiser(settings: dict[str, Any], loaded: list[Any], tmp_path: Path) -> None:
     flags = ["--model", settings["model"], "--dataset", settings["dataset"], "--cache-dir", str(tmp_path / "cache")]
     assert main(["cache", *flags]) == 0
     assert loaded == [ENCODERS]
 
 
+@pytest.mark.slow
 def test_evaluators_are_trained_without_the_denoiser(settings: dict[str, Any], loaded: list[Any]) -> None:
     given = {name: settings[name] for name in settings if name != "logging_steps"}
     train(EvaluatorConfig(**given, kinds=("preference",), width=8, features=8, per_device_train_batch_size=2))
     assert loaded == [ENCODERS]
 
 
+@pytest.mark.slow
 def test_init_weights_may_belong_to_any_part(sdxl_folder: Path, loaded: list[Any], tmp_path: Path) -> None:
     load_adapter(sdxl_folder).train_lora(rank=2).save(tmp_path)
     load_policy_model(DPOConfig(model=str(sdxl_folder), init_weights=str(tmp_path)), "cpu", NETWORK)
