@@ -20,6 +20,11 @@ from diffusion_align.cli import main
 TIMES = ("samples_per_second",)
 
 
+#: What torch says in a fork, now and then, when several threads read weights; a process of its own never does. Such a
+#: start is made again, at most so often in all.
+OF_FORKS, FORKS = "Invalid thread pool", 3
+
+
 def nothing(folder: Path) -> None:
     """For commands that need no file."""
 
@@ -151,9 +156,14 @@ def finish(command: Command, folder: Path) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    status = os.waitpid(start(command.arguments(folder), folder), 0)[1]
-    if status:
-        raise RuntimeError(f"{command.line}: exit status {status}: {(folder / 'log').read_text()[-2000:]}")
+    for _ in range(FORKS):
+        status = os.waitpid(start(command.arguments(folder), folder), 0)[1]
+        if not status:
+            return
+        told = (folder / "log").read_text()[-2000:]
+        if OF_FORKS not in told:
+            break
+    raise RuntimeError(f"{command.line}: exit status {status}: {told}")
 
 
 def start(arguments: Sequence[str], folder: Path) -> int:
