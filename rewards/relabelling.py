@@ -89,7 +89,7 @@ def relabel(
     out, table = Path(out), open_source(task.source, task.split, task.streaming)
     _begin(out / "labels.json", task)
     corruption = Corruption(max_corrupt)
-    for line in _lines(out / "unreadable.jsonl"):
+    for line in read_journal(out / "unreadable.jsonl"):
         corruption.messages[line["row"]] = line["error"]
     for number, rows in _shards(table, task):
         path = out / f"{task.split}-{number:05d}.parquet"
@@ -160,11 +160,6 @@ def _begin(record: Path, task: Relabelling) -> None:
     elif (begun := read_object(record).get("task", {})) != asdict(task):
         differing = ", ".join(name for name, value in asdict(task).items() if begun.get(name) != value)
         raise ValueError(f"{record.parent} was begun with another {differing}: delete it, or give another folder")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file that a run which died may have left with a torn last line."""
-    return read_journal(path)
 
 
 def _shards(table: Source, task: Relabelling) -> Iterator[tuple[int, Iterable[tuple[int, Mapping[str, Any]]]]]:

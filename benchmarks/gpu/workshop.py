@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.files import write_whole
 
 from ..sdxl import build_random_sdxl
 
@@ -128,7 +129,4 @@ class Workshop:
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all, whenever the process is stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2).encode() + b"\n")

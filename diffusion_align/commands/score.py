@@ -80,10 +80,10 @@ def score_files(options: ScoreOptions) -> Path:
     partial = out.with_name(out.name + ".partial")
     rows = open_partial(partial, {"source": str(options.source), "scorers": list(options.scorers)})
     order: list[str] = []
-    waiting: list[Item] = []
+    waiting: dict[str, Item] = {}
 
     def score_waiting() -> None:
-        scored = dict(zip([item.mark() for item in waiting], score_batch(scorers, waiting), strict=True))
+        scored = dict(zip(waiting, score_batch(scorers, list(waiting.values())), strict=True))
         append_rows(partial, [{MARK: mark} | row for mark, row in scored.items()])
         rows.update(scored)
         bar.update(len(waiting))
@@ -95,7 +95,7 @@ def score_files(options: ScoreOptions) -> Path:
             if order[-1] in rows:
                 bar.update()
                 continue
-            waiting.append(item)
+            waiting[order[-1]] = item
             if len(waiting) == options.batch_size:
                 score_waiting()
         score_waiting()

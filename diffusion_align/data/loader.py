@@ -13,6 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_align.files import write_whole
+
 from .draws import FixedDraws
 from .pairs import PairDataset
 from .transforms import PairTransform
@@ -124,9 +126,7 @@ class Corruption:
         if self._file is None:
             return
         lines = [json.dumps({"pair": key, "error": self.messages[key]}) for key in sorted(self.messages)]
-        partial = self._file.with_name(f".{self._file.name}.partial")
-        partial.write_text("".join(line + "\n" for line in lines))
-        partial.replace(self._file)
+        write_whole(self._file, "".join(line + "\n" for line in lines).encode())
 
 
 class ExampleLoader(Generic[E, B]):

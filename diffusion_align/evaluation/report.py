@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from diffusion_align.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,10 +143,10 @@ class Report:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{folder}: expected a folder to write the report into, found a file")
-        folder.mkdir(parents=True, exist_ok=True)
         for picture in self._pictures:
-            _replace(folder / picture.name, picture.png)
-        return _replace(folder / "report.html", self.html().encode("utf-8"))
+            write_whole(folder / picture.name, picture.png)
+        write_whole(folder / "report.html", self.html().encode("utf-8"))
+        return folder / "report.html"
 
     def html(self) -> str:
         """The whole page."""
@@ -181,10 +182,3 @@ def _is_number(value: object) -> bool:
 
 def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-    return path

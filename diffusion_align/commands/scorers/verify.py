@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from diffusion_align.commands.options import VerifyScorerOptions
 from diffusion_align.commands.parsing import scorer_options
 from diffusion_align.devices import pick_device
 from diffusion_align.environment import versions
+from diffusion_align.files import sha256_of
 from diffusion_align.pictures import opened_picture, rgb_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.catalogue import FACTS, MODEL_FILES, Part, find_files
@@ -194,10 +194,7 @@ def weight_files(options: VerifyScorerOptions) -> list[Path]:
 def digest(path: Path) -> str:
     """SHA-256 of a file. The hub's cache names large files by it, so that they need not be read again."""
     name = path.resolve().name
-    if re.fullmatch("[0-9a-f]{64}", name):
-        return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return name if re.fullmatch("[0-9a-f]{64}", name) else sha256_of(path)
 
 
 def run(options: VerifyScorerOptions) -> int:
