@@ -51,7 +51,7 @@ class Scale:
 TRUE = Scale("SDXL, 1024 px, bf16", 1024, (1, 2, 4, 8), 8, 3, 1, 25, 10, 8192, 2**30, 20, 8, True)
 #: Does everything run? True size, few steps, one batch size: two minutes instead of eight.
 REHEARSAL = Scale("a rehearsal of SDXL, 1024 px, bf16", 1024, (2,), 2, 1, 1, 3, 2, 8192, 2**30, 3, 2, True)
-SMALL = Scale("scenes-sdxl, 64 px, fp32", 64, (1, 2), 2, 1, 1, 2, 2, 128, 2**16, 2, 2, False)
+SMALL = Scale("scenes-sdxl, 64 px, fp32", 64, (2,), 2, 1, 1, 2, 2, 128, 2**16, 2, 2, False)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from diffusion_align.adapters.autoencoder import ChunkedVAE
 from diffusion_align.adapters.prompts import CHUNK
 from diffusion_align.hardware import Card
 
+from .live_bytes import RememberedShapes
 from .meta_model import MetaModel
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def count_operations(model: MetaModel, checkpointing: str) -> Operations:
     if checkpointing != "none":
         family.recompute(unet, attention_only=checkpointing == "attention")
     nn.Module.to(unet, torch.float32).train()  # precision changes no count
-    with CountedOperations() as counted:
+    with RememberedShapes(), CountedOperations() as counted:
         output = family.call(unet, family.memory_inputs(unet, 1, model.latent[-1]))
         forward = counted.total
         output.sum().backward()
@@ -103,7 +104,7 @@ def count_operations(model: MetaModel, checkpointing: str) -> Operations:
 
 
 def _operations_of(work: Callable[[], object], with_graph: bool) -> int:
-    with torch.set_grad_enabled(with_graph), CountedOperations() as counted:
+    with torch.set_grad_enabled(with_graph), RememberedShapes(), CountedOperations() as counted:
         work()
     return counted.total
 

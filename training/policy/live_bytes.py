@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only
 
 CONVOLUTIONS = frozenset({torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default})
 
@@ -91,6 +93,63 @@ class AutocastShapes(TorchFunctionMode):
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return func(*map(cast, args), **{name: cast(value) for name, value in (kwargs or {}).items()})
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What is known of a tensor without data."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def new(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _shape_of(value: Any) -> Any:
+    """Of a tensor its shape, of anything else itself."""
+    return _Shape(tuple(value.shape), value.stride(), value.dtype) if isinstance(value, Tensor) else value
+
+
+class RememberedShapes(TorchDispatchMode):
+    """Inside, torch's rules for shapes are asked once for each operation on tensors of such shapes, all on ``meta``.
+
+    The rules are written in Python, and are most of what a step on ``meta`` takes. A network repeats its layers, so the
+    same questions come again and again: SDXL's come ten times.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Hashable, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _repeatable(func):
+            return func(*args, **kwargs)
+        leaves, structure = tree_flatten((args, kwargs))
+        # An int, a float and a bool may be equal, and make other dtypes.
+        key = (func, structure, tuple((type(leaf), _shape_of(leaf)) for leaf in leaves))
+        if key not in self._known:
+            output = func(*args, **kwargs)
+            self._known[key] = tree_map(_shape_of, output)
+            return output
+        return args[0] if func._schema.is_mutable else tree_map_only(_Shape, _Shape.new, self._known[key])
+
+
+@cache
+def _repeatable(func: Any) -> bool:
+    """Whether all that ``func`` does on ``meta`` follows from shapes: it returns new tensors, or its first argument as
+    that was. Views are neither, and quick."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return all(returned.alias_info is None for returned in schema.returns)
+    first, *others = schema.arguments
+    written = first.alias_info is not None and first.alias_info.is_write
+    alone = len(schema.returns) == 1 and not any(other.alias_info for other in others)
+    return written and alone and torch.Tag.inplace_view not in func.tags
 
 
 class _FlashShapes(torch.autograd.Function):

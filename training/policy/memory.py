@@ -19,7 +19,7 @@ from diffusion_align.adapters.families import Family
 from diffusion_align.adapters.prompts import CAPACITY
 from diffusion_align.evaluation.compare import SamplingSettings
 
-from .live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
+from .live_bytes import AutocastShapes, LiveBytes, RememberedShapes, flash_attention_shapes
 from .meta_model import MetaModel, build_meta_model, count_parameters
 
 if TYPE_CHECKING:
@@ -229,7 +229,8 @@ def _measure(unet: UNet2DConditionModel, family: Family, rows: int, latent: int)
         for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
     ]
     unet.train()
-    with flash_attention_shapes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooked = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with flash_attention_shapes(), RememberedShapes(), hooked:
         family.call(unet, family.memory_inputs(unet, rows, latent))
     for hook in hooks:
         hook.remove()

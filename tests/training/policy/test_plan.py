@@ -20,6 +20,7 @@ from diffusion_align.training.plan import make_plan
 from diffusion_align.training.policy.compute import Compute, Operations, count_operations, estimate_compute
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.disk import cached_bytes, checkpoint_bytes
+from diffusion_align.training.policy.live_bytes import RememberedShapes
 from diffusion_align.training.policy.memory import estimate_memory
 from diffusion_align.training.policy.meta_model import MetaModel, build_meta_model, count_parameters
 from diffusion_align.training.run import train
@@ -93,7 +94,7 @@ def test_training_a_layout_is_an_error_in_one_line(tmp_path: Path, capsys: pytes
 
 @pytest.mark.slow
 def test_sdxl_takes_the_operations_of_the_arithmetic(sdxl: MetaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test, because the count takes ten seconds."""
+    """One test, because the count takes seconds."""
     unit = count_operations(sdxl, "full")
     assert unit.forward / TERA == pytest.approx(6.76, rel=0.05)
     assert unit.vae["encode"] / TERA == pytest.approx(4.88, rel=0.05)
@@ -127,6 +128,24 @@ def test_the_count_is_that_of_torchs_counter(checkpointing: str, full: bool, sdx
     with FlopCounterMode(display=False) as counter:
         family.call(network, type(inputs)(x_t, t, cond)).sum().backward()
     assert found.trained == pytest.approx(counter.get_total_flops(), rel=0.03)  # kernels of attention differ
+
+
+def shapes(*tensors: torch.Tensor) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]]:
+    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+
+
+def test_remembered_shapes_are_those_of_real_tensors() -> None:
+    def work(device: str) -> list[Any]:
+        whole, x = torch.ones(2, 3, dtype=torch.long, device=device), torch.ones(2, 3, device=device)
+        summed = torch.zeros(2, 3, device=device)
+        assert summed.add_(x) is summed
+        normed = torch.native_layer_norm(x.t().contiguous().t(), [3], None, None, 1e-5)
+        x.t_()
+        return shapes(whole * 1, whole * 1.0, whole * True, x.half(), x.float(), *normed, *x.max(0), x, x[0], x.sum())
+
+    expected = work("cpu")
+    with RememberedShapes():
+        assert [work("meta") for _ in range(2)] == [expected] * 2
 
 
 UNIT = Operations(forward=1, trained=3, vae={"encode": 10, "decode": 20, "decode_with_graph": 70}, prompt=0)
