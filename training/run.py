@@ -15,6 +15,7 @@ from diffusion_align.rewards import RewardScorer
 from .engine.accelerator import build_accelerator, prepare_folder
 from .engine.config import RunConfig
 from .engine.loop import TrainResult, run_loop
+from .engine.reporting.run_report import write_run_report
 from .engine.resuming import resumed_checkpoint
 from .methods import build_job
 from .policy.relief import with_advice
@@ -74,6 +75,6 @@ def _run(
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if config.eval_steps else None
     result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint)
-    if job.finish is not None and accelerator.is_main_process:
-        job.finish()
+    if accelerator.is_main_process:
+        write_run_report(config, result.step, result.stopped, job.report)
     return result

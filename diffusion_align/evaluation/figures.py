@@ -92,7 +92,7 @@ def curve_figure(
         raise ValueError(f"smooth: expected a window of at least 1 point, got {smooth}")
     figure, axes = _chart((7.2, 3.8), title)
     for index, (name, points) in enumerate(series.items()):
-        steps, values = _points(name, points)
+        steps, values = ordered_points(name, points)
         colour = COLOURS[index % len(COLOURS)]
         # A lone point would be invisible as a line.
         marker = "o" if len(steps) == 1 else ""
@@ -210,7 +210,8 @@ def _chart(size: tuple[float, float], title: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _points(name: str, points: Sequence[tuple[float, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def ordered_points(name: str, points: Sequence[tuple[float, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) steps in their order and (n,) values of a series; ``ValueError`` names a point that is no such pair."""
     if len(points) == 0:
         raise ValueError(f"series {name!r}: expected (step, value) points, got none")
     for index, point in enumerate(points):

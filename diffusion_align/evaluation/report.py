@@ -15,6 +15,9 @@ from PIL import Image
 
 from diffusion_align.files import write_whole
 
+from .figures import COLOURS
+from .line_chart import line_chart
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,6 +42,11 @@ td.number, th.number { text-align: right }
 figure { margin: 1.5rem 0 2rem }
 figure img { max-width: 100%; height: auto; display: block; background: #ffffff; border-radius: 6px;
   border: 1px solid var(--rule) }
+figure.chart { display: inline-block; margin: .5rem 1rem 1rem 0; max-width: 100% }
+figure.chart svg { max-width: 100%; height: auto; display: block; font: 11px system-ui, sans-serif; fill: var(--muted) }
+figure.chart line.rule { stroke: var(--rule) }
+.legend span { margin-right: 1rem; font-size: .85rem }
+.legend i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem; vertical-align: middle }
 figcaption { color: var(--muted); font-size: .9rem; margin-top: .5rem; max-width: 46rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: 0 0 1.5rem;
   padding: 1rem 1.25rem; background: var(--card); border-radius: 6px; font-size: .94rem }
@@ -127,6 +135,18 @@ class Report:
         # Without the library's version inside, equal figures are equal files.
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return self._picture(buffer.getvalue(), round(figure.get_figwidth() * 100), caption)
+
+    def chart(self, series: Mapping[str, Sequence[tuple[float, float]]], caption: str, smooth: int = 1) -> Report:
+        """Curves of (step, value) points as ``line_chart`` draws them: sharp, and made in no time. Several have a
+        legend; charts that follow each other share a line where there is room."""
+        names = "".join(
+            f'<span><i style="background:{COLOURS[index % len(COLOURS)]}"></i>{escape(name)}</span>'
+            for index, name in enumerate(series)
+        )
+        legend = f'<div class="legend">{names}</div>' if len(series) > 1 else ""
+        drawn = line_chart(series, smooth)
+        self._blocks.append(f'<figure class="chart">{drawn}{legend}<figcaption>{escape(caption)}</figcaption></figure>')
+        return self
 
     def image(self, image: Image.Image, caption: str) -> Report:
         """A PIL picture, encoded now as PNG and shown at its own size or the page's width."""

@@ -6,6 +6,7 @@ import base64
 import io
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from diffusion_align.evaluation import (
     win_rate,
     win_rate_bars,
 )
+from diffusion_align.evaluation.line_chart import line_chart
 
 
 def test_the_interval_is_wilson_s() -> None:
@@ -97,6 +99,32 @@ def test_a_report_is_one_file_with_its_pictures_inside(tmp_path: Path) -> None:
         Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
     assert "A &lt;b&gt;title&lt;/b&gt;" in html
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_chart_shows_every_finite_point_where_it_belongs() -> None:
+    points = {"one": [(2, 3.0), (0, 1.0), (1, float("nan")), (3, 2.0)], "a < b": [(0, 2.0)]}
+    svg = ElementTree.fromstring(line_chart(points))
+    first, second = svg.findall("path")
+    # The lowest value is at the bottom left, the highest at the top, and the gap stays open; what is alone is a dot.
+    assert first.attrib["d"] == "M62.0,210.0h0M319.3,12.0L448.0,111.0"
+    assert second.attrib["d"] == "M62.0,111.0h0"
+    assert [path.findtext("title") for path in (first, second)] == ["one", "a < b"]
+    labels = [text.text for text in svg.findall("text")]
+    assert labels == ["1", "1.5", "2", "2.5", "3", "0", "1", "2", "3", "step"]
+
+
+@pytest.mark.parametrize("value", [0.0, -7.5, 1e-12])
+def test_a_value_that_never_changes_is_a_line_in_the_middle(value: float) -> None:
+    svg = ElementTree.fromstring(line_chart({"same": [(5, value), (6, value)]}, smooth=2))
+    raw, mean = svg.findall("path")
+    assert raw.attrib["d"] == mean.attrib["d"] == "M62.0,111.0L448.0,111.0"
+
+
+def test_no_points_are_named() -> None:
+    with pytest.raises(ValueError, match="'loss': expected"):
+        line_chart({"loss": []})
+    with pytest.raises(ValueError, match="at least one named series"):
+        Report("t").chart({}, "nothing")
 
 
 def test_a_ragged_table_or_grid_is_named() -> None:

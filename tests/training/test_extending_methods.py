@@ -104,7 +104,9 @@ def test_a_new_method_trains_resumes_and_reports(settings: dict[str, Any], tmp_p
     second = train(cls(**settings, max_steps=2, resume_from_checkpoint="latest"), scorer=Brightness())
     assert (first.step, second.step) == (1, 2)
     assert torch.isfinite(torch.tensor([line["loss"] for line in first.history + second.history])).all()
-    assert "toy of" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "toy: run" in page
+    assert "Reward: " in page
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from diffusion_align.evaluation.report import Report
+
 #: Called with the step as (step), by all processes together; returns metrics such as {"eval/win_rate": 0.6}, to all.
 Validate = Callable[[int], dict[str, float]]
+#: Adds to a report what a method has to show; the lines are those of metrics.jsonl.
+AddToReport = Callable[[Report, Sequence[Mapping[str, Any]]], object]
 
 
 class RunInterrupted(RuntimeError):
@@ -67,10 +71,10 @@ class Job:
         trained: what is trained.
         method: how.
         validate: how it is validated, by all processes together; None: not at all.
-        finish: called by the first process when the run has ended, e.g. to write a report; None: nothing is left to do.
+        report: adds to the run's report what only this method has; None: nothing.
     """
 
     trained: Trainable
     method: Method
     validate: Validate | None = None
-    finish: Callable[[], object] | None = None
+    report: AddToReport | None = None

@@ -17,8 +17,8 @@ from diffusion_align.training.policy.model import load_policy_model, prepare_pol
 from diffusion_align.training.policy.validation import build_validator
 
 from .config import OnlineConfig, RolloutConfig
+from .reward_curves import add_rewards
 from .rollout import RolloutEngine
-from .run_report import write_online_report
 
 
 def online_job(
@@ -45,7 +45,7 @@ def online_job(
         scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
     method = build(adapter, scorer)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
-    return Job(adapter, method, validate, partial(write_online_report, config))
+    return Job(adapter, method, validate, partial(add_rewards, config))
 
 
 def rollout_job(

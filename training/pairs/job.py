@@ -20,6 +20,7 @@ from diffusion_align.training.policy.validation import build_validator
 
 from .config import DenoisingConfig, DPOConfig, InPOConfig, SFTConfig
 from .denoising import training_path
+from .left_out import add_data
 from .loading import build_pair_source, build_transform, make_cache, open_cache_first
 from .method import PairMethod
 from .noising import GaussianNoising, InvertedNoising, Noising
@@ -123,4 +124,4 @@ def _denoising_job(
         adapter.park_encoders()  # that init_weights made necessary
     method = build(adapter, source)
     validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
-    return Job(adapter, method, validate)
+    return Job(adapter, method, validate, lambda report, _: add_data(Path(config.output_dir), report))

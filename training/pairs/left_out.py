@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairLoader, StreamLoader
+from diffusion_align.evaluation.report import Report
 
+COUNTS = "data.json"
 #: Tokens of the start and end of a text. All others stand for a byte or more.
 ENDS = 2
 
@@ -61,7 +63,28 @@ class LeftOut:
 
     def write(self, folder: Path) -> None:
         """As ``data.json``, for reports."""
-        (folder / "data.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (folder / COUNTS).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def add_data(folder: Path, report: Report) -> None:
+    """What the pairs of the run in ``folder`` are, and what of them it left out."""
+    report.text("## Data")
+    if not (folder / COUNTS).is_file():
+        report.text(f"There is no `{COUNTS}`: the run's data were not counted.")
+        return
+    found = LeftOut(**json.loads((folder / COUNTS).read_text()))
+    unreadable = sum(len(file.read_text().splitlines()) for file in folder.glob("corrupt_pairs*.jsonl"))
+    counts = {
+        "data set": found.name,
+        **{name: f"{count:,}" for name, count in found.counts.items()},
+        "used": "counted as they come" if found.used is None else f"{found.used:,}",
+        "unreadable, found in this run": f"{unreadable:,}",
+        "captions longer than the text encoder reads": f"{found.captions_cut:,}",
+        "in buckets too small for a batch": f"{sum(found.small_buckets.values()):,}",
+    }
+    report.facts(counts)
+    if found.uncaptioned:
+        report.text("Without caption:\n\n" + "\n".join(f"- {row}" for row in found.uncaptioned))
 
 
 class Counted(Protocol):

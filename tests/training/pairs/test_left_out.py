@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,11 @@ def test_a_streamed_run_resumes_bit_for_bit_and_keeps_what_it_left_out(
     unreadable = json.loads((Path(config.output_dir) / "corrupt_pairs.jsonl").read_text())
     assert unreadable["pair"] == "row 7"
     assert "image cannot be decoded" in unreadable["error"]
+    page = (Path(config.output_dir) / "report.html").read_text()
+    for name, count in [("ties", 1), ("used", 22), ("captions longer than the text encoder reads", 1)]:
+        assert f"<dt>{name}</dt><dd>{count}</dd>" in page
+    assert re.search(r"<dt>unreadable, found in this run</dt><dd>[1-9]", page)
+    assert f"<li>{config.dataset}, row 2</li>" in page
 
     parts = replace(config, output_dir=str(tmp_path / "parts"))
     checkpoint = tmp_path / "run" / "checkpoint-00000006"
