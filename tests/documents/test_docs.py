@@ -2,7 +2,7 @@
 
 A block that needs real weights or the network has ``<!-- not run: reason -->`` right above it. What CONTRIBUTING.md
 adds to the package is run by ``test_extending.py``. The other blocks of a page run from top to bottom in one namespace,
-as they stand, but for ``train``, which here takes a single step.
+as they stand, but for ``train``, which here takes a single small step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ def relative(page: Path) -> str:
 
 @pytest.fixture
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``diffusion_align.train`` stops after one step, and rollouts have few sampling steps."""
+    """``diffusion_align.train`` stops after one step of a quarter of the examples, and rollouts have few sampling
+    steps."""
     whole = diffusion_align.train
 
     def train(config: Any, *models: Any) -> Any:
         fewer = {"num_inference_steps": 4} if hasattr(config, "num_inference_steps") else {}
+        for name in ("per_device_train_batch_size", "prompts_per_rollout"):
+            if getattr(config, name, 1) >= 4:
+                fewer[name] = getattr(config, name) // 4
         return whole(replace(config, max_steps=1, report_to="none", progress=False, **fewer), *models)
 
     monkeypatch.setattr(diffusion_align, "train", train, raising=False)

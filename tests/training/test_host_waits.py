@@ -28,6 +28,7 @@ from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTC
 from diffusion_align.training.pairs import loading as source
 from diffusion_align.training.pairs import remembering
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+from diffusion_align.training.policy.live_bytes import RememberedShapes
 from tests.device_traffic import Traffic
 
 
@@ -96,7 +97,7 @@ def waits(config: RunConfig, model: Path) -> list[str]:
         job = build_job(config, accelerator, adapter.to("meta"), reward)
     adapter.unet.to("meta")  # peft makes LoRA weights on the CPU
     optimizer, short = FusedSGD(list(job.trained.trainable_parameters().values())), Short(job.method, steps)
-    with Traffic() as traffic, pytest.raises(Enough):
+    with RememberedShapes(), Traffic() as traffic, pytest.raises(Enough):
         run_loop(config, job.trained, short, accelerator, bare_optimizer=optimizer)  # type: ignore[arg-type]
     return traffic.waits
 

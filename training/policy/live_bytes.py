@@ -113,7 +113,7 @@ def _shape_of(value: Any) -> Any:
 
 
 class RememberedShapes(TorchDispatchMode):
-    """Inside, torch's rules for shapes are asked once for each operation on tensors of such shapes, all on ``meta``.
+    """Inside, torch's rules for shapes are asked once for each operation on ``meta`` tensors of such shapes.
 
     The rules are written in Python, and are most of what a step on ``meta`` takes. A network repeats its layers, so the
     same questions come again and again: SDXL's come ten times.
@@ -127,9 +127,10 @@ class RememberedShapes(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _repeatable(func):
-            return func(*args, **kwargs)
         leaves, structure = tree_flatten((args, kwargs))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
+        if devices != {"meta"} or not _repeatable(func):
+            return func(*args, **kwargs)
         # An int, a float and a bool may be equal, and make other dtypes.
         key = (func, structure, tuple((type(leaf), _shape_of(leaf)) for leaf in leaves))
         if key not in self._known:

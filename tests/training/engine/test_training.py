@@ -233,14 +233,14 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 
 @pytest.mark.slow
 def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path, cli_train: CliTrain) -> None:
-    """20 steps against 10, kill -9, 10 more; dropout, EMA and a decaying learning rate have state to lose."""
+    """8 steps against 4, kill -9, 4 more; dropout, EMA and a decaying learning rate have state to lose."""
     config = replace(
-        config, max_steps=20, save_steps=10, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
+        config, max_steps=8, save_steps=4, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
     )
     straight = train(config)
-    killed = replace(config, output_dir=str(tmp_path / "killed"), save_steps=10)
+    killed = replace(config, output_dir=str(tmp_path / "killed"))
     process = cli_train(killed, tmp_path / "recipe.yaml")
-    wait_for(tmp_path / "killed" / "checkpoint-00000010", process)
+    wait_for(tmp_path / "killed" / "checkpoint-00000004", process)
     process.kill()
     process.wait()
     resumed = train(replace(killed, resume_from_checkpoint="latest"))
