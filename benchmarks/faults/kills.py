@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from diffusion_align.cli import main
 
 #: What differs between two runs of the same settings: how long they took.
 TIMES = ("samples_per_second",)
-
+_CHART = re.compile(rb'<figure class="chart">(?:(?!</figure>).)*<figcaption>([^<]*)</figcaption></figure>', re.DOTALL)
 
 #: What torch says in a fork, now and then, when several threads read weights; a process of its own never does. Such a
 #: start is made again, at most so often in all.
@@ -186,12 +187,14 @@ def start(arguments: Sequence[str], folder: Path) -> int:
 
 
 def files_of(path: Path) -> dict[str, str]:
-    """A hash for each file, by name; a run's log without its times."""
+    """A hash for each file, by name; a run's log and report without their times."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path.parent)): hashlib.sha256(content_of(file)).hexdigest() for file in files}
 
 
 def content_of(file: Path) -> bytes:
+    if file.name == "report.html":
+        return _CHART.sub(lambda found: b"" if found[1].decode() in TIMES else found[0], file.read_bytes())
     if file.name != "metrics.jsonl":
         return file.read_bytes()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
