@@ -52,18 +52,28 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs ready for a training step; chosen first wherever there is a leading 2, which is 1 of single pictures.
+    """B examples of K pictures each, ready for a training step.
+
+    Pairs have K = 2, chosen first. Single pictures have K = 1: those of supervised fine-tuning, or unpaired ones with
+    a ``label`` (liked or not). Ranked lists have any K, in any order, with ``rank`` or ``score``, and with a ``mask``
+    where some have fewer than K.
 
     Attributes:
         captions: where the caption was dropped, None for the pipeline's null prompt, or "".
-        size_ids: SDXL's original h, w, crop top, left, target h, w, (2, B, 6) float32.
-        preference: P(chosen is preferred), (B,) float32.
+        size_ids: SDXL's original h, w, crop top, left, target h, w, (K, B, 6) float32.
+        preference: of pairs P(chosen is preferred), of unpaired pictures P(the label is right), (B,) float32; 1 for
+            all others.
         weight: (B,) float32.
-        seeds: (B,) int64; all randomness of a pair follows from its seed.
-        keys: names of the pairs.
-        pixels: (2, B, 3, H, W) float32 in [-1, 1], or None when cached.
-        posterior: mean and standard deviation of the latents, each (2, B, C, h, w), or None.
+        seeds: (B,) int64; all randomness of an example follows from its seed.
+        keys: names of the examples.
+        pixels: (K, B, 3, H, W) float32 in [-1, 1], or None when cached.
+        posterior: mean and standard deviation of the latents, each (K, B, C, h, w), or None.
         cond: prompt embeddings (B rows, no size ids) from a cache, or None.
+        label: of unpaired pictures (B,) float32: +1 liked, -1 disliked; else None.
+        rank: of lists (B, K) int64: 0 is the best, equal numbers are ties, numbers need not be dense; else None.
+        score: of lists or pairs (B, K) float32, larger is better; None where there are ranks only, or nothing.
+        mask: of lists (B, K) bool: which of the K pictures there are; None: all of them. The others are filled up with
+            whatever has the right shape, and count nowhere.
     """
 
     captions: list[str | None]
@@ -75,6 +85,10 @@ class PairBatch:
     pixels: Tensor | None = None
     posterior: tuple[Tensor, Tensor] | None = None
     cond: Conditioning | None = None
+    label: Tensor | None = None
+    rank: Tensor | None = None
+    score: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -92,12 +106,85 @@ class PairBatch:
             if self.posterior is None
             else (send(self.posterior[0], device), send(self.posterior[1], device)),
             cond=None if self.cond is None else self.cond.map(lambda tensor: send(tensor, device)),
+            label=None if self.label is None else send(self.label, device),
+            rank=None if self.rank is None else send(self.rank, device),
+            score=None if self.score is None else send(self.score, device),
+            mask=None if self.mask is None else send(self.mask, device),
+        )
+
+    def as_lists(self) -> PairBatch:
+        """The batch as ranked lists: pairs become lists of two with the verdict's ranks, and p and 1 - p as scores.
+
+        Lists are what they were. Scores that pairs have already stay.
+
+        Raises:
+            ValueError: single pictures, which are ranked with nothing.
+        """
+        if self.rank is not None or (self.score is not None and len(self.size_ids) > 2):
+            return self
+        if len(self.size_ids) != 2:
+            raise ValueError(f"{self.keys[0]}: expected a pair or a ranked list, found {len(self.size_ids)} picture(s)")
+        p = torch.stack([self.preference, 1 - self.preference], dim=1)
+        rank = (p < p.flip(1)).long()
+        return replace(self, rank=rank, score=p if self.score is None else self.score)
+
+    def as_pictures(self, seeds: Tensor) -> PairBatch:
+        """The batch as unpaired pictures: B pairs become 2 B of them, chosen ones (+1) first, then rejected ones (-1).
+
+        Call it before ``to``. Pictures with a label are what they were.
+
+        Args:
+            seeds: of the 2 B pictures, (2 B,) int64: each has noise of its own.
+
+        Raises:
+            ValueError: lists, or single pictures without a label.
+        """
+        if self.label is not None:
+            return self
+        count = len(self.size_ids)
+        if count != 2:
+            raise ValueError(
+                f"{self.keys[0]}: expected pairs, or single pictures with a label, found {count} picture(s) without one"
+            )
+        return PairBatch(
+            captions=self.captions * 2,
+            size_ids=self.size_ids.flatten(0, 1)[None],
+            preference=self.preference.repeat(2),
+            weight=self.weight.repeat(2),
+            seeds=seeds,
+            keys=[f"{key}, {side}" for side in ("chosen", "rejected") for key in self.keys],
+            pixels=None if self.pixels is None else self.pixels.flatten(0, 1)[None],
+            posterior=None
+            if self.posterior is None
+            else (self.posterior[0].flatten(0, 1)[None], self.posterior[1].flatten(0, 1)[None]),
+            cond=None if self.cond is None else self.cond.repeat(2),
+            label=torch.tensor([1.0, -1.0]).repeat_interleave(len(self)),
+        )
+
+    def rows(self, keep: Sequence[int]) -> PairBatch:
+        """Some examples of the batch, in the order of ``keep``, which counts from 0."""
+        index = torch.tensor(keep)
+        return replace(
+            self,
+            captions=[self.captions[i] for i in keep],
+            keys=[self.keys[i] for i in keep],
+            preference=self.preference[index],
+            weight=self.weight[index],
+            seeds=self.seeds[index],
+            label=None if self.label is None else self.label[index],
+            rank=None if self.rank is None else self.rank[index],
+            score=None if self.score is None else self.score[index],
+            mask=None if self.mask is None else self.mask[index],
+            size_ids=self.size_ids[:, index],
+            pixels=None if self.pixels is None else self.pixels[:, index],
+            posterior=None if self.posterior is None else (self.posterior[0][:, index], self.posterior[1][:, index]),
+            cond=None if self.cond is None else self.cond.map(lambda tensor: tensor[index]),
         )
 
 
 @dataclass(frozen=True)
 class Example:
-    """One pair of a batch to be: the fields of :class:`PairBatch` without the batch dimension."""
+    """One example of a batch to be: the fields of :class:`PairBatch` without the batch dimension."""
 
     caption: str | None
     size_ids: Tensor
@@ -107,10 +194,14 @@ class Example:
     pixels: Tensor | None = None
     posterior: tuple[Tensor, Tensor] | None = None
     cond: Conditioning | None = None
+    label: float | None = None
+    rank: Tensor | None = None
+    score: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def collate(examples: Sequence[Example], seeds: Sequence[int]) -> PairBatch:
-    """Stack examples of one image size."""
+    """Stack examples of one image size and one kind; lists of one K (shorter ones are filled up and masked before)."""
     first = examples[0]
     posterior = None
     if first.posterior is not None:
@@ -128,4 +219,13 @@ def collate(examples: Sequence[Example], seeds: Sequence[int]) -> PairBatch:
         else torch.stack([e.pixels for e in examples if e.pixels is not None], dim=1),
         posterior=posterior,
         cond=None if first.cond is None else Conditioning.cat([e.cond for e in examples if e.cond is not None]),
+        label=None if first.label is None else torch.tensor([e.label for e in examples], dtype=torch.float32),
+        rank=_stacked([e.rank for e in examples]),
+        score=_stacked([e.score for e in examples]),
+        mask=_stacked([e.mask for e in examples]),
     )
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All of (K,) as (B, K); None where there is none."""
+    return None if parts[0] is None else torch.stack([part for part in parts if part is not None])
