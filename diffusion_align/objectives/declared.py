@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def declared(kind: str) -> tuple[str, ...]:
-    """Names of this folder's functions that are decorated with ``@kind(...)``, in the order of the source."""
+    """Names of this room's functions that are decorated with ``@kind(...)``, in the order of the source."""
     found: list[str] = []
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and any(
                 isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == kind

@@ -16,13 +16,18 @@ class PairStats:
 
     Attributes:
         chosen, rejected: errors of the policy, with a graph.
-        ref_chosen, ref_rejected: errors of the frozen reference; both None for reference-free losses.
+        ref_chosen, ref_rejected: errors of the reference; both None for reference-free losses.
+        moved: m = mean (output - reference's output)^2, (2, B) float32 without graph, chosen first; None where the
+            reference's outputs are not there, e.g. remembered errors.
+        overlap: q = mean d_w d_l of d = output - target, (B,) float32 without graph.
     """
 
     chosen: Tensor
     rejected: Tensor
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
+    moved: Tensor | None = None
+    overlap: Tensor | None = None
 
     @property
     def has_reference(self) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from diffusion_align.objectives import PREFERENCE_LOSSES
+from diffusion_align.objectives import LIST_LOSSES, PREFERENCE_LOSSES, UNPAIRED_LOSSES
 from diffusion_align.objectives.declared import declared
 
 
 def test_the_source_and_the_registry_name_the_same_losses() -> None:
     assert declared("pair_loss") == tuple(PREFERENCE_LOSSES)
+    assert declared("list_loss") == tuple(LIST_LOSSES)
+    assert declared("unpaired_loss") == tuple(UNPAIRED_LOSSES)
 
 
 def test_settings_list_the_losses_without_importing_torch() -> None:

@@ -23,8 +23,17 @@ def sig(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def reference_losses(e_w: float, e_l: float, f_w: float, f_l: float, beta: float, mean: float) -> dict[str, float]:
-    """Every loss of one pair, from the papers' formulas, in plain Python. ``mean`` is the batch's mean reward."""
+#: beta of losses without a reference, which is another thing.
+OWN_BETA = {"mapo": 0.1, "asft": 12.0}
+
+
+def reference_losses(
+    e_w: float, e_l: float, f_w: float, f_l: float, beta: float, mean: float, u0: float | None = None
+) -> dict[str, float]:
+    """Every loss of one pair, from the papers' formulas, in plain Python. ``mean`` is the batch's mean reward.
+
+    ``u0`` is u where it has no gradient.
+    """
     s_w, s_l = f_w - e_w, f_l - e_l
     b = beta / 2
     r_w, r_l, u = b * s_w, b * s_l, b * (s_w - s_l)
@@ -43,6 +52,9 @@ def reference_losses(e_w: float, e_l: float, f_w: float, f_l: float, beta: float
         "apo_down": sig(r_w) + 1 - sig(u),
         "nca_pair": -log_sig(r_w) - 0.5 * log_sig(-r_w) - 0.5 * log_sig(-r_l),
         "sft": e_w,
+        "dmpo": sig(u) * math.log(sig(u) / 0.99) + sig(-u) * math.log(sig(-u) / 0.01),
+        "linear": b * min(max(0.5 - 0.4 * (u if u0 is None else u0), 1e-3), 1 - 1e-3) * (e_w - e_l),
+        "asft": beta * e_w - math.log(1 - math.exp(-beta * e_l)),
         "mapo": e_w - beta * log_sig(1000 * (g(e_w) - g(e_l))),
     }
 
@@ -61,7 +73,7 @@ def stats_of(errors: np.ndarray, grad: bool = False) -> PairStats:
 
 @pytest.mark.parametrize("name", PAIR_BY_PAIR)
 def test_loss_equals_the_published_formula(name: str, errors: np.ndarray) -> None:
-    beta = 0.1 if name == "mapo" else BETA
+    beta = OWN_BETA.get(name, BETA)
     mean = float(np.mean(beta / 2 * np.concatenate([errors[2] - errors[0], errors[3] - errors[1]])))
     expected = [reference_losses(*column, beta, mean)[name] for column in errors.T]
     result = preference_loss(name, stats_of(errors), beta=beta)
@@ -71,7 +83,7 @@ def test_loss_equals_the_published_formula(name: str, errors: np.ndarray) -> Non
 
 @pytest.mark.parametrize("name", PAIR_BY_PAIR)
 def test_gradient_agrees_with_finite_differences_of_the_formula(name: str, errors: np.ndarray) -> None:
-    beta = 0.1 if name == "mapo" else BETA
+    beta = OWN_BETA.get(name, BETA)
     stats = stats_of(errors, grad=True)
     preference_loss(name, stats, beta=beta).per_sample.sum().backward()
     # the batch mean carries no gradient, so the formula keeps it fixed
@@ -80,10 +92,11 @@ def test_gradient_agrees_with_finite_differences_of_the_formula(name: str, error
     for i, tensor in ((0, stats.chosen), (1, stats.rejected)):
         for j in range(4):
             column = errors[:, j].copy()
+            u0 = beta / 2 * (column[2] - column[0] - column[3] + column[1])
             column[i] += h
-            above = reference_losses(*column, beta, mean)[name]
+            above = reference_losses(*column, beta, mean, u0)[name]
             column[i] -= 2 * h
-            below = reference_losses(*column, beta, mean)[name]
+            below = reference_losses(*column, beta, mean, u0)[name]
             grad = (
                 torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             )  # sft does not read the rejected ones
@@ -222,7 +235,9 @@ def test_errors_are_subtracted_in_float32() -> None:
     [
         ({"loss_type": "sigmiod"}, "unknown loss_type 'sigmiod', did you mean 'sigmoid'"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "'hinge' has no label_smoothing: sigmoid, robust, exo_pair"),
-        ({"loss_type": "ipo", "soft_labels": torch.ones(16)}, "'ipo' takes no soft labels: sigmoid"),
+        ({"loss_type": "hinge", "soft_labels": torch.ones(16)}, "'hinge' takes no soft labels: sigmoid, ipo do"),
+        ({"loss_type": "hinge", "target": torch.ones(16)}, "'hinge' takes no target: ipo does"),
+        ({"loss_type": "ipo", "eta": 0.1}, "'ipo' has no eta: linear has"),
         ({"loss_type": "ipo", "shift": torch.ones(())}, "'ipo' takes no shift: kto, bco_pair do"),
         ({"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1}, "'ipo' has no label_smoothing"),
         ({"loss_type": "sft", "label_smoothing": 0.1}, "'sft' has no label_smoothing"),

@@ -1,0 +1,1 @@
+"""Learning from labelled pictures without pairs: KTO and BCO."""
