@@ -34,6 +34,7 @@ METHODS: Mapping[str, Addresses] = MappingProxyType(
     {
         "dpo": Addresses(".pairs.config:DPOConfig", ".pairs.job:dpo_job"),
         "inpo": Addresses(".pairs.config:InPOConfig", ".pairs.job:inpo_job"),
+        "kto": Addresses(".pairs.beyond_pairs.config:KTOConfig", ".pairs.job:kto_job"),
         "sft": Addresses(".pairs.config:SFTConfig", ".pairs.job:sft_job"),
         "inpaint-rl": Addresses(".online.config:InpaintRLConfig", ".online.policy_gradient_job:inpaint_rl_job"),
         "grpo": Addresses(".online.config:GRPOConfig", ".online.policy_gradient_job:grpo_job"),

@@ -144,6 +144,7 @@ class ExampleLoader(Generic[E, B]):
         num_workers: threads that read ahead; 0 reads when asked.
         max_corrupt: unreadable pairs replaced by their successors before the run stops.
         together: number of neighbouring examples that are drawn one after the other (of one size only).
+        order: which example stands at a position of the run's sequence, in place of shuffled epochs (of one size only).
 
     Raises:
         ValueError: no size has enough pairs for one batch.
@@ -162,8 +163,9 @@ class ExampleLoader(Generic[E, B]):
         num_workers: int = 0,
         max_corrupt: int = 100,
         together: int = 1,
+        order: Callable[[int], int] | None = None,
     ) -> None:
-        self.together = together
+        self.together, self.order = together, order
         self.examples, self.batch_size, self.collate, self.seed = examples, batch_size, collate, seed
         self.rank, self.world_size = rank, world_size
         self.caption_dropout, self.num_workers = caption_dropout, num_workers
@@ -246,6 +248,8 @@ class ExampleLoader(Generic[E, B]):
         if len(self.groups) == 1:
             count = len(self.groups[0])
             positions = self.start + np.arange(k * full, (k + 1) * full)
+            if self.order is not None:
+                return np.array([self.order(int(p)) for p in positions])
             rows = [self.permutation(int(p // count))[p % count] for p in positions]
             return self.groups[0][rows]
         per_epoch = sum(len(group) // full for group in self.groups)

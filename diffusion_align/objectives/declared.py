@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def declared(kind: str) -> tuple[str, ...]:
     """Names of this room's functions that are decorated with ``@kind(...)``, in the order of the source."""
     found: list[str] = []

@@ -73,7 +73,7 @@ def list_preference_loss(
     loss = LIST_LOSSES[loss_type]
     _check_given(loss_type, options, loss.options)
     per_sample = loss.function(stats, targets, beta, **options)
-    return LossOutput(_weighted(per_sample, sample_weight), per_sample, _list_metrics(stats, targets.ranks(), beta))
+    return LossOutput(_weighted(per_sample, sample_weight), per_sample, list_metrics(stats, targets.ranks(), beta))
 
 
 def unpaired_preference_loss(
@@ -135,26 +135,31 @@ def _weighted(per_sample: Tensor, weight: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def _list_metrics(stats: ListStats, rank: Tensor, beta: float) -> dict[str, Tensor]:
+def list_metrics(stats: ListStats, rank: Tensor, beta: float) -> dict[str, Tensor]:
+    """The metrics of ``list_preference_loss``."""
     present = stats.present
     ordered, r = better(rank, present), 0.5 * beta * stats.s
     apart = r[:, :, None] - r[:, None, :]
-    ends = torch.where(present, rank, rank.amin(dim=1, keepdim=True))
-    best = present & (rank == torch.where(present, rank, ends.amax(dim=1, keepdim=True)).amin(dim=1, keepdim=True))
-    worst = present & (rank == ends.amax(dim=1, keepdim=True))
+    best, worst = best_of(rank, present), best_of(-rank, present)
     metrics = {
-        "implicit_accuracy": _mean((apart > 0).to(r), ordered),
-        "margin": _mean(apart, ordered),
-        "error_chosen": _mean(stats.error, best),
-        "error_rejected": _mean(stats.error, worst),
-        "rewards/chosen": _mean(r, best),
-        "rewards/rejected": _mean(r, worst),
-        "chosen_error_up": _mean((r < 0).to(r), best),
+        "implicit_accuracy": mean_where((apart > 0).to(r), ordered),
+        "margin": mean_where(apart, ordered),
+        "error_chosen": mean_where(stats.error, best),
+        "error_rejected": mean_where(stats.error, worst),
+        "rewards/chosen": mean_where(r, best),
+        "rewards/rejected": mean_where(r, worst),
+        "chosen_error_up": mean_where((r < 0).to(r), best),
     }
-    return metrics if stats.moved is None else metrics | {"moved": _mean(stats.moved, present)}
+    return metrics if stats.moved is None else metrics | {"moved": mean_where(stats.moved, present)}
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
+def best_of(rank: Tensor, present: Tensor) -> Tensor:
+    """(B, K) bool: the pictures of each list with its lowest rank."""
+    first = torch.where(present, rank, rank.max()).amin(dim=1, keepdim=True)
+    return present & (rank == first)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the list's pictures (or pairs of them) in ``where``, then over the lists; a list without one is 0."""
     found, chosen = torch.where(where, values, 0).flatten(1), where.flatten(1)
     return (found.sum(dim=1) / chosen.sum(dim=1).clamp(min=1)).mean()

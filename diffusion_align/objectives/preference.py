@@ -126,7 +126,7 @@ def preference_loss(
     weights = [1.0] * len(names) if loss_weights is None else loss_weights
     per_sample = torch.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(dim=0)
     weighted = per_sample if sample_weight is None else per_sample * sample_weight.to(per_sample)
-    metrics = _metrics(stats, beta)
+    metrics = pair_metrics(stats, beta)
     if len(names) > 1:
         metrics |= {f"loss/{name}": part.detach().mean() for name, part in parts.items()}
     return LossOutput(weighted.mean(), per_sample, metrics)
@@ -164,7 +164,8 @@ def _check_options(names: Sequence[str], given: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _metrics(stats: PairStats, beta: float) -> dict[str, Tensor]:
+def pair_metrics(stats: PairStats, beta: float) -> dict[str, Tensor]:
+    """The metrics of ``preference_loss``."""
     metrics = {"error_chosen": stats.chosen.mean(), "error_rejected": stats.rejected.mean()}
     if stats.moved is not None:
         metrics["moved"] = stats.moved.mean()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .levels import Level
@@ -57,6 +58,24 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType(
         ),
     }
 )
+
+
+def min_snr_weight(kind: Output, level: Level[Tensor], gamma: float) -> Tensor:
+    """Weights of squared errors of raw outputs: min(SNR, gamma) times what makes them errors of x0 (2303.09556).
+
+    For noise min(SNR, gamma) / SNR, for the velocity min(SNR, gamma) / (SNR + 1), for clean latents min(SNR, gamma).
+    Noise alone (SNR 0) has the limit for predicted noise, 1.
+
+    Args:
+        level: (B, 1, 1, 1).
+
+    Returns:
+        Like the level's tensors.
+    """
+    nothing, one = torch.zeros_like(level.alpha_sq), torch.ones_like(level.alpha_sq)
+    slope = kind.x0(one, nothing, level) - kind.x0(nothing, nothing, level)
+    snr = level.alpha_sq / level.sigma_sq
+    return (snr.clamp(max=gamma) * slope.square()).nan_to_num(nan=1.0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 #: Streams of one sample's seed, so that its draws are independent of each other.
 TIMESTEP, NOISE, CHOSEN_POSTERIOR, REJECTED_POSTERIOR, INVERSION = range(5)
-OFFSET, PERTURBATION = range(10, 12)
+OFFSET, PERTURBATION, MARGIN, OTHER_PICTURE, LABEL = range(10, 15)
+#: Of a list's pictures from the third on, one after the other.
+LIST_POSTERIORS = 1000
 #: Streams of a run's seed.
 TASKS, MASKS, PICTURES, STEPS, ITEMS = range(5, 10)
 
@@ -29,6 +31,11 @@ def mix(seed: int, *numbers: int) -> int:
 def generator(seed: int, stream: int) -> torch.Generator:
     """CPU generator of one stream of a sample's 64-bit seed."""
     return torch.Generator().manual_seed(mix(seed, stream))
+
+
+def posterior_streams(pictures: int) -> list[int]:
+    """Streams of the posterior samples of an example's pictures, of pairs the chosen one's first."""
+    return [CHOSEN_POSTERIOR, REJECTED_POSTERIOR, *range(LIST_POSTERIORS, LIST_POSTERIORS + pictures)][:pictures]
 
 
 def normal(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

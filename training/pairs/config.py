@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,10 +18,22 @@ from diffusion_align.training.engine.config import (
 from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
 
+from .switches.config import (
+    LossOptions,
+    NoiseLevels,
+    PairSwitches,
+    ReferenceSwitches,
+    check_levels,
+    check_reference,
+    check_switches,
+)
+
 if TYPE_CHECKING:
     LossType = str
+    ListLossType = str
 else:
     LossType = Literal[declared("pair_loss")]
+    ListLossType = Literal[declared("list_loss")]
 
 #: Where SDXL-Turbo's four steps begin.
 TURBO_TIMESTEPS = (249, 499, 749, 999)
@@ -31,12 +43,15 @@ REFERENCE_SETTINGS = (
     "mixed_precision", "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
 )  # fmt: skip
 #: The same, of later versions, as they are by default: left out then, so that files from before they were are found.
-LATER_REFERENCE_SETTINGS = {"timesteps": "all", "noise_offset": 0.0, "input_perturbation": 0.0}
+LATER_REFERENCE_SETTINGS = {
+    "timesteps": "all", "noise_offset": 0.0, "input_perturbation": 0.0, "timestep_density": "uniform",
+    "timestep_logit_mean": 0.0, "timestep_logit_std": 1.0,
+}  # fmt: skip
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig(BatchedPairs, TrainConfig):
+class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
     """What the methods share that denoise the pictures of a data set."""
 
     changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir"})
@@ -126,6 +141,7 @@ class DenoisingConfig(BatchedPairs, TrainConfig):
             raise ValueError(f"timesteps {list(self.timestep_set)}: expected some, each of them once")
         if self.noise_draws is not None and self.streaming and self.cache_dir is None:
             raise ValueError("noise_draws needs pairs with random access, which meet again: set streaming to false")
+        check_levels(self)
 
     def validation_data(self) -> ValidationData:
         return ValidationData(self.dataset)
@@ -192,8 +208,35 @@ class SFTConfig(DenoisingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(DenoisingConfig, JudgedPairs):
-    """Diffusion-DPO (2311.12908) and the other pairwise losses on preference pairs."""
+class ReferencedConfig(ReferenceSwitches, DenoisingConfig):
+    """What the methods share that compare the policy with a reference."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference is asked at all."""
+        return True
+
+    @property
+    def watches_frozen(self) -> bool:
+        """Whether the frozen reference is asked beside another one."""
+        return self.needs_reference and self.reference != "frozen" and self.watch_frozen
+
+    def check(self) -> None:
+        super().check()
+        check_reference(self)
+
+    def network_calls(self) -> dict[str, int]:
+        frozen = {"frozen reference, to watch": 1} if self.watches_frozen else {}
+        return {"reference": 1, **frozen} if self.needs_reference else {}
+
+    def memory_needs(self) -> MemoryNeeds:
+        # A moving reference, and the policy's weights while it has their place.
+        return replace(super().memory_needs(), copies=0 if self.reference == "frozen" else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
+    """Diffusion-DPO (2311.12908) and the other losses on preference pairs and ranked lists."""
 
     method: ClassVar[str] = "dpo"
     changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
@@ -204,8 +247,9 @@ class DPOConfig(DenoisingConfig, JudgedPairs):
     on, the reference's forward pass is skipped (needs noise_draws and cache_dir)."""
 
     # -- objective
-    loss_type: LossType | tuple[LossType, ...] = "sigmoid"
-    """Preference loss (docs/dpo.md has the table), or several, which are added up, e.g. sigmoid bco_pair sft."""
+    loss_type: LossType | ListLossType | tuple[LossType, ...] = "sigmoid"
+    """Preference loss (docs/dpo.md has the table), or several on pairs, which are added up, e.g. sigmoid bco_pair sft.
+    Losses on lists also take pairs, as lists of two."""
     loss_weights: tuple[PositiveFloat, ...] = ()
     """A factor for each of several losses, e.g. 0.8 0.2 1; unset: 1 for all."""
     beta: PositiveFloat = 5000.0
@@ -218,8 +262,21 @@ class DPOConfig(DenoisingConfig, JudgedPairs):
         """All losses, also if it is one."""
         return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the loss is one on lists."""
+        return self.loss_type in declared("list_loss")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference is asked at all."""
+        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
+
+        return self.is_list or any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
+
     def check(self) -> None:
         super().check()
+        check_switches(self)
         if self.loss_weights and len(self.loss_weights) != len(self.loss_types):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for the {len(self.loss_types)} losses of "
@@ -230,21 +287,17 @@ class DPOConfig(DenoisingConfig, JudgedPairs):
 
     def check_reference_cache(self) -> None:
         """Raises ValueError where the reference's errors could not be remembered."""
-        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
-
         if self.noise_draws is None:
             raise ValueError("reference_cache needs noise_draws, e.g. 8: fresh noise has no second visit")
         if self.cache_dir is None:
             raise ValueError("reference_cache needs cache_dir: the errors belong to its latents and lie beside them")
-        if not any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types):
+        if not self.needs_reference:
             named = ", ".join(self.loss_types)
             raise ValueError(f"reference_cache has nothing to remember: loss_type {named} has no reference")
 
     def network_calls(self) -> dict[str, int]:
-        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
-
-        needed = any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
-        return {f"reference{', at first visits' if self.reference_cache else ''}": 1} if needed else {}
+        calls = super().network_calls()
+        return {"reference, at first visits": 1} if calls and self.reference_cache else calls
 
     def reference_settings(self) -> dict[str, Any]:
         """Settings that a reference error depends on to its last bit."""

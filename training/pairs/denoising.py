@@ -14,18 +14,13 @@ from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.process import Path
-from diffusion_align.training.engine.randomness import (
-    CHOSEN_POSTERIOR,
-    REJECTED_POSTERIOR,
-    TIMESTEP,
-    generators,
-    normal,
-)
+from diffusion_align.training.engine.randomness import TIMESTEP, generators, normal, posterior_streams
 from diffusion_align.training.engine.sourced_method import BatchSource, SourcedMethod
 
 from .config import DenoisingConfig
 from .noising import Noising
 from .reference import NoisyPairs
+from .switches.timesteps import drawn_times
 
 
 def shown_sizes(size_ids: Tensor, which: str) -> Tensor:
@@ -56,11 +51,12 @@ def training_path(config: DenoisingConfig, path: Path) -> Path:
 
 
 def draw_timesteps(config: DenoisingConfig, path: Path, seeds: Tensor) -> Tensor:
-    """Timesteps (B,) of the samples with ``seeds`` (B,), on the CPU: of a set, or between smallest and largest."""
+    """Timesteps (B,) of the samples with ``seeds`` (B,), on the CPU: of a set, or between smallest and largest,
+    with the density that the settings name."""
     drawing, few = generators(seeds, TIMESTEP), config.timestep_set
     if few:
         return torch.tensor(few)[path.draw_times(drawing, 0, len(few))]
-    return path.draw_times(drawing, config.min_timestep, min(config.max_timestep, path.num_timesteps))
+    return drawn_times(config, path, drawing, config.min_timestep, min(config.max_timestep, path.num_timesteps))
 
 
 class DenoisingMethod(SourcedMethod[PairBatch]):
@@ -94,7 +90,7 @@ class DenoisingMethod(SourcedMethod[PairBatch]):
         else:
             assert batch.pixels is not None
             mean, std = self.adapter.encode_posterior(batch.pixels.flatten(0, 1))
-        streams = (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)[: len(mean) // len(seeds)]
+        streams = posterior_streams(len(mean) // len(seeds))
         draws = [normal(seeds, stream, mean.shape[1:]) for stream in streams]
         return mean + std * send(torch.cat(draws), mean.device)
 

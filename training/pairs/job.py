@@ -1,8 +1,9 @@
-"""DPO, InPO and supervised fine-tuning, from settings to something the loop can run."""
+"""DPO, InPO, KTO and supervised fine-tuning, from settings to something the loop can run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,14 +19,18 @@ from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
 
+from .beyond_pairs.config import KTOConfig
+from .beyond_pairs.labelled import LabelledMethod
+from .beyond_pairs.lists import ListMethod
 from .config import DenoisingConfig, DPOConfig, InPOConfig, SFTConfig
 from .denoising import training_path
 from .left_out import add_data
-from .loading import build_pair_source, build_transform, make_cache, open_cache_first
+from .loading import Ordering, build_pair_source, build_transform, make_cache, open_cache_first
 from .method import PairMethod
 from .noising import GaussianNoising, InvertedNoising, Noising
-from .remembering import build_reference
+from .remembering import batch_reference, build_reference
 from .supervised import SFTMethod
+from .switches.curriculum import build_curriculum
 
 
 def cache_pairs(config: DenoisingConfig) -> str | None:
@@ -74,6 +79,16 @@ def sft_job(config: SFTConfig, accelerator: Accelerator, adapter: Adapter | None
     return _denoising_job(config, accelerator, adapter, build)
 
 
+def kto_job(config: KTOConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: None = None) -> Job:
+    """KTO and BCO on labelled pictures."""
+
+    def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
+        reference = batch_reference(config, policy)
+        return LabelledMethod(config, policy, source, drawn_noise(config, policy), accelerator.autocast, reference)
+
+    return _denoising_job(config, accelerator, adapter, build)
+
+
 def drawn_noise(config: DenoisingConfig, adapter: Adapter) -> GaussianNoising:
     """Gaussian noise as the settings ask for it."""
     path = training_path(config, adapter.path)
@@ -91,9 +106,10 @@ def _pair_job(
 
     def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
         reference = build_reference(config, policy, source)
-        return PairMethod(config, policy, source, noising(policy), accelerator.autocast, reference)
+        method = ListMethod if config.is_list else PairMethod
+        return method(config, policy, source, noising(policy), accelerator.autocast, reference)
 
-    return _denoising_job(config, accelerator, adapter, build)
+    return _denoising_job(config, accelerator, adapter, build, partial(build_curriculum, config))
 
 
 def _denoising_job(
@@ -101,6 +117,7 @@ def _denoising_job(
     accelerator: Accelerator,
     adapter: Adapter | None,
     build: Callable[[Adapter, BatchSource[PairBatch]], Method],
+    order: Ordering | None = None,
 ) -> Job:
     """A run on pictures of a data set; ``build`` makes the method of the prepared policy and its batches."""
     own, cached = adapter is None, None
@@ -116,7 +133,7 @@ def _denoising_job(
             "without guidance, which it does not make; train its base model, or use an online method"
         )
     prepare_policy(config, adapter)
-    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes, cached)
+    source = build_pair_source(config, adapter, accelerator.process_index, accelerator.num_processes, cached, order)
     name = "" if accelerator.is_main_process else f"_rank{accelerator.process_index}"
     unreadable = Path(config.output_dir) / f"corrupt_pairs{name}.jsonl"
     source.corruption.keep(unreadable, resumed=config.resume_from_checkpoint is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from .config import DenoisingConfig
 
 
+#: From pairs with random access and the number of processes to the pair that stands at each position.
+Ordering = Callable[[PairDataset | CachedPairs, int], Callable[[int], int] | None]
+
+
 class PairSource(BatchSource[PairBatch], Protocol):
     """Batches of pairs, and the count of those that cannot be read."""
 
@@ -51,12 +56,18 @@ class PairSource(BatchSource[PairBatch], Protocol):
 
 
 def build_pair_source(
-    config: DenoisingConfig, adapter: Adapter, rank: int = 0, world_size: int = 1, cached: CachedPairs | None = None
+    config: DenoisingConfig,
+    adapter: Adapter,
+    rank: int = 0,
+    world_size: int = 1,
+    cached: CachedPairs | None = None,
+    order: Ordering | None = None,
 ) -> PairSource:
     """The pairs of ``config.dataset`` as an endless loader of this process's share.
 
     Args:
         cached: the cache in ``config.cache_dir``, if it is open already.
+        order: makes an order of the pairs; None, here or from it: shuffled epochs.
     """
     transform = build_transform(config, adapter)
     options: dict[str, Any] = {
@@ -73,6 +84,8 @@ def build_pair_source(
     else:
         pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
     source: PairLoader | StreamLoader
+    if order is not None and isinstance(pairs, CachedPairs | PairDataset):
+        options["order"] = order(pairs, world_size)
     if isinstance(pairs, CachedPairs):
         source = PairLoader(pairs, batch_size, draws=draws, **options)
     elif isinstance(pairs, StreamedPairs):

@@ -11,18 +11,27 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
-from diffusion_align.objectives.pair_stats import PairStats
-from diffusion_align.objectives.preference import PREFERENCE_LOSSES, check_losses, mean_reward, preference_loss
+from diffusion_align.objectives.preference import (
+    PREFERENCE_LOSSES,
+    check_losses,
+    mean_reward,
+    pair_metrics,
+    preference_loss,
+)
 from diffusion_align.training.engine.sourced_method import BatchSource
 
+from .compared import ComparedMethod
 from .config import DPOConfig
-from .denoising import DenoisingMethod
 from .noising import Noising
-from .reference import Reference, WholeBatch
+from .reference import Reference
 from .reward_shift import RewardShift
+from .switches.per_pair import pair_changes, pair_strength
+
+#: What the frozen reference is asked for where another one is compared with.
+WATCHED = ("margin", "chosen_error_up", "moved")
 
 
-class PairMethod(DenoisingMethod):
+class PairMethod(ComparedMethod):
     """One fused policy forward for chosen and rejected, one reference forward, one preference loss.
 
     Args:
@@ -46,8 +55,6 @@ class PairMethod(DenoisingMethod):
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         reference: Reference | None = None,
     ) -> None:
-        super().__init__(config, adapter, source, noising, autocast)
-        self.reference = reference or WholeBatch(adapter)
         check_losses(config.loss_types, config.loss_weights or None)
         losses = {name: PREFERENCE_LOSSES[name] for name in config.loss_types}
         ranking = [name for name, loss in losses.items() if loss.across_batch]
@@ -56,40 +63,53 @@ class PairMethod(DenoisingMethod):
                 f"loss_type {ranking[0]} compares the pairs of a batch, and per_device_train_batch_size = 1 gives it "
                 "one (gradient_accumulation_steps does not help): expected at least 2"
             )
-        self.needs_reference = any(loss.needs_reference for loss in losses.values())
+        super().__init__(
+            config,
+            adapter,
+            source,
+            noising,
+            autocast,
+            reference,
+            needs_reference=any(loss.needs_reference for loss in losses.values()),
+            watch_frozen=config.reference != "frozen" and config.watch_frozen,
+        )
         self.shift = RewardShift(adapter.device) if any(loss.shift for loss in losses.values()) else None
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
         config, device = self.config, self.adapter.device
         seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
-        soft_labels = send(batch.preference, device) if bool((batch.preference != 1).any()) else None
+        strength = pair_strength(config, batch, device)
+        soft_labels = None
+        if strength.uses_labels and bool((batch.preference != 1).any()):
+            soft_labels = send(batch.preference, device)
+        changes = pair_changes(config, batch, device)
         batch = batch.to(device)
-        noisy = self.noisy(batch, seeds)
-        with self.autocast():
-            chosen, rejected = noisy.errors(self.adapter).chunk(2)
-            stats = PairStats(chosen, rejected)
-            found: dict[str, Tensor] = {}
-            if self.needs_reference:
-                errors, found = self.reference.errors(noisy, batch.keys, seeds)
-                stats = PairStats(chosen, rejected, *errors.chunk(2))
+        found = self.measured(batch, seeds)
+        stats = changes.exchanged(found.stats.as_pairs())
         result = preference_loss(
             config.loss_types,
-            stats,
+            changes.weakened(stats),
             beta=config.beta,
             label_smoothing=config.label_smoothing,
             soft_labels=soft_labels,
-            sample_weight=batch.weight,
+            sample_weight=found.weight,
             shift=None if self.shift is None else self.shift.update(mean_reward(stats, config.beta)),
             loss_weights=config.loss_weights or None,
+            target=strength.target,
+            eta=config.linear_eta,
+            pair_beta=strength.pair_beta,
         )
         loss = result.loss
         if config.sft_weight:
-            loss = loss + config.sft_weight * chosen.mean()
-        return loss, {"loss": loss.detach(), **result.metrics, **found}
+            loss = loss + config.sft_weight * stats.chosen.mean()
+        metrics = {"loss": loss.detach(), **result.metrics, **found.metrics}
+        if found.frozen is not None:
+            watched = pair_metrics(changes.exchanged(found.frozen.as_pairs()), config.beta)
+            metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
+        return loss, metrics
 
     def state_dict(self) -> dict[str, Any]:
-        self.reference.checkpoint()
         return super().state_dict() | ({} if self.shift is None else self.shift.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

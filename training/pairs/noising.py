@@ -65,10 +65,8 @@ class InvertedNoising:
         if self.config.noise_draws is None or self.config.inversion_model == "policy":
             return self._invert(x0, t, cond, seeds)
         # The reference finds the same noise whenever a draw comes again: to the bit, where it sees the pair alone.
-        pairs = [
-            self._invert(pair_rows(x0, i), pair_rows(t, i), cond.map(partial(pair_rows, index=i)), seeds[i : i + 1])
-            for i in range(len(seeds))
-        ]
+        alone = [partial(pair_rows, index=i, count=len(seeds)) for i in range(len(seeds))]
+        pairs = [self._invert(rows(x0), rows(t), cond.map(rows), seeds[i : i + 1]) for i, rows in enumerate(alone)]
         x_t, eps = (torch.stack([pair[k] for pair in pairs], dim=1).flatten(0, 1) for k in range(2))
         return x_t, eps
 
@@ -77,7 +75,7 @@ class InvertedNoising:
         config, path = self.config, self.adapter.path
         noise = None
         if config.inversion_eta:
-            draws = normal(seeds, INVERSION, (config.inversion_steps, 2, *x0.shape[1:]))
+            draws = normal(seeds, INVERSION, (config.inversion_steps, len(x0) // len(seeds), *x0.shape[1:]))
             noise = send(draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2), x0.device)
         with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
             x_t = invert(

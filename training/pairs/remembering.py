@@ -15,17 +15,24 @@ from diffusion_align.data import CachedPairs, PairBatch, PairLoader
 from diffusion_align.data.cache import hash_weights
 from diffusion_align.training.engine.sourced_method import BatchSource
 
-from .config import DPOConfig
+from .config import DPOConfig, ReferencedConfig
 from .error_memory import ErrorMemory
 from .loading import fixed_draws
 from .reference import PairByPair, Reference, WholeBatch
+from .switches.moving_reference import MovingReference
+
+
+def batch_reference(config: ReferencedConfig, adapter: Adapter) -> Reference:
+    """A reference that answers batch by batch: frozen, or moving as the settings say."""
+    return WholeBatch(adapter) if config.reference == "frozen" else MovingReference(config, adapter)
 
 
 def build_reference(config: DPOConfig, adapter: Adapter, source: BatchSource[PairBatch]) -> Reference:
-    """Batch by batch for fresh noise; pair by pair for fixed draws, with a memory if ``reference_cache`` says so."""
+    """Batch by batch for fresh noise, for lists, and where the reference moves; pair by pair for fixed draws, with a
+    memory if ``reference_cache`` says so."""
     draws = fixed_draws(config)
-    if draws is None:
-        return WholeBatch(adapter)
+    if draws is None or config.is_list or config.reference != "frozen":
+        return batch_reference(config, adapter)
     if not config.reference_cache:
         return PairByPair(adapter)
     assert config.cache_dir is not None

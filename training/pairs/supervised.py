@@ -7,6 +7,7 @@ from torch import Tensor
 from diffusion_align.data.types import PairBatch
 
 from .denoising import DenoisingMethod
+from .switches.timesteps import level_weight
 
 
 class SFTMethod(DenoisingMethod):
@@ -20,5 +21,6 @@ class SFTMethod(DenoisingMethod):
         noisy = self.noisy(batch, seeds)
         with self.autocast():
             errors = noisy.errors(self.adapter)
-        loss = (errors * batch.weight).mean()
+        weighted, level = errors * batch.weight, level_weight(self.config, self.path, noisy.t)
+        loss = (weighted if level is None else weighted * level).mean()
         return loss, {"loss": loss.detach(), "error_chosen": errors.detach().mean()}

@@ -1,0 +1,1 @@
+"""Learning from other data than pairs: ranked lists, and labelled pictures (KTO, BCO)."""

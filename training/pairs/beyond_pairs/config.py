@@ -1,0 +1,61 @@
+"""Settings of learning from labelled pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from diffusion_align.objectives.declared import declared
+from diffusion_align.training.engine.config import PositiveFloat
+from diffusion_align.training.policy.config import MemoryNeeds, Work
+
+from ..config import ReferencedConfig
+
+if TYPE_CHECKING:
+    LossType = str
+else:
+    LossType = Literal[declared("unpaired_loss")]
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOConfig(ReferencedConfig):
+    """Diffusion-KTO (2404.04465) and BCO: pictures that are liked or not, without pairs."""
+
+    method: ClassVar[str] = "kto"
+
+    # -- data
+    dataset: str = "scenes-pairs"
+    """Pairs, whose chosen images are liked and whose rejected ones are disliked: shipped name, hub data set, parquet
+    file or folder, or an image folder with metadata.jsonl/.csv."""
+    positive_ratio: Share | None = None
+    """Take one image of each pair, the liked one with this probability (the official code's is 0.8); unset: both."""
+
+    # -- objective
+    loss_type: LossType = "kto"
+    """Loss (docs/dpo.md has the table)."""
+    beta: PositiveFloat = 5000.0
+    """Strength of the pull to the reference; rewards are 0.5 * beta * s. (The official Diffusion-KTO code has no
+    0.5: its 1000 is 2000 here.)"""
+    desirable_weight: PositiveFloat = 1.0
+    """Factor of the losses of liked images."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Factor of the losses of disliked images."""
+    shift_decay: Share = 0.99
+    """Share of the mean reward, which rewards are compared with, that stays at each micro-step."""
+
+    @property
+    def drawn(self) -> int:
+        """Images that are trained on, of each pair."""
+        return self.pictures if self.positive_ratio is None else 1
+
+    def memory_needs(self) -> MemoryNeeds:
+        return replace(super().memory_needs(), rows=self.drawn)
+
+    def work(self) -> Work:
+        whole, share = super().work(), self.drawn / self.pictures
+        forward = {name: calls * share for name, calls in whole.forward.items()}
+        return replace(whole, trained=self.drawn, forward=forward)

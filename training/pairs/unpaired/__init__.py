@@ -1,1 +1,0 @@
-"""Learning from labelled pictures without pairs: KTO and BCO."""
