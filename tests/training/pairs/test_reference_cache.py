@@ -164,7 +164,7 @@ def test_only_unknown_pairs_are_asked_of_the_reference(
     predict = adapter.predict
     monkeypatch.setattr(adapter, "predict", lambda x_t, *rest: sizes.append(len(x_t)) or predict(x_t, *rest))  # type: ignore[func-returns-value]
     first, second = (method.loss(batch)[1] for _ in range(2))
-    assert sizes == [8, 2, 2, 2, 2, 8]
+    assert sizes == [2, 2, 2, 2, 8, 8]
     assert (first["reference_hits"], second["reference_hits"]) == (0, 1)
 
 

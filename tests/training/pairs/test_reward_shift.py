@@ -1,4 +1,4 @@
-"""The running mean of rewards that kto and bco_pair compare with, beside a plain sum over the batches."""
+"""The running means of rewards that kto, bco_pair and bco compare with, beside a plain sum over the batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from diffusion_align.objectives import PairStats, preference_loss
 from diffusion_align.training.engine.checkpoint import list_checkpoints
+from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.reward_shift import RewardShift
 from diffusion_align.training.run import train
@@ -93,6 +94,19 @@ def test_two_processes_have_the_mean_of_one_with_both_s_pairs(
     train(replace(config, per_device_train_batch_size=2))
     (two, count), (one, _) = shift_of(tmp_path / "two"), shift_of(config.output_dir)
     assert (count, two) == (6, pytest.approx(one, rel=1e-3))
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_means_by_label_of_one_with_both_s_pairs(
+    config: DPOConfig, two_processes: TwoProcesses, tmp_path: Path
+) -> None:
+    shared = ("model", "dataset", "learning_rate", "beta", "lora_rank", "report_to", "progress", "logging_steps")
+    kto = KTOConfig(output_dir=str(tmp_path / "one"), max_steps=2, **{name: getattr(config, name) for name in shared})
+    two_processes.train(replace(kto, output_dir=str(tmp_path / "two")))
+    train(replace(kto, per_device_train_batch_size=2))
+    two, one = (load_file(tmp_path / name / "checkpoint-00000002/method.safetensors") for name in ("two", "one"))
+    assert torch.equal(two["labels.counts"], one["labels.counts"])
+    torch.testing.assert_close(two["labels.sums"], one["labels.sums"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_that_is_not_finite_is_left_out() -> None:
