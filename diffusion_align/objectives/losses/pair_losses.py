@@ -132,7 +132,7 @@ def exo_pair(stats: PairStats, beta: float | Tensor, label_smoothing: float = 0.
 
 @pair_loss(label_smoothing=True)
 def dmpo(stats: PairStats, beta: float | Tensor, label_smoothing: float = 0.01) -> Tensor:
-    """``exo_pair`` with DMPO's alpha: KL(sig(u) || 1 - alpha), alpha 0.01 where ``label_smoothing`` is 0.
+    """``exo_pair`` with DMPO's alpha: KL(sig(u) || 1 - alpha) (2507.07510), alpha 0.01 where ``label_smoothing`` is 0.
 
     Its gradient vanishes once sig(u) = 1 - alpha, which stops by itself. Published beta: 2000 on SD 1.5, 6000 on SDXL.
     """
