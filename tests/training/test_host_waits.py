@@ -27,6 +27,7 @@ from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig
 from diffusion_align.training.pairs import loading as source
 from diffusion_align.training.pairs import remembering
+from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.policy.live_bytes import RememberedShapes
 from tests.device_traffic import Traffic
@@ -121,6 +122,17 @@ def settings(pairs_folder: Path, tmp_path: Path) -> dict[str, Any]:
         (DPOConfig, {}),
         (DPOConfig, {"noise_draws": 1, "reference_cache": True, "max_pairs": 4}),  # the second epoch finds all known
         (InPOConfig, {"inversion_steps": 2}),
+        (
+            DPOConfig,
+            {
+                "safeguard_mu": 0.5,
+                "margin_dropout": 0.5,
+                "swap_labels": True,
+                "timestep_weight": "min-snr",
+                "reference": "ema",
+            },
+        ),
+        (KTOConfig, {}),
     ],
 )
 def test_a_cached_pair_step_waits_for_nothing(

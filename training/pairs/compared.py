@@ -30,12 +30,14 @@ class Measured:
     Attributes:
         stats: of policy and reference.
         frozen: the same with the frozen reference, where another one is compared with and this one is watched.
+        t: timesteps of the examples, (B,).
         weight: factors of the examples' losses, (B,).
         metrics: of the reference.
     """
 
     stats: ListStats
     frozen: ListStats | None
+    t: Tensor
     weight: Tensor
     metrics: dict[str, Tensor]
 
@@ -87,9 +89,10 @@ class ComparedMethod(DenoisingMethod):
         if frozen is not None:
             count = len(batch)
             watched = replace(stats, reference=_columns(frozen.errors, count), moved=moved(output, frozen, count))
-        level = level_weight(self.config, self.path, noisy.t[: len(batch)])
+        t = noisy.t[: len(batch)]
+        level = level_weight(self.config, self.path, t)
         weight = batch.weight if level is None else batch.weight * level
-        return Measured(stats, watched, weight, {} if answer is None else answer.metrics)
+        return Measured(stats, watched, t, weight, {} if answer is None else answer.metrics)
 
     def state_dict(self) -> dict[str, Any]:
         self.reference.checkpoint()

@@ -112,6 +112,14 @@ def check_switches(config: DPOConfig) -> None:
     if config.is_list and (config.margin_dropout or config.swap_labels is not False):
         name = "margin_dropout" if config.margin_dropout else "swap_labels"
         raise ValueError(f"{name} is for losses on pairs: loss_type {config.loss_type} takes lists")
+    if config.is_list and (config.label_smoothing or config.loss_weights):
+        name = "label_smoothing" if config.label_smoothing else "loss_weights"
+        raise ValueError(f"{name} is for losses on pairs: loss_type {config.loss_type} takes lists")
+    if config.loss_types == ("sft",) and (config.safeguard_mu is not None or config.margin_dropout):
+        name = "safeguard_mu" if config.safeguard_mu is not None else "margin_dropout"
+        raise ValueError(f"{name} weakens the rejected image, which loss_type sft does not look at")
+    if config.reference != "frozen" and not config.needs_reference:
+        raise ValueError(f"reference {config.reference}: loss_type {', '.join(config.loss_types)} has no reference")
     for name, loss in OPTIONS.items():
         if getattr(config, name) is not None and loss not in config.loss_types:
             raise ValueError(f"{name} is an option of loss_type {loss}, found {', '.join(config.loss_types)}")
