@@ -55,8 +55,8 @@ class PairBatch:
     """B examples of K pictures each, ready for a training step.
 
     Pairs have K = 2, chosen first. Single pictures have K = 1: those of supervised fine-tuning, or unpaired ones with
-    a ``label`` (liked or not). Ranked lists have any K, in any order, with ``rank`` or ``score``, and with a ``mask``
-    where some have fewer than K.
+    a ``label`` (liked or not). Ranked lists have any K, in any order, with ``rank``, perhaps ``score``, and with a
+    ``mask`` where some have fewer than K.
 
     Attributes:
         captions: where the caption was dropped, None for the pipeline's null prompt, or "".
@@ -70,7 +70,8 @@ class PairBatch:
         posterior: mean and standard deviation of the latents, each (K, B, C, h, w), or None.
         cond: prompt embeddings (B rows, no size ids) from a cache, or None.
         label: of unpaired pictures (B,) float32: +1 liked, -1 disliked; else None.
-        rank: of lists (B, K) int64: 0 is the best, equal numbers are ties, numbers need not be dense; else None.
+        rank: of lists (B, K) int64: 0 is the best, equal numbers are ties, numbers need not be dense. It tells a list
+            from a pair, so that lists with scores have it, too (``objectives.list_stats.ranks_of``); else None.
         score: of lists or pairs (B, K) float32, larger is better; None where there are ranks only, or nothing.
         mask: of lists (B, K) bool: which of the K pictures there are; None: all of them. The others are filled up with
             whatever has the right shape, and count nowhere.
@@ -118,12 +119,14 @@ class PairBatch:
         Lists are what they were. Scores that pairs have already stay.
 
         Raises:
-            ValueError: single pictures, which are ranked with nothing.
+            ValueError: no pairs, and no ranks.
         """
-        if self.rank is not None or (self.score is not None and len(self.size_ids) > 2):
+        if self.rank is not None:
             return self
         if len(self.size_ids) != 2:
-            raise ValueError(f"{self.keys[0]}: expected a pair or a ranked list, found {len(self.size_ids)} picture(s)")
+            raise ValueError(
+                f"{self.keys[0]}: expected a pair or a ranked list, found {len(self.size_ids)} picture(s) without ranks"
+            )
         p = torch.stack([self.preference, 1 - self.preference], dim=1)
         rank = (p < p.flip(1)).long()
         return replace(self, rank=rank, score=p if self.score is None else self.score)
