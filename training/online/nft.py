@@ -78,9 +78,11 @@ class NFTMethod:
         config, rollout = self.config, batch.rollout
         noisy = RenoisedBatch(self.adapter, batch, config.min_timestep)
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
+        # Two contexts: autocast keeps half-precision copies of weights until a context ends, and would show the trained
+        # policy with the old one's.
+        with self.accelerator.autocast(), self.old_policy():
+            old = self.policy.predict(noisy.x_t, noisy.t, conditions)
         with self.accelerator.autocast():
-            with self.old_policy():
-                old = self.policy.predict(noisy.x_t, noisy.t, conditions)
             found = self.policy.predict(noisy.x_t, noisy.t, conditions)
             optimal = optimality(send(rollout.advantage, found.output.device), config.advantage_clip)
             if config.space == "x0":  # views are affine, so that the implicit policies' x0 are mixtures of the x0
