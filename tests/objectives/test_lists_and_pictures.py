@@ -130,7 +130,7 @@ def test_advantages_are_win_rates_or_standardised_scores() -> None:
 errors_of_pairs = st.lists(st.floats(0.05, 0.2), min_size=4, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(errors_of_pairs, st.booleans())
 def test_two_pictures_are_a_pair(errors: list[float], first_is_better: bool) -> None:
     """The limits K = 2: Plackett-Luce, DGPO and D2O are DPO, LAIR is SPPO, RankDPO is DPO with one weight."""
@@ -154,7 +154,7 @@ def test_two_pictures_are_a_pair(errors: list[float], first_is_better: bool) -> 
             torch.testing.assert_close(found.metrics[metric], figure, msg=metric, check_dtype=False)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.floats(-2, 2), min_size=4, max_size=4), st.permutations(range(4)))
 def test_the_order_in_which_a_list_is_stored_does_not_matter(rewards: list[float], order: list[int]) -> None:
     rank = torch.tensor([[0, 1, 1, 2]])
@@ -220,7 +220,7 @@ def test_value_and_gradient_on_pictures_are_those_of_the_formula(name: str) -> N
         assert error.grad[i, 0].item() == pytest.approx(slope, rel=1e-4, abs=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-1, 1))
 def test_a_liked_and_a_disliked_picture_are_a_pair(liked: float, disliked: float, shift: float) -> None:
     error = -torch.tensor([[liked], [disliked]], dtype=torch.float64)

@@ -64,6 +64,9 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
     relabel_with: str | None = None
     """Scorer whose verdicts take the place of the data set's labels; asked once, kept in output_dir/relabelled (for
     large data sets: diffusion-align data relabel)."""
+    relabel_temperature: PositiveFloat | None = None
+    """With relabel_with: soft labels, sigmoid(difference of scores / relabel_temperature), instead of sure ones; for
+    losses that take them, pair_beta and curriculum."""
     streaming: bool = False
     """Read parquet files as they are, on this disk or on the hub, without a copy or random access (docs/data.md)."""
     shuffle_buffer: Positive = 10_000
@@ -129,6 +132,8 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
                     f"relabel_with cannot be used with {name}: label the pairs with diffusion-align data relabel, and "
                     "give their folder as dataset"
                 )
+        if self.relabel_temperature is not None and self.relabel_with is None:
+            raise ValueError("relabel_temperature softens the labels of relabel_with: name a scorer there")
         low, high = self.min_timestep, self.max_timestep
         if low >= high:
             raise ValueError(f"min_timestep = {low} must be smaller than max_timestep = {high}")

@@ -213,11 +213,14 @@ def relabelled(config: DenoisingConfig, device: torch.device, is_main: bool) -> 
     folder = Path(config.output_dir) / "relabelled"
     if is_main:
         limit, seed = config.max_pairs, selection_seed(config.pair_selection, config.seed)
-        task = Relabelling(config.dataset, config.dataset_split, config.relabel_with, limit=limit, seed=seed)
+        task = Relabelling(
+            config.dataset, config.dataset_split, config.relabel_with, limit=limit, seed=seed,
+            temperature=config.relabel_temperature,
+        )  # fmt: skip
         scorer = load_scorer(config.relabel_with, device=device)
         print(told(relabel(task, scorer, folder, max_corrupt=config.max_corrupt, progress=print)))
     PartialState().wait_for_everyone()
-    return replace(config, dataset=str(folder), relabel_with=None)
+    return replace(config, dataset=str(folder), relabel_with=None, relabel_temperature=None)
 
 
 def load_training_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def test_a_run_learns_from_the_scorer_s_labels_and_makes_them_once(
     run: dict[str, Any] = {
         "model": str(sdxl_folder), "dataset": str(pairs_folder), "per_device_train_batch_size": 2, "max_steps": 1,
         "report_to": "none", "progress": False, "output_dir": str(tmp_path), "relabel_with": "scenes-oracle",
+        "relabel_temperature": 0.5,
     }  # fmt: skip
     train(DPOConfig(**run))
     assert "12 pairs: " in capsys.readouterr().out
@@ -34,10 +36,16 @@ def test_a_run_learns_from_the_scorer_s_labels_and_makes_them_once(
     for i in range(len(pairs)):
         better, worse = oracle.score(list(pairs[i].images()), [pairs[i].caption] * 2).reward.tolist()
         assert better > worse
+        assert pairs[i].preference == pytest.approx(1 / (1 + math.exp(-(better - worse) / 0.5)))
         changed += pairs[i].chosen != before[i].chosen  # type: ignore[index]
     assert 0 < changed < len(pairs)
     alone: Any = build_pair_source(SFTConfig(**run), adapter)
     assert alone.examples.dataset[0].chosen == pairs[0].chosen
+
+
+def test_a_temperature_needs_a_scorer() -> None:
+    with pytest.raises(ValueError, match="relabel_temperature softens the labels of relabel_with"):
+        validated(DPOConfig, {"relabel_temperature": 1.0}, "recipe")
 
 
 @pytest.mark.parametrize("values", [{"cache_dir": "c"}, {"streaming": True}])
