@@ -54,8 +54,9 @@ class PairSwitches:
     """What can be switched on for any loss on pairs."""
 
     safeguard_mu: Fraction | None = None
-    """Diffusion-SDPO (2511.03317): weaken the rejected image's gradient so that the chosen one's error does not rise; 0
-    just so much, 0.9 (published for SD 1.5) leaves about a tenth of it. Unset: off."""
+    """Diffusion-SDPO (2511.03317): weaken the rejected image's gradient so that the chosen one's error does not rise:
+    by (1 - safeguard_mu) / kappa, at most 1, with the metric kappa. Published: 0.9 for SD 1.5, 0.6 for SDXL. Unset:
+    off."""
     safeguard: Literal["sample", "batch"] = "sample"
     """Whether safeguard_mu weighs each pair by itself, or has one factor for a micro-batch (the published code)."""
     pair_beta: PositiveFloat | None = None
