@@ -74,7 +74,7 @@ def _run(
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_dict(config).items()}
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if config.eval_steps else None
-    result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint)
+    result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint, watchdog=job.watchdog)
     if accelerator.is_main_process:
         write_run_report(config, result.step, result.stopped, job.report)
     return result

@@ -69,15 +69,16 @@ def run(config: RunConfig) -> int:
         print(make_plan(config))
         return 0
     from diffusion_align.training.engine.accelerator import leave_processes
-    from diffusion_align.training.engine.loop import EARLY_STOPPING
     from diffusion_align.training.run import train
 
     result = train(config)
     leave_processes()
-    if result.stopped not in (None, EARLY_STOPPING):
+    if result.stopped is not None and not result.ended_early:
         print(f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest")
         return 130
     if result.weights is not None:  # only the first of several processes writes them
-        early = f" ({EARLY_STOPPING}; the best weights are in {result.output_dir / 'best'})" if result.stopped else ""
+        best = result.output_dir / "best"
+        kept = f"; the best weights are in {best}" if best.is_dir() else ""
+        early = f" ({result.stopped}{kept})" if result.stopped else ""
         print(f"trained {result.step} steps{early}: {result.weights}")
     return 0

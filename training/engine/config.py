@@ -118,6 +118,11 @@ class RunConfig:
     """Metric of validation (larger is better). The weights with its best value are kept in output_dir/best; early
     stopping watches it."""
 
+    @property
+    def best_metric(self) -> str:
+        """The metric whose best value's weights are kept."""
+        return self.metric_for_best_model
+
     def check(self) -> None:
         """Whether the settings fit each other, as far as they tell without model and data.
 

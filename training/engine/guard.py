@@ -137,7 +137,7 @@ class Patience:
         self.best, self.waited, self.seen = float("-inf"), 0, -1
         # The first process decides for all: another one may see another file, or none.
         for values in read_metrics(metrics_file) if accelerator.is_main_process else ():
-            if config.metric_for_best_model in values:
+            if config.best_metric in values:
                 self._note(values["step"], values)
 
     def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
@@ -146,10 +146,10 @@ class Patience:
         Raises:
             ValueError: validation has no such metric, and early stopping waits for it.
         """
-        return self._agreed(self._note(step, metrics))
+        return self.agreed(self._note(step, metrics))
 
     def _note(self, step: int, metrics: Mapping[str, float]) -> bool:
-        name = self.config.metric_for_best_model
+        name = self.config.best_metric
         if step <= self.seen or (name not in metrics and not self.config.early_stopping_patience):
             return False
         if name not in metrics:
@@ -164,10 +164,12 @@ class Patience:
         patience = self.config.early_stopping_patience
         if not patience:
             return False
-        return self._agreed(self.waited >= patience)
+        return self.agreed(self.waited >= patience)
 
-    def _agreed(self, answer: bool) -> bool:
-        """The first process's answer."""
+    def agreed(self, answer: bool) -> bool:
+        """The first process's answer; one process alone does not ask its device for its own."""
+        if self.accelerator.num_processes == 1:
+            return answer
         return bool(broadcast(torch.tensor(float(answer), device=self.accelerator.device)))
 
 

@@ -25,8 +25,10 @@ from .protocols import Method, RunInterrupted, Trainable, Validate
 from .resuming import record_of
 from .sharding import distribute, forget_gathered, is_cut, saved_whole, uncut
 from .state import collect_state, restore_state
+from .watching.watchdog import Watchdog
 
-#: What stopped a run that found no better weights for long; it has ended, and is not to be continued.
+#: What stopped a run that found no better weights for long, or raised an alarm (then with its name behind a colon); it
+#: has ended, and is not to be continued.
 EARLY_STOPPING = "early stopping"
 
 
@@ -39,7 +41,8 @@ class TrainResult:
         weights: what ``Adapter.load_weights`` or diffusers load; None if the run was interrupted (the checkpoints have
             them then), and in all processes but the first.
         step: optimiser steps done.
-        stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it.
+        stopped: None when it ran to the end, "early stopping", or the name of the signal that stopped it; where an
+            alarm did it, "early stopping: " and the name of its rule.
         history: every logged line: {"step": ..., "loss": ..., ...}.
     """
 
@@ -48,6 +51,11 @@ class TrainResult:
     step: int
     stopped: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it ended by early stopping, and is not to be continued."""
+        return self.stopped is not None and self.stopped.startswith(EARLY_STOPPING)
 
 
 def sync_gradients(accelerator: Accelerator, model: Any, last: bool) -> AbstractContextManager[Any]:
@@ -80,6 +88,7 @@ def run_loop(
     validate: Validate | None = None,
     checkpoint: Path | None = None,
     bare_optimizer: torch.optim.Optimizer | None = None,
+    watchdog: Watchdog | None = None,
 ) -> TrainResult:
     """Train ``trained`` with ``method`` for ``config.max_steps`` optimiser steps.
 
@@ -87,6 +96,7 @@ def run_loop(
         validate: gives the figures of a validation; called by all processes together.
         checkpoint: a verified one to go on from.
         bare_optimizer: over ``trained``'s parameters, not prepared yet; None makes the one that ``config`` names.
+        watchdog: shown every line of metrics; may stop the run. Its state is part of the checkpoints.
 
     Raises:
         FloatingPointError: three optimiser steps in a row had a loss or gradient that is not finite; the offending
@@ -110,9 +120,11 @@ def run_loop(
         state = load_checkpoint(checkpoint)
         step = restore_state(state, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         accelerator.print(f"resumed from {checkpoint}")
+        if watchdog is not None and "watchdog" in state.values:  # checkpoints of before there was one begin anew
+            watchdog.load_state_dict(state.values["watchdog"])
 
     guard = FiniteGuard(accelerator, optimizer, output_dir)
-    log = MetricLog(config, accelerator, first_step=step)
+    log = MetricLog(config, accelerator, step, watchdog)
     patience = Patience(config, accelerator, log.path)
     batches = method.batches()
     bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
@@ -129,6 +141,8 @@ def run_loop(
     def checkpoint_now() -> None:
         state = collect_state(step, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
         state.values |= record_of(config, accelerator.num_processes)
+        if watchdog is not None:
+            state.values["watchdog"] = watchdog.state_dict()
         if accelerator.is_main_process:
             save_checkpoint(output_dir, state, step, config.save_total_limit, save_weights)
         else:
@@ -145,10 +159,18 @@ def run_loop(
             save_weights(output_dir / "best")
         log.add_evaluation(step, metrics)
 
+    def early() -> str | None:
+        """Why the run should end before its last step, on all processes alike."""
+        if patience.exhausted():
+            return EARLY_STOPPING
+        if watchdog is None or not watchdog.stop_on or not patience.agreed(watchdog.stopped is not None):
+            return None
+        return f"{EARLY_STOPPING}: {watchdog.stopped}"
+
     with StopSignal() as stop:
         if validate is not None and step == 0:
             validate_now()
-        while step < config.max_steps and not stop.received_anywhere(accelerator) and not patience.exhausted():
+        while step < config.max_steps and not stop.received_anywhere(accelerator) and not early():
             started = time.perf_counter()
             for micro_step in range(config.gradient_accumulation_steps):
                 last = micro_step + 1 == config.gradient_accumulation_steps
@@ -185,12 +207,12 @@ def run_loop(
     trained.wrap(lambda module: accelerator.unwrap_model(module, keep_fp32_wrapper=False))
     trained.network.eval()
     weights = None
-    early = patience.exhausted()
-    if step >= config.max_steps or early:
+    ended = early()
+    if step >= config.max_steps or ended:
         if ema is not None:
             ema.copy_to(parameters)
             forget_gathered(trained.network)
         with saved_whole(trained.network):
             if accelerator.is_main_process:
                 weights = trained.save(output_dir)
-    return TrainResult(output_dir, weights, step, EARLY_STOPPING if early else stop.received, log.history)
+    return TrainResult(output_dir, weights, step, ended or stop.received, log.history)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from diffusion_align.evaluation.report import Report
 
+from .metrics import Metrics
+from .watching.watchdog import Watchdog
+
 #: Called with the step as (step), by all processes together; returns metrics such as {"eval/win_rate": 0.6}, to all.
 Validate = Callable[[int], dict[str, float]]
 #: Adds to a report what a method has to show; the lines are those of metrics.jsonl.
@@ -53,8 +56,8 @@ class Method(Protocol):
     def batches(self) -> Iterator[Any]:
         """Endless training batches of this process."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss with a graph, and scalar metrics that stay on the device."""
+    def loss(self, batch: Any) -> tuple[Tensor, Metrics]:
+        """Scalar loss with a graph, and metrics that stay on the device."""
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the method (data, schedules): JSON-able values and tensors."""
@@ -72,9 +75,11 @@ class Job:
         method: how.
         validate: how it is validated, by all processes together; None: not at all.
         report: adds to the run's report what only this method has; None: nothing.
+        watchdog: reads its metrics, raises alarms, and may stop it; None: nobody does.
     """
 
     trained: Trainable
     method: Method
     validate: Validate | None = None
     report: AddToReport | None = None
+    watchdog: Watchdog | None = None

@@ -1,0 +1,1 @@
+"""Watching a run: rules that read its metrics, raise alarms, and may stop it."""
