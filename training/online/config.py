@@ -19,8 +19,9 @@ class OnlineConfig(TrainingData, TrainConfig):
 
     takes_scorer: ClassVar[bool] = True
     changeable: ClassVar[frozenset[str]] = frozenset({
-        "held_out_scorers", "scorer_timeout", "max_corrupt",
+        "scorer_timeout", "max_corrupt",
     })  # fmt: skip
+    stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"spread"}
 
     # -- tasks
     dataset: str = "scenes-pairs"
@@ -41,9 +42,6 @@ class OnlineConfig(TrainingData, TrainConfig):
     """How an ensemble's standardised members are merged."""
     scorer_timeout: NonNegativeFloat = 600.0
     """Seconds a batch's scores may take before the run stops; 0 sets no limit, for a debugger inside a scorer."""
-    held_out_scorers: tuple[str, ...] = ()
-    """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
-    fall is over-optimised."""
 
     # -- sampling
     num_inference_steps: Positive = 20
@@ -57,7 +55,12 @@ class OnlineConfig(TrainingData, TrainConfig):
         return 2 if self.guidance_scale > 1 else 1
 
     def validation_data(self) -> ValidationData:
-        return ValidationData(self.dataset, self.mask_kinds, self.resolution, self.held_out_scorers)
+        return ValidationData(self.dataset, self.mask_kinds, self.resolution)
+
+    def check(self) -> None:
+        super().check()
+        if "spread" in self.stop_on and (len(self.scorers) < 2 or not self.eval_steps):
+            raise ValueError("stop_on spread needs an ensemble, at least 2 scorers, and validation: set eval_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.evaluation.report import Report
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import load_reward
 from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
+from diffusion_align.training.policy.watching.watch_building import build_watchdog
+from diffusion_align.training.policy.watching.watch_report import add_watching
+from diffusion_align.training.policy.watching.watch_rules import HeldOutRule
 
 from .config import OnlineConfig, RolloutConfig
 from .reward_curves import add_rewards
@@ -44,8 +47,14 @@ def online_job(
     if scorer is None:
         scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
     method = build(adapter, scorer)
-    validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
-    return Job(adapter, method, validate, partial(add_rewards, config))
+    held_out, folder = HeldOutRule(), Path(config.output_dir)
+    validate = build_validator(config, adapter, folder, held_out, scorer) if config.eval_steps else None
+
+    def add_to(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
+        add_watching(report, lines)
+        add_rewards(config, report, lines)
+
+    return Job(adapter, method, validate, add_to, build_watchdog(config, held_out))
 
 
 def rollout_job(

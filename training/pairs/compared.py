@@ -33,6 +33,7 @@ class Measured:
         t: timesteps of the examples, (B,).
         weight: factors of the examples' losses, (B,).
         metrics: of the reference.
+        values: C h w of a latent.
     """
 
     stats: ListStats
@@ -40,6 +41,7 @@ class Measured:
     t: Tensor
     weight: Tensor
     metrics: dict[str, Tensor]
+    values: int
 
 
 class ComparedMethod(DenoisingMethod):
@@ -92,7 +94,8 @@ class ComparedMethod(DenoisingMethod):
         t = noisy.t[: len(batch)]
         level = level_weight(self.config, self.path, t)
         weight = batch.weight if level is None else batch.weight * level
-        return Measured(stats, watched, t, weight, {} if answer is None else answer.metrics)
+        metrics = {} if answer is None else answer.metrics
+        return Measured(stats, watched, t, weight, metrics, noisy.x_t[0].numel())
 
     def state_dict(self) -> dict[str, Any]:
         self.reference.checkpoint()

@@ -244,7 +244,8 @@ class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
     """Diffusion-DPO (2311.12908) and the other losses on preference pairs and ranked lists."""
 
     method: ClassVar[str] = "dpo"
-    changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache"})
+    changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache", "entanglement_steps"})
+    stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"entanglement"}
 
     # -- data
     reference_cache: bool = False
@@ -261,6 +262,9 @@ class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
     sft_weight: NonNegativeFloat = 0.0
     """Weight of an added denoising loss on the chosen images."""
+    entanglement_steps: NonNegative = 0
+    """Every so many optimiser steps, take the gradients of the chosen and the rejected error apart, and log their
+    cosine and kappa (entanglement/...); costs one more backward pass then. 0 is off."""
 
     @property
     def loss_types(self) -> tuple[str, ...]:
@@ -289,6 +293,16 @@ class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
             )
         if self.reference_cache:
             self.check_reference_cache()
+        if self.entanglement_steps and self.torch_compile:
+            raise ValueError(
+                "entanglement_steps takes gradients twice, which the compiled network forgets after one: set "
+                "torch_compile to false"
+            )
+        if self.entanglement_steps and self.is_list:
+            raise ValueError(
+                f"entanglement_steps compares a chosen and a rejected picture, loss_type {self.loss_type} takes lists: "
+                "set it to 0"
+            )
 
     def check_reference_cache(self) -> None:
         """Raises ValueError where the reference's errors could not be remembered."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -12,12 +13,16 @@ from accelerate import Accelerator, PartialState
 from diffusion_align.adapters import ENCODERS, PARTS, Adapter
 from diffusion_align.data import PairBatch
 from diffusion_align.data.cache import CORRUPT, garbage
+from diffusion_align.evaluation.report import Report
 from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
+from diffusion_align.training.policy.watching.watch_building import build_watchdog
+from diffusion_align.training.policy.watching.watch_report import add_watching
+from diffusion_align.training.policy.watching.watch_rules import HeldOutRule
 
 from .beyond_pairs.config import KTOConfig
 from .beyond_pairs.labelled import LabelledMethod
@@ -103,6 +108,11 @@ def _pair_job(
             "reference_cache: processes ask the reference for different pairs, which FSDP cannot: it gathers the parts "
             "of a network from all of them; set reference_cache to false, or launch with DDP"
         )
+    if config.entanglement_steps and shards():
+        raise ValueError(
+            "entanglement_steps takes gradients of the whole trained weights, which FSDP cuts into parts: set it to 0, "
+            "or launch with DDP"
+        )
 
     def build(policy: Adapter, source: BatchSource[PairBatch]) -> Method:
         reference = build_reference(config, policy, source)
@@ -140,5 +150,11 @@ def _denoising_job(
     if own and cached is not None:
         adapter.park_encoders()  # that init_weights made necessary
     method = build(adapter, source)
-    validate = build_validator(config, adapter, Path(config.output_dir)) if config.eval_steps else None
-    return Job(adapter, method, validate, lambda report, _: add_data(Path(config.output_dir), report))
+    held_out, folder = HeldOutRule(), Path(config.output_dir)
+    validate = build_validator(config, adapter, folder, held_out) if config.eval_steps else None
+
+    def add_to(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
+        add_watching(report, lines)
+        add_data(folder, report)
+
+    return Job(adapter, method, validate, add_to, build_watchdog(config, held_out))

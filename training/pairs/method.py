@@ -18,7 +18,11 @@ from diffusion_align.objectives.preference import (
     pair_metrics,
     preference_loss,
 )
+from diffusion_align.training.engine.metrics import Metrics
 from diffusion_align.training.engine.sourced_method import BatchSource
+from diffusion_align.training.policy.watching.entanglement import EntanglementProbe
+from diffusion_align.training.policy.watching.pair_watch import PairWatch
+from diffusion_align.training.policy.watching.timestep_bins import TimestepBins
 
 from .compared import ComparedMethod
 from .config import DPOConfig
@@ -74,9 +78,14 @@ class PairMethod(ComparedMethod):
             watch_frozen=config.reference != "frozen" and config.watch_frozen,
         )
         self.shift = RewardShift(adapter.device) if any(loss.shift for loss in losses.values()) else None
+        self.watch = PairWatch(self.path, TimestepBins(config.timestep_bins, self.path.num_timesteps))
+        self.entanglement = EntanglementProbe(
+            lambda: list(adapter.trainable_parameters().values()),
+            config.entanglement_steps * config.gradient_accumulation_steps,
+        )
 
-    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean preference loss of the batch (scalar) and its metrics (scalar tensors on the device)."""
+    def loss(self, batch: PairBatch) -> tuple[Tensor, Metrics]:
+        """Mean preference loss of the batch (scalar) and its metrics, which stay on the device."""
         config, device = self.config, self.adapter.device
         seeds = batch.seeds  # read on the host, before the move: asking a device for them would stall it
         strength = pair_strength(config, batch, device)
@@ -107,12 +116,17 @@ class PairMethod(ComparedMethod):
         if found.frozen is not None:
             watched = pair_metrics(changes.exchanged(found.frozen.as_pairs()), config.beta)
             metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
-        return loss, metrics
+        # How far the policy is from where it began, also where it is compared with something nearer.
+        from_base = stats if found.frozen is None else changes.exchanged(found.frozen.as_pairs())
+        watching = self.watch(found.t, from_base, config.beta, found.values)
+        return loss, {**metrics, **watching, **self.entanglement(stats.chosen, stats.rejected)}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({} if self.shift is None else self.shift.state_dict())
+        shift = {} if self.shift is None else self.shift.state_dict()
+        return super().state_dict() | shift | self.entanglement.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self.entanglement.load_state_dict(state)
         if self.shift is not None:
             self.shift.load_state_dict(state)

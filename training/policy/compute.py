@@ -199,12 +199,14 @@ def estimate_compute(config: TrainConfig, model: MetaModel, world_size: int, exa
 
 
 def _validation(config: TrainConfig, unit: Operations) -> float:
-    """Of drawing the base's pictures once and the policy's at every validation."""
+    """Of drawing the base's pictures once and the policy's at every validation; for the divergence both predict."""
     if not config.eval_steps:
         return 0
     rows = 2 if config.validation_guidance_scale > 1 else 1
-    picture = config.validation_inference_steps * rows * unit.forward + unit.vae["decode"]
-    return (1 + config.max_steps // config.eval_steps) * config.num_validation_prompts * picture
+    latents = config.validation_inference_steps * rows * unit.forward
+    pictures = config.num_validation_prompts * config.validation_seeds_per_prompt
+    one = pictures * (latents + unit.vae["decode"]) + 2 * config.kl_prompts * latents
+    return (1 + config.max_steps // config.eval_steps) * one
 
 
 def card_rows(card: Card, compute: Compute, dtype: str, needed: float) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
     Fraction,
+    NonNegative,
     NonNegativeFloat,
     PlanNotes,
     Positive,
@@ -16,6 +17,10 @@ from diffusion_align.training.engine.config import (
 )
 
 from .model_options import TrainedModelOptions
+from .watching.watch_limits import LEAST_HELD_OUT, LEAST_PROMPTS
+
+#: What may stop a run, by the name of its rule (docs/diagnostics.md).
+StopRule = Literal["alarm", "artefacts", "held_out", "kl_budget", "spread", "entanglement"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,11 @@ class ValidationData:
         dataset: whose validation split gives the prompts where no file does; None: a file must.
         mask_kinds: random masks of what an inpainting model repaints; empty: it is given no holes.
         resolution: side of those pictures in pixels; None is the model's own.
-        held_out_scorers: scorers that are only watched.
     """
 
     dataset: str | None = None
     mask_kinds: tuple[Literal["box", "brush", "half", "border"], ...] = ()
     resolution: int | None = None
-    held_out_scorers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,12 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     changeable: ClassVar[frozenset[str]] = frozenset({
         "gradient_checkpointing", "torch_compile", "channels_last", "vae_batch_size", "validation_prompts",
         "num_validation_prompts", "validation_scorer", "validation_inference_steps", "validation_guidance_scale",
-        "validation_seed",
+        "validation_seed", "validation_seeds_per_prompt", "held_out_scorers", "kl_prompts", "kl_budget", "stop_on",
+        "timestep_bins",
     })  # fmt: skip
+
+    #: Rules that a run of this method has.
+    stop_rules: ClassVar[frozenset[str]] = frozenset({"alarm", "artefacts", "held_out", "kl_budget"})
 
     # -- model
     init_weights: str | None = None
@@ -153,9 +160,33 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     """Classifier-free guidance scale."""
     validation_seed: int = 1234
     """Image i is drawn with this seed + i."""
+    validation_seeds_per_prompt: Positive = 1
+    """Pictures of each prompt; from 2 on, their diversity is compared with the base's, and each prompt counts with the
+    mean of its rewards."""
+    held_out_scorers: tuple[str, ...] = ()
+    """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
+    fall is over-optimised."""
+
+    # -- watching
+    kl_prompts: NonNegative = 0
+    """Validation prompts along whose sampling the divergence from the base is measured (eval/kl); 0 does without, which
+    saves drawing them once more."""
+    kl_budget: PositiveFloat | None = None
+    """Largest eval/kl, in nats a picture, before there is an alarm."""
+    timestep_bins: NonNegative = 5
+    """Figures are logged for this many equal ranges of timesteps as well (NAME/t0-199); 0 switches it off."""
+    stop_on: tuple[StopRule, ...] = ()
+    """Alarms that stop the run; alarm is any of them, and unset only says and logs them."""
+
+    @property
+    def best_metric(self) -> str:
+        unset = self.metric_for_best_model == RunConfig.metric_for_best_model
+        watched = len(self.held_out_scorers) >= LEAST_HELD_OUT and not {"alarm", "held_out"}.isdisjoint(self.stop_on)
+        return "eval/held_out" if unset and watched else self.metric_for_best_model
 
     def check(self) -> None:
         super().check()
+        self._check_watching()
         if self.full_finetuning and self.weight_dtype != "fp32" and self.mixed_precision == "no":
             raise ValueError(
                 f"weight_dtype {self.weight_dtype} with full_finetuning needs mixed_precision fp16 or bf16: the "
@@ -163,6 +194,29 @@ class TrainConfig(TrainedModelOptions, RunConfig):
             )
         if self.eval_steps and self.validation_prompts is None and self.validation_data().dataset is None:
             raise ValueError(f"eval_steps = {self.eval_steps} needs validation_prompts, a file with one prompt a line")
+
+    def _check_watching(self) -> None:
+        wrong = [name for name in self.stop_on if name not in self.stop_rules]
+        if wrong:
+            raise ValueError(
+                f"stop_on has {wrong[0]}, which {self.method} does not watch: expected some of "
+                f"{', '.join(sorted(self.stop_rules))}"
+            )
+        needs = {
+            "held_out": (len(self.held_out_scorers) >= LEAST_HELD_OUT, f"at least {LEAST_HELD_OUT} held_out_scorers"),
+            "kl_budget": (self.kl_budget is not None, "a kl_budget"),
+            "artefacts": (
+                self.num_validation_prompts >= LEAST_PROMPTS,
+                f"num_validation_prompts of at least {LEAST_PROMPTS}",
+            ),
+        }
+        for name, (is_there, what) in needs.items():
+            if name in self.stop_on and not is_there:
+                raise ValueError(f"stop_on {name} needs {what}")
+            if name in self.stop_on and not self.eval_steps:
+                raise ValueError(f"stop_on {name} needs validation: set eval_steps")
+        if self.kl_budget is not None and not (self.kl_prompts and self.eval_steps):
+            raise ValueError(f"kl_budget = {self.kl_budget:g} needs kl_prompts, e.g. 8, and eval_steps")
 
     def validation_data(self) -> ValidationData:
         """What policy and base are compared on."""

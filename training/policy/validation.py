@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +19,17 @@ from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compar
 from diffusion_align.evaluation.figures import image_grid
 from diffusion_align.evaluation.stats import win_rate
 from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
+from diffusion_align.rewards.combine import Ensemble
 from diffusion_align.rewards.context import score_with_context
 from diffusion_align.sampling.sampler import to_uint8
 from diffusion_align.training.engine.randomness import MASKS, mix
 
 from .config import TrainConfig
+from .watching.divergence import DivergenceProbe
+from .watching.picture_watch import PictureWatch, ensemble_spread, standardised
+from .watching.timestep_bins import TimestepBins
+from .watching.watch_limits import LEAST_HELD_OUT, LEAST_PROMPTS
+from .watching.watch_rules import HeldOutRule
 
 
 @dataclass
@@ -31,10 +37,16 @@ class Validator:
     """Draws policy and, once, reference, and compares them. Each process of a run draws and scores its share.
 
     Attributes:
+        prompts: one a picture: the K pictures of a prompt side by side.
         scorer: None saves pictures only.
         holes: what inpainting models repaint, as many as prompts.
         held_out: scorers that are only watched; their means and win rates come as eval/NAME and eval/NAME_win_rate.
         pictures: how many rows the saved grids have.
+        seeds_per_prompt: K; rewards are compared prompt by prompt, as means over K pictures.
+        watch: figures of the pictures against the base's own spread; None: not measured.
+        held_out_rule: told the held-out mean, prompt by prompt; None: nobody asks.
+        ensemble: members of the reward that is trained on, whose disagreement is watched.
+        divergence: measures the divergence from the base; None: not measured.
     """
 
     adapter: Adapter
@@ -45,6 +57,11 @@ class Validator:
     holes: Holes | None = None
     held_out: Mapping[str, RewardScorer] = field(default_factory=dict)
     pictures: int = 6
+    seeds_per_prompt: int = 1
+    watch: PictureWatch | None = None
+    held_out_rule: HeldOutRule | None = None
+    ensemble: Mapping[str, RewardScorer] = field(default_factory=dict)
+    divergence: Callable[[], dict[str, float]] | None = None
     _base: Sampled | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -55,33 +72,54 @@ class Validator:
         """
         if self._base is None:
             with self.adapter.reference():
-                self._base = self._draw()
-        policy = self._draw()
+                self._base = self.draw()
+        policy = self.draw()
         if PartialState().is_main_process:
             self._save_grid(step, policy)
-        watched = {}
+        base, watched = self._base, {}
+        sides = {}
         for name, scorer in self.held_out.items():
-            ours, theirs = (
-                score_with_context(scorer, sampled.images, self.prompts, self.holes).reward.tolist()
-                for sampled in (policy, self._base)
-            )
+            sides[name] = ours, theirs = self._by_prompt(scorer, policy), self._by_prompt(scorer, base)
             watched[f"eval/{name}"] = sum(ours) / len(ours)
             watched[f"eval/{name}_win_rate"] = win_rate(ours, theirs).rate
-        if policy.reward is None or self._base.reward is None:
+        if self.held_out_rule is not None and len(sides) >= LEAST_HELD_OUT:
+            signed = [(sides[name], scorer.higher_is_better) for name, scorer in self.held_out.items()]
+            watched |= self.held_out_rule.measure(standardised(signed))
+        if self.ensemble:
+            scored = [
+                ((self._by_prompt(scorer, policy, 1), self._by_prompt(scorer, base, 1)), scorer.higher_is_better)
+                for scorer in self.ensemble.values()
+            ]
+            watched |= ensemble_spread(scored)
+        if self.watch is not None:
+            watched |= self.watch(policy.images, base.images)
+        if self.divergence is not None:
+            watched |= self.divergence()
+        if policy.reward is None or base.reward is None:
             return watched
-        rate = compare(policy, self._base)
+        rate = compare(self._of_prompts(policy), self._of_prompts(base))
         metrics = {
             "eval/win_rate": rate.rate,
             "eval/win_rate_low": rate.interval[0],
             "eval/win_rate_high": rate.interval[1],
             "eval/reward": float(policy.reward.reward.mean()),
-            "eval/base_reward": float(self._base.reward.reward.mean()),
+            "eval/base_reward": float(base.reward.reward.mean()),
         }
         return (
             watched | metrics | {f"eval/{name}": float(values.mean()) for name, values in policy.reward.aspects.items()}
         )
 
-    def _draw(self) -> Sampled:
+    def _by_prompt(self, scorer: RewardScorer, sampled: Sampled, seeds: int | None = None) -> list[float]:
+        """Scores of each prompt, means over its pictures (or over ``seeds`` of them)."""
+        reward = score_with_context(scorer, sampled.images, self.prompts, self.holes).reward
+        return prompt_means(reward, seeds or self.seeds_per_prompt).tolist()
+
+    def _of_prompts(self, sampled: Sampled) -> Sampled:
+        """With one reward a prompt."""
+        assert sampled.reward is not None
+        return replace(sampled, reward=RewardOutput(prompt_means(sampled.reward.reward, self.seeds_per_prompt)))
+
+    def draw(self) -> Sampled:
         """All prompts' pictures.
 
         Shares are equal, because processes that hold parts of a network call it equally often: where prompts run out,
@@ -102,12 +140,17 @@ class Validator:
 
     def _save_grid(self, step: int, policy: Sampled) -> None:
         assert self._base is not None
-        count = min(self.pictures, len(self.prompts))
-        before, after = to_uint8(self._base.images[:count]), to_uint8(policy.images[:count])
+        shown = slice(0, self.pictures * self.seeds_per_prompt, self.seeds_per_prompt)
+        before, after = to_uint8(self._base.images[shown]), to_uint8(policy.images[shown])
         rows = [list(pair) for pair in zip(before, after, strict=True)]
-        grid = image_grid(rows, list(self.prompts[:count]), ["base", f"step {step}"])
+        grid = image_grid(rows, list(self.prompts[shown]), ["base", f"step {step}"])
         self.folder.mkdir(parents=True, exist_ok=True)
         grid.save(self.folder / f"step-{step:06d}.png")
+
+
+def prompt_means(rewards: Tensor, seeds_per_prompt: int) -> Tensor:
+    """Means (P,) over the K pictures of each prompt, of rewards (P K,); with K = 1 the rewards themselves."""
+    return rewards if seeds_per_prompt == 1 else rewards.view(-1, seeds_per_prompt).mean(dim=1)
 
 
 def gathered(sampled: Sampled, count: int) -> Sampled:
@@ -125,8 +168,18 @@ def gathered(sampled: Sampled, count: int) -> Sampled:
     return Sampled(together(sampled.images), reward)
 
 
-def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> Validator:
+def build_validator(
+    config: TrainConfig,
+    adapter: Adapter,
+    output_dir: Path,
+    held_out_rule: HeldOutRule | None = None,
+    reward: RewardScorer | None = None,
+) -> Validator:
     """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split.
+
+    Args:
+        held_out_rule: of the run's watchdog; None: held-out scorers are only logged.
+        reward: that the run learns from; the members of an ensemble are watched.
 
     Raises:
         ValueError, FileNotFoundError, OSError: prompts, pictures or scorers that cannot be used.
@@ -135,9 +188,10 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
         config.validation_inference_steps, config.validation_guidance_scale, config.validation_seed
     )
     data, count, holes = config.validation_data(), config.num_validation_prompts, None
+    size = data.resolution or adapter.default_resolution
     if adapter.is_inpainting and data.mask_kinds and data.dataset is not None:
         source = open_inpainting(data.dataset, "validation")
-        count, size = min(count, len(source)), data.resolution or adapter.default_resolution
+        count = min(count, len(source))
         seeds = [mix(config.validation_seed, MASKS, i) for i in range(count)]
         holes = load_holes(source, range(count), seeds, size, data.mask_kinds)
         prompts = holes.prompts
@@ -146,12 +200,42 @@ def build_validator(config: TrainConfig, adapter: Adapter, output_dir: Path) -> 
     else:
         assert data.dataset is not None  # TrainConfig.check
         prompts = training_prompts(data.dataset, "validation")
+    prompts, each = prompts[:count], config.validation_seeds_per_prompt
+    if "artefacts" in config.stop_on and len(prompts) < LEAST_PROMPTS:
+        raise ValueError(f"stop_on artefacts needs at least {LEAST_PROMPTS} validation prompts, found {len(prompts)}")
+    probe = None
+    if config.kl_prompts:
+        shown = min(config.kl_prompts, len(prompts))
+        probe = DivergenceProbe(
+            adapter,
+            prompts[:shown],
+            size,
+            config.validation_inference_steps,
+            config.validation_guidance_scale,
+            config.validation_seed,
+            TimestepBins(config.timestep_bins, adapter.path.num_timesteps),
+            None if holes is None else holes.at(list(range(shown))),
+        )
+    repeated = [row for row in range(len(prompts)) for _ in range(each)]
     return Validator(
         adapter,
-        prompts[:count],
+        [prompts[row] for row in repeated],
         output_dir / "samples",
         None if config.validation_scorer is None else load_scorer(config.validation_scorer),
         settings,
-        holes,
-        {name: load_scorer(name) for name in data.held_out_scorers},
+        holes if holes is None or each == 1 else holes.at(repeated),
+        {name: load_scorer(name) for name in config.held_out_scorers},
+        seeds_per_prompt=each,
+        watch=PictureWatch(each) if len(prompts) >= LEAST_PROMPTS else None,
+        held_out_rule=held_out_rule,
+        ensemble=ensemble_members(reward),
+        divergence=probe,
     )
+
+
+def ensemble_members(reward: RewardScorer | None) -> dict[str, RewardScorer]:
+    """The scorers of an ensemble, by place and name; none of any other reward."""
+    if not isinstance(reward, Ensemble):
+        return {}
+    members = [member for member in reward.members if isinstance(member, RewardScorer)]
+    return {f"{place}.{member.name}": member for place, member in enumerate(members)}

@@ -1,0 +1,57 @@
+"""Where in time pairs go wrong: displacement, entanglement and divergence by timestep, from what a step has anyway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_align.objectives.pair_stats import PairStats
+from diffusion_align.process import Path
+from diffusion_align.training.engine.metrics import Metrics
+
+from .divergence import step_divergence
+from .timestep_bins import TimestepBins
+
+
+@dataclass(frozen=True)
+class PairWatch:
+    """Figures of a batch of pairs that means over all timesteps hide.
+
+    Attributes:
+        path: what the noisy latents follow.
+        bins: ranges of timesteps.
+    """
+
+    path: Path
+    bins: TimestepBins
+
+    @torch.no_grad()
+    def __call__(self, t: Tensor, stats: PairStats, beta: float, values: int) -> Metrics:
+        """Metrics by timestep, as NAME/tLOW-HIGH, and ``kappa_above_1``, the share of pairs with that.
+
+        - ``chosen_error_up``: share of pairs whose chosen picture is predicted worse than by the reference.
+        - ``reward_chosen``, ``reward_rejected``: r = beta / 2 (e_ref - e).
+        - ``kappa`` = q / e_w with q = mean d_w d_l (d: output - target). Under -c (g_w - g_l) the chosen error rises
+          where <g_w, g_l> > |g_w|^2, in the output's space where kappa > 1 (2410.13828).
+        - ``kl_data``: divergence of the reverse step at t on noisy data, in nats, over both pictures; times the number
+          of timesteps in a bin it is what the bin adds to the divergence of the whole chain.
+
+        Args:
+            t: (B,) timesteps of the pairs.
+            stats: errors (B,); what it lacks is left out.
+            beta: of the loss.
+            values: C h w of a latent.
+        """
+        found: dict[str, Tensor] = {}
+        if stats.has_reference:
+            found["chosen_error_up"] = (stats.s_w < 0).float()
+            found["reward_chosen"], found["reward_rejected"] = 0.5 * beta * stats.s_w, 0.5 * beta * stats.s_l
+        whole: dict[str, Tensor] = {}
+        if stats.overlap is not None:
+            found["kappa"] = stats.overlap / stats.chosen.detach()
+            whole["kappa_above_1"] = (found["kappa"] > 1).float().mean()  # its median is, where this is above a half
+        if stats.moved is not None:
+            found["kl_data"] = step_divergence(self.path, stats.moved.mean(dim=0) * values, t)
+        return whole | self.bins.means(t, found)
