@@ -9,7 +9,7 @@ from torch import Tensor
 
 #: Streams of one sample's seed, so that its draws are independent of each other.
 TIMESTEP, NOISE, CHOSEN_POSTERIOR, REJECTED_POSTERIOR, INVERSION = range(5)
-OFFSET, PERTURBATION, MARGIN, OTHER_PICTURE, LABEL = range(10, 15)
+OFFSET, PERTURBATION, MARGIN, SECOND_SAMPLE, LABEL = range(10, 15)
 #: Of a list's pictures from the third on, one after the other.
 LIST_POSTERIORS = 1000
 #: Streams of a run's seed.
@@ -33,9 +33,9 @@ def generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, stream))
 
 
-def posterior_streams(pictures: int) -> list[int]:
-    """Streams of the posterior samples of an example's pictures, of pairs the chosen one's first."""
-    return [CHOSEN_POSTERIOR, REJECTED_POSTERIOR, *range(LIST_POSTERIORS, LIST_POSTERIORS + pictures)][:pictures]
+def posterior_streams(count: int) -> list[int]:
+    """Streams of the posterior samples of an example's ``count`` images, of two the chosen one's first."""
+    return [CHOSEN_POSTERIOR, REJECTED_POSTERIOR, *range(LIST_POSTERIORS, LIST_POSTERIORS + count)][:count]
 
 
 def normal(seeds: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data.types import PairBatch
 from diffusion_align.objectives.list_stats import Targets
 from diffusion_align.objectives.one_signature import UNPAIRED_LOSSES, check_name, unpaired_preference_loss
-from diffusion_align.training.engine.randomness import LABEL, OTHER_PICTURE, generators, mix
+from diffusion_align.training.engine.randomness import LABEL, SECOND_SAMPLE, generators, mix
 from diffusion_align.training.engine.sourced_method import BatchSource
 
 from ..compared import ComparedMethod
@@ -107,7 +107,7 @@ def labelled(batch: PairBatch, positive_ratio: float | None) -> PairBatch:
         if positive_ratio is not None:
             raise ValueError(f"{batch.keys[0]}: positive_ratio takes one image of each pair, and this is none")
         return batch
-    others = torch.tensor([mix(seed, OTHER_PICTURE) for seed in batch.seeds.tolist()], dtype=torch.int64)
+    others = torch.tensor([mix(seed, SECOND_SAMPLE) for seed in batch.seeds.tolist()], dtype=torch.int64)
     pictures = batch.as_pictures(torch.cat([batch.seeds, others]))
     if positive_ratio is None:
         return pictures
