@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffusion_align.training.engine.loop import TrainResult
     from diffusion_align.training.evaluators.config import EvaluatorConfig
     from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+    from diffusion_align.training.online.preference.config import OnlineDPOConfig
     from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
     from diffusion_align.training.policy.config import TrainConfig
     from diffusion_align.training.run import train
@@ -49,6 +50,7 @@ _HOMES = {
     "InpaintRLConfig": "training.online.config",
     "LossOutput": "objectives",
     "NFTConfig": "training.online.config",
+    "OnlineDPOConfig": "training.online.preference.config",
     "PairBatch": "data",
     "PairRecord": "data",
     "PairStats": "objectives",
@@ -99,6 +101,7 @@ __all__ = [
     "InpaintRLConfig",
     "LossOutput",
     "NFTConfig",
+    "OnlineDPOConfig",
     "PairBatch",
     "PairRecord",
     "PairStats",

@@ -23,8 +23,13 @@ class ScorerError(RuntimeError):
     """A scorer that raised, gave numbers that are not finite, or took too long; the message names it and the batch."""
 
 
-def load_reward(names: Sequence[str], how: str, device: torch.device | str) -> RewardScorer:
+def load_reward(
+    names: Sequence[str], how: str, device: torch.device | str, standardise: str = "running"
+) -> RewardScorer:
     """One scorer, or an ensemble of several.
+
+    Args:
+        how, standardise: as in ``Ensemble``.
 
     Raises:
         ValueError: no name, or one that ``load_scorer`` does not know.
@@ -32,7 +37,7 @@ def load_reward(names: Sequence[str], how: str, device: torch.device | str) -> R
     if not names:
         raise ValueError("scorers is empty: expected at least one scorer")
     members = [load_scorer(name, device=device) for name in names]
-    return members[0] if len(members) == 1 else Ensemble(members, how)  # type: ignore[arg-type]
+    return members[0] if len(members) == 1 else Ensemble(members, how, standardise=standardise)  # type: ignore[arg-type]
 
 
 class WatchedScorer:

@@ -40,6 +40,7 @@ METHODS: Mapping[str, Addresses] = MappingProxyType(
         "grpo": Addresses(".online.config:GRPOConfig", ".online.policy_gradient_job:grpo_job"),
         "nft": Addresses(".online.config:NFTConfig", ".online.nft:nft_job"),
         "raft": Addresses(".online.config:RAFTConfig", ".online.raft:raft_job"),
+        "online-dpo": Addresses(".online.preference.config:OnlineDPOConfig", ".online.preference.job:online_dpo_job"),
         "draft": Addresses(".online.config:DRaFTConfig", ".online.draft:draft_job"),
         "reward": Addresses(".scorers.config:RewardConfig", ".scorers.job:reward_job"),
         "evaluator": Addresses(".evaluators.config:EvaluatorConfig", ".evaluators.job:evaluator_job"),

@@ -1,0 +1,175 @@
+"""Online preference learning: pairs out of rewards, rounds, the loss, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from diffusion_align.adapters import load_adapter
+from diffusion_align.sampling.sampler import generate
+from diffusion_align.training.engine.accelerator import build_accelerator
+from diffusion_align.training.engine.protocols import RunInterrupted
+from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generator, mix, normal
+from diffusion_align.training.methods import build_job
+from diffusion_align.training.online.preference.config import OnlineDPOConfig
+from diffusion_align.training.online.preference.method import OnlineDPOMethod
+from diffusion_align.training.online.preference.pair_building import Counts
+from diffusion_align.training.online.preference.rounds import Pairs, Round, RoundFacts, RoundStream
+from tests.brightness import Brightness
+from tests.training.online.short_runs import PROMPTS, trained, weights
+
+SHORT: dict[str, Any] = {
+    "num_generations": 4,
+    "prompts_per_rollout": 2,
+    "rollout_batch_size": 8,
+    "pairs_per_prompt": 2,
+    "updates_per_picture": 2,
+}
+
+
+def build(settings: dict[str, Any], **changes: Any) -> OnlineDPOConfig:
+    return OnlineDPOConfig(**{**settings, **SHORT, **changes})
+
+
+def prepared(config: OnlineDPOConfig) -> OnlineDPOMethod:
+    """A method before any step, whose policy is not its base."""
+    method = build_job(config, build_accelerator(config), load_adapter(config.model), Brightness()).method
+    assert isinstance(method, OnlineDPOMethod)
+    with torch.no_grad():
+        for index, parameter in enumerate(method.adapter.trainable_parameters().values()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    return method
+
+
+@pytest.mark.slow
+def test_pictures_get_brighter_round_by_round(settings: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {"model": "scenes-sdxl", "guidance_scale": 1.0, "learning_rate": 4e-3, "save_steps": 100}
+    changes |= {"prompts_per_rollout": 4, "rollout_batch_size": 16, "min_timestep": 500, "max_steps": 6}
+    adapter = load_adapter("scenes-sdxl")
+    trained(build(settings, **changes, per_device_train_batch_size=16, reference="sync"), adapter)
+
+    def brightness() -> float:
+        images = generate(adapter, PROMPTS * 4, seeds=range(16), num_inference_steps=4, guidance_scale=1.0)
+        return float(images.mean())
+
+    with adapter.reference():
+        before = brightness()
+    assert brightness() > before + 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reference": "ema", "reference_decay": 0.5, "kl_beta": 0.1},
+        {"reference": "sync", "draw_from": "reference", "ref_model_mixup_alpha": 0.6, "num_iterations": 2},
+        {
+            "reference": "sync",
+            "ref_model_sync_steps": 2,
+            "replay_share": 0.5,
+            "train_guided": True,
+        },
+    ],
+    ids=["ema", "sync by round", "sync by steps, replay"],
+)
+def test_a_run_resumes_bit_for_bit_inside_a_round(
+    changes: dict[str, Any], settings: dict[str, Any], pairs_folder: Path, tmp_path: Path
+) -> None:
+    if "replay_share" in changes:
+        changes = changes | {"replay_dataset": str(pairs_folder)}
+    settings = settings | {"max_steps": 4}
+    whole = trained(build(settings, **changes))
+    other = settings | {"output_dir": str(tmp_path / "parts")}
+    trained(build(other | {"max_steps": 3}, **changes))
+    resumed = trained(build(other, **changes, resume_from_checkpoint="latest"))
+    assert (whole.step, resumed.step) == (4, 4)
+    first, second = weights(whole.output_dir), weights(resumed.output_dir)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert whole.history[-1]["loss"] == resumed.history[-1]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_loss_is_that_of_straight_lines(guided: bool, settings: dict[str, Any]) -> None:
+    """DPO's -log sig(0.5 beta (s_w - s_l)) with one t and one noise for both pictures, and the penalty to the base."""
+    config = build(
+        settings, train_guided=guided, reference="sync", kl_beta=3.0, min_timestep=100, max_timestep=900, beta=500.0
+    )
+    method = prepared(config)  # whose reference is what the policy was before it got away from its base
+    adapter, batch = method.adapter, next(method.batches()).own
+    assert len(batch.pairs) == 4
+    table = adapter.pipeline.scheduler.alphas_cumprod.double()
+    prompts = batch.pairs.prompts
+    cond, null = adapter.encode_prompts(prompts), adapter.null_conditioning(len(prompts))
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        output = adapter.predict(x, t, sized(cond)).output
+        if not guided:
+            return output.double()
+        free = adapter.predict(x, t, sized(null)).output
+        return (free + config.guidance_scale * (output - free)).double()
+
+    def sized(conditioning: Any) -> Any:
+        whole = method.policy.conditions(prompts, None)
+        ids = None if whole.time_ids is None else whole.time_ids[: len(prompts)]
+        return type(conditioning)(conditioning.embeds, conditioning.pooled, time_ids=ids)
+
+    seeds = [mix(g, c, batch.number) for g, c in zip(batch.pairs.group.tolist(), batch.column.tolist(), strict=True)]
+    t = torch.cat([torch.randint(100, 900, (1,), generator=generator(seed, TIMESTEP)) for seed in seeds])
+    eps = normal(torch.tensor(seeds), NOISE, batch.pairs.latents.shape[2:])
+    signal = table[t].view(-1, 1, 1, 1)
+    margin, moved = [], []
+    with torch.no_grad():
+        for side, sign in ((0, 1.0), (1, -1.0)):
+            x0 = batch.pairs.latents[:, side].double()
+            x_t = (signal.sqrt() * x0 + (1 - signal).sqrt() * eps.double()).float()
+            policy = predict(x_t, t)
+            with method.reference.active():
+                reference = predict(x_t, t)
+            with adapter.reference():
+                base = predict(x_t, t)
+            assert (policy - reference).abs().max() > 1e-3
+            error, ref_error = (((each - eps) ** 2).flatten(1).mean(1) for each in (policy, reference))
+            margin.append(sign * (ref_error - error))
+            moved.append(((policy - base) ** 2).flatten(1).mean(1))
+    expected = -logsigmoid(0.5 * config.beta * sum(margin)).mean() + 3.0 * torch.cat(moved).mean()
+    loss, metrics = method.loss(type(next(method.batches()))(batch, None))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert metrics["reward_gap"] > 0
+
+
+def round_of(pairs: int) -> Round:
+    facts = RoundFacts(Counts(4, 0, 0, 4, 0, 0), 8, 0.0, 1.0, 80.0)
+    reward = torch.arange(2.0 * pairs).view(pairs, 2)
+    return Round(
+        Pairs([str(i) for i in range(pairs)], torch.zeros(pairs, 2, 1, 1, 1), reward, torch.arange(pairs)), facts
+    )
+
+
+def test_two_processes_go_through_a_round_as_one() -> None:
+    """Also when the pairs that are left are no whole number of optimiser steps."""
+    draw = [round_of(5), round_of(3)].__getitem__
+    one = iter(RoundStream(draw, columns=3, batch_size=4, steps=2, seed=1))
+    two = [iter(RoundStream(draw, columns=3, batch_size=2, steps=2, seed=1, rank=r, world_size=2)) for r in range(2)]
+    seen = []
+    for _ in range(4 + 4):  # 15 and 9 items are filled up to 16
+        whole, parts = next(one), [next(each) for each in two]
+        assert whole.pairs.prompts == [name for part in parts for name in part.pairs.prompts]
+        assert torch.equal(whole.column, torch.cat([part.column for part in parts]))
+        seen += [(whole.number, *item) for item in zip(whole.pairs.prompts, whole.column.tolist(), strict=True)]
+    assert len(seen) == 32
+    assert len(set(seen[:15])) == 15
+    assert len(set(seen[16:25])) == 9
+
+
+def test_a_run_without_pairs_stops_and_says_why() -> None:
+    nothing = Round(round_of(0).pairs, RoundFacts(Counts(4, 3, 1, 2, 2, 0), 8, 0.0, 0.0, 80.0))
+    stream = RoundStream(lambda number: nothing, columns=3, batch_size=4, steps=2, seed=1)
+    with pytest.raises(RunInterrupted, match="of the last one's 4 prompts 3 have a spread below min_spread"):
+        next(iter(stream))
+    assert stream.number == 0

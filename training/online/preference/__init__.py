@@ -1,0 +1,1 @@
+"""Preference learning from own pictures, round after round."""
