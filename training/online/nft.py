@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import NFTConfig
 from .job import rollout_job
+from .preference.held_weights import HeldWeights
 from .renoising import RenoisedBatch, check_timesteps
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 
@@ -41,7 +40,7 @@ class NFTMethod:
             config.gradient_accumulation_steps,
             config.seed,
         )
-        self.old = {name: p.detach().clone() for name, p in adapter.trainable_parameters().items()}
+        self.old = HeldWeights(adapter)
         self.old_number = 0
 
     def batches(self) -> Iterator[MiniBatch]:
@@ -52,26 +51,10 @@ class NFTMethod:
         if number > self.old_number:  # else it has moved already, and the scorer failed then
             self.old_number = number
             decay = min(self.config.old_decay, self.config.old_decay_growth * number)
-            with torch.no_grad():
-                for name, parameter in self.adapter.trainable_parameters().items():
-                    self.old[name].lerp_(parameter, 1 - decay)
-        with self.old_policy():
+            self.old.move(1 - decay)
+        with self.old.in_place():
             rollout = self.engine.draw(number)
         return self.engine.teaching(rollout, self.config.num_generations * self.config.updates_per_picture)
-
-    @contextmanager
-    def old_policy(self) -> Iterator[None]:
-        """Inside, the adapter has the weights of the policy that draws the pictures, and builds no graph."""
-        own = self.adapter.trainable_parameters()
-        with torch.no_grad():
-            kept = {name: p.detach().clone() for name, p in own.items()}
-            for name, parameter in own.items():
-                parameter.copy_(self.old[name])
-            try:
-                yield
-            finally:
-                for name, parameter in own.items():
-                    parameter.copy_(kept[name])
 
     def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """DiffusionNFT's loss (scalar) and its metrics."""
@@ -80,7 +63,7 @@ class NFTMethod:
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         # Two contexts: autocast keeps half-precision copies of weights until a context ends, and would show the trained
         # policy with the old one's.
-        with self.accelerator.autocast(), self.old_policy():
+        with self.accelerator.autocast(), self.old.in_place():
             old = self.policy.predict(noisy.x_t, noisy.t, conditions)
         with self.accelerator.autocast():
             found = self.policy.predict(noisy.x_t, noisy.t, conditions)
@@ -100,16 +83,14 @@ class NFTMethod:
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        old = {f"old.{name}": tensor for name, tensor in self.old.items()}
         position = {**self.stream.state_dict(self.accelerator), "old_number": self.old_number}
-        return {**position, **self.engine.state_dict(), **old}
+        return {**position, **self.engine.state_dict(), **self.old.state_dict("old")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state, self.accelerator)
         self.engine.load_state_dict(state)
         self.old_number = state.get("old_number", 0)
-        for name, tensor in self.old.items():
-            tensor.copy_(state[f"old.{name}"])
+        self.old.load_state_dict(state, "old")
 
 
 def nft_job(config: NFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None) -> Job:

@@ -213,7 +213,7 @@ def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, setti
     conditions = method.policy.conditions(batch.rollout.prompts, None)
     with torch.no_grad():
         new = method.policy.predict(noisy.x_t, noisy.t, conditions).output
-        with method.old_policy():
+        with method.old.in_place():
             old = method.policy.predict(noisy.x_t, noisy.t, conditions).output
     assert (new - old).abs().max() > 1e-3
     signal = adapter.pipeline.scheduler.alphas_cumprod[noisy.t].view(-1, 1, 1, 1)
