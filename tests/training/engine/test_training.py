@@ -25,6 +25,7 @@ from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.online.config import GRPOConfig, NFTConfig
+from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.model import prepare_policy
@@ -270,7 +271,7 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["grpo", "fused", "nft"])
+@pytest.mark.parametrize("name", ["grpo", "fused", "nft", "online-dpo"])
 def test_two_processes_draw_and_learn_as_one(
     name: str, sdxl_folder: Path, two_processes: TwoProcesses, tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ def test_two_processes_draw_and_learn_as_one(
         "grpo": (GRPOConfig, {"train_steps": 3}),
         "fused": (GRPOConfig, fused),
         "nft": (NFTConfig, {"updates_per_picture": 3}),
+        "online-dpo": (OnlineDPOConfig, {"updates_per_picture": 6, "reference": "ema", "beta": 50.0}),
     }
     method, items = methods[name]
     build: Callable[..., TrainConfig] = partial(method, **shared, **items)

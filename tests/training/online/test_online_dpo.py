@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ SHORT: dict[str, Any] = {
     "pairs_per_prompt": 2,
     "updates_per_picture": 2,
 }
+
+
+#: Comparisons of the rounds.
+COMPARED: dict[str, Any] = {
+    "eval_rounds": 1, "eval_steps": 4, "num_validation_prompts": 2, "validation_inference_steps": 2,
+}  # fmt: skip
 
 
 def build(settings: dict[str, Any], **changes: Any) -> OnlineDPOConfig:
@@ -66,7 +73,7 @@ def test_pictures_get_brighter_round_by_round(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reference": "ema", "reference_decay": 0.5, "kl_beta": 0.1},
+        {"reference": "ema", "reference_decay": 0.5, "kl_beta": 0.1, **COMPARED},
         {"reference": "sync", "draw_from": "reference", "ref_model_mixup_alpha": 0.6, "num_iterations": 2},
         {
             "reference": "sync",
@@ -90,7 +97,14 @@ def test_a_run_resumes_bit_for_bit_inside_a_round(
     assert (whole.step, resumed.step) == (4, 4)
     first, second = weights(whole.output_dir), weights(resumed.output_dir)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert whole.history[-1]["loss"] == resumed.history[-1]["loss"]
+    rounds = [
+        [json.loads(line) for line in (run.output_dir / "rounds.jsonl").read_text().splitlines()]
+        for run in (whole, resumed)
+    ]
+    assert rounds[0] == rounds[1]
+    assert [row["round"] for row in rounds[0]] == list(range(len(rounds[0])))
+    assert [row["after"] is not None for row in rounds[0]] == ["eval_rounds" in changes] * len(rounds[0])
+    assert (whole.output_dir / "report.html").read_text().count("prompts accepted") == 1
 
 
 @pytest.mark.slow

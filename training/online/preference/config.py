@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from diffusion_align.objectives.declared import declared
-from diffusion_align.training.engine.config import Fraction, NonNegativeFloat, PlanNotes, Positive, PositiveFloat
+from diffusion_align.training.engine.config import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    PlanNotes,
+    Positive,
+    PositiveFloat,
+)
 from diffusion_align.training.online.config import LONGEST_SCHEDULE, RolloutConfig
 from diffusion_align.training.policy.config import MemoryNeeds, VAEJob, Work
 
@@ -26,6 +33,7 @@ class OnlineDPOConfig(RolloutConfig):
     """Preference learning from own pictures: draw several of each prompt, score them, train on pairs of them; again."""
 
     method: ClassVar[str] = "online-dpo"
+    changeable: ClassVar[frozenset[str]] = frozenset({"eval_rounds"})
 
     # -- objective
     loss_type: LossType | tuple[LossType, ...] = "sigmoid"
@@ -82,6 +90,12 @@ class OnlineDPOConfig(RolloutConfig):
     replay_split: str = "train"
     """Its split."""
 
+    # -- rounds
+    eval_rounds: NonNegative = 0
+    """Rounds between comparisons of the policy with its base and with itself one comparison earlier, by all scorers, on
+    the validation's prompts and seeds (rounds.jsonl); 0 switches it off. Needs eval_steps (max_steps will do), which
+    looks at the last round."""
+
     # -- reference
     reference: Literal["frozen", "ema", "sync"] = "frozen"
     """What the policy is compared with: the base; an average of past policies; or what the policy was when it was last
@@ -133,6 +147,10 @@ class OnlineDPOConfig(RolloutConfig):
             raise ValueError(
                 f"replay_share = {self.replay_share}: of per_device_train_batch_size = "
                 f"{self.per_device_train_batch_size} pairs that is no whole number"
+            )
+        if self.eval_rounds and not self.eval_steps:
+            raise ValueError(
+                f"eval_rounds = {self.eval_rounds} needs eval_steps, e.g. max_steps: it looks at the last round"
             )
         if not self.own:
             raise ValueError("replay_share = 1 leaves no pair of own pictures: that is train dpo")
@@ -195,6 +213,10 @@ class OnlineDPOConfig(RolloutConfig):
             )
 
     # -- what it takes
+
+    def calls_per_item(self) -> float:
+        """Rows of the network that a training item takes, the backward pass counted twice."""
+        return self.trained_rows * (3 + sum(self.network_calls().values()))
 
     @property
     def trained_rows(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from .config import OnlineDPOConfig
 from .moving_reference import MovingReference
 from .pair_building import Filters, all_pairs, best_and_worst, filtered, paired_gap, random_pairs
 from .replay import clean_latents, replay_source
+from .round_log import RoundLog
 from .rounds import PairItems, Pairs, Round, RoundFacts, RoundStream
 
 
@@ -90,6 +92,12 @@ class OnlineDPOMethod:
         )
         self.human = replay_source(config, adapter, engine.tasks.size, rank, world_size) if config.replayed else None
         self.taken = 0
+        self.log = RoundLog(Path(config.output_dir), config.eval_rounds, config.calls_per_item())
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are begun."""
+        return self.taken // self.config.gradient_accumulation_steps
 
     # -- batches
 
@@ -97,7 +105,7 @@ class OnlineDPOMethod:
         own, human = iter(self.stream), None if self.human is None else iter(self.human)
         while True:
             if self.taken % self.config.gradient_accumulation_steps == 0:
-                self.reference.after_step(self.taken // self.config.gradient_accumulation_steps)
+                self.reference.after_step(self.step)
             batch = OnlineBatch(next(own), None if human is None else next(human))
             self.taken += 1
             yield batch
@@ -105,6 +113,8 @@ class OnlineDPOMethod:
     def draw(self, number: int) -> Round:
         """Draw, score and pair; the reference moves on first."""
         config = self.config
+        if self.log.due(number):
+            self.log.finished(self.step)
         self.reference.before_round(number)
         latents = self.engine.initial_noise(number, True) if config.initial_noise == "shared" else None
         options = SamplingOptions(latents=latents)
@@ -113,7 +123,10 @@ class OnlineDPOMethod:
                 rollout = self.engine.draw(number, eta=config.eta, options=options)
         else:
             rollout = self.engine.draw(number, eta=config.eta, options=options)
-        return self.paired(self.gathered(rollout))
+        found = self.paired(self.gathered(rollout))
+        trained = self.stream.length(len(found.pairs)) * config.per_device_train_batch_size
+        self.log.drawn(number, self.step, found.facts, trained * self.accelerator.num_processes)
+        return found
 
     def gathered(self, rollout: Rollout) -> Rollout:
         """The pictures of all processes."""
@@ -221,6 +234,7 @@ class OnlineDPOMethod:
     def state_dict(self) -> dict[str, Any]:
         human = {} if self.human is None else {f"human.{k}": v for k, v in self.human.state_dict().items()}
         own = {**self.stream.state_dict(), **self.engine.state_dict(), **self.reference.state_dict()}
+        own |= self.log.state_dict()
         return {"taken": self.taken, **own, **human}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,6 +242,7 @@ class OnlineDPOMethod:
         self.stream.load_state_dict(state)
         self.engine.load_state_dict(state)
         self.reference.load_state_dict(state)
+        self.log.load_state_dict(state)
         if self.human is not None:
             self.human.load_state_dict(
                 {name.removeprefix("human."): value for name, value in state.items() if name.startswith("human.")}
