@@ -129,7 +129,8 @@ class Ensemble(Combined):
                 rows.append(output.reward)
         rewards = torch.stack(rows)
         spread = rewards.std(dim=0, unbiased=False)
-        return RewardOutput(merge(rewards, self.how, self.weight), {"disagreement": spread.detach()}, spread)
+        merged = merge(rewards, self.how, self.weight)
+        return RewardOutput(merged, {"disagreement": spread.detach()}, spread, members=rewards.T)
 
 
 def merge(rewards: Tensor, how: How, weight: float) -> Tensor:

@@ -39,6 +39,7 @@ class RewardOutput:
         features: (B, F) float32, what the reward is a linear function of; None when the scorer does not show it.
         words: (B, W) float32, log-odds that a word of the prompt (split at spaces) is *not* shown, NaN beyond its last
             one; None when the scorer does not say.
+        members: (B, M) float32, the rewards of an ensemble's members, made comparable; None of other scorers.
     """
 
     reward: Tensor
@@ -46,6 +47,7 @@ class RewardOutput:
     std: Tensor | None = None
     features: Tensor | None = None
     words: Tensor | None = None
+    members: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> RewardOutput:
         """The outputs at ``rows`` (N,) int64."""
@@ -55,6 +57,7 @@ class RewardOutput:
             None if self.std is None else self.std[rows],
             None if self.features is None else self.features[rows],
             None if self.words is None else self.words[rows],
+            None if self.members is None else self.members[rows],
         )
 
     @classmethod
@@ -63,12 +66,14 @@ class RewardOutput:
         stds = [output.std for output in outputs if output.std is not None]
         features = [output.features for output in outputs if output.features is not None]
         words = [output.words for output in outputs if output.words is not None]
+        members = [output.members for output in outputs if output.members is not None]
         return cls(
             torch.cat([output.reward for output in outputs]),
             {name: torch.cat([output.aspects[name] for output in outputs]) for name in outputs[0].aspects},
             torch.cat(stds) if len(stds) == len(outputs) else None,
             torch.cat(features) if len(features) == len(outputs) else None,
             torch.cat(padded(words)) if len(words) == len(outputs) else None,
+            torch.cat(members) if len(members) == len(outputs) else None,
         )
 
 

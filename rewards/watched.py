@@ -85,13 +85,14 @@ class WatchedScorer:
             self._fail(f"failed: {type(output).__name__}: {output}", images, prompts, output)
         assert isinstance(output, RewardOutput)
         reward, features = output.reward.float(), output.features
+        members = None if output.members is None else output.members.detach().float().cpu()
         if not with_graph:
             reward = reward.detach().cpu()
             features = None if features is None else features.detach().float().cpu()
         for picture, value in enumerate(reward.tolist()):
             if not math.isfinite(value):
                 self._fail(f"gave {value} for picture {picture} ({prompts[picture]!r})", images, prompts)
-        return RewardOutput(reward if self.scorer.higher_is_better else -reward, features=features)
+        return RewardOutput(reward if self.scorer.higher_is_better else -reward, features=features, members=members)
 
     def _fail(self, what: str, images: Tensor, prompts: Sequence[str], cause: Exception | None = None) -> None:
         path = self.folder / "failed_batch.safetensors"

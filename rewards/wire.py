@@ -61,6 +61,7 @@ def answer_bytes(output: RewardOutput) -> bytes:
     """An answer."""
     tensors = {"reward": output.reward} | {f"aspect.{name}": values for name, values in output.aspects.items()}
     optional = {"std": output.std, "features": output.features, "words": output.words}
+    optional |= {"members": output.members}
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     return _pack(tensors, {"aspects": list(output.aspects)})  # safetensors has an order of its own
 
@@ -80,7 +81,8 @@ def read_answer(content: bytes, count: int) -> RewardOutput:
     if wrong:
         raise WireError(f"an answer with {wrong} rows: expected {count}")
     aspects = {name: tensors[f"aspect.{name}"] for name in names}
-    return RewardOutput(tensors["reward"], aspects, tensors.get("std"), tensors.get("features"), tensors.get("words"))
+    optional = {name: tensors.get(name) for name in ("std", "features", "words", "members")}
+    return RewardOutput(tensors["reward"], aspects, **optional)
 
 
 def _named(name: str, value: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, PlanNotes, Positive, PositiveFloat
+from diffusion_align.training.engine.config import (
+    NonNegative,
+    NonNegativeFloat,
+    PlanNotes,
+    Positive,
+    PositiveFloat,
+)
 from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import TrainingData
+
+from .keeping.config import Keeping
 
 #: Timesteps that models are trained with; a model's own schedule may be shorter.
 LONGEST_SCHEDULE = 1000
@@ -133,8 +141,9 @@ class RolloutConfig(OnlineConfig):
             )
 
     def memory_needs(self) -> MemoryNeeds:
-        decoding = VAEJob("decode", self.rollout_batch_size)
-        return MemoryNeeds(self.resolution, rows=self.trained_rows, vae_jobs=(decoding,))
+        return MemoryNeeds(
+            self.resolution, rows=self.trained_rows, vae_jobs=(VAEJob("decode", self.rollout_batch_size),)
+        )
 
     @property
     def trained_rows(self) -> int:
@@ -240,20 +249,16 @@ class GRPOConfig(RolloutConfig):
         return False
 
     def check(self) -> None:
+        if self.fused_rollouts and self.zero_advantage == "skip":
+            raise ValueError("fused_rollouts keeps the graph of all pictures: zero_advantage must be keep, not skip")
         super().check()
         if self.trust != "none" and len(self.scorers) > 1:
             raise ValueError(f"trust {self.trust} needs one scorer with features, scorers has {len(self.scorers)}")
-        if self.fused_rollouts and self.zero_advantage == "skip":
-            raise ValueError(
-                "fused_rollouts keeps the graph of all pictures until it goes backward: zero_advantage keep"
-            )
 
     def check_updates(self, items: int) -> None:
         if not self.fused_rollouts:
             super().check_updates(items)
             return
-        if self.zero_advantage == "skip":
-            raise ValueError("fused_rollouts keeps the graph of all pictures: zero_advantage must be keep, not skip")
         if self.num_iterations > 1:
             raise ValueError(
                 f"fused_rollouts updates on the graph that drew the pictures, once: num_iterations = "
@@ -324,20 +329,18 @@ class NFTConfig(RolloutConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAFTConfig(RolloutConfig):
+class RAFTConfig(Keeping, RolloutConfig):
     """Reward-ranked fine-tuning (2304.06767): draw several, keep the best of each prompt, denoise those; again."""
 
     method: ClassVar[str] = "raft"
 
-    keep: Positive = 1
-    """Pictures kept of each prompt's num_generations."""
     updates_per_picture: Positive = 4
     """Noise levels each kept picture is trained at."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the reference's predictions."""
 
     def items_per_rollout(self) -> int:
-        return self.prompts_per_rollout * self.keep * self.updates_per_picture
+        return self.prompts_per_rollout * self.most_kept(self.num_generations) * self.updates_per_picture
 
     @property
     def trained_rows(self) -> int:
@@ -347,8 +350,7 @@ class RAFTConfig(RolloutConfig):
         return {"reference": 1} if self.kl_beta else {}
 
     def check(self) -> None:
-        if self.keep > self.num_generations:
-            raise ValueError(f"keep = {self.keep}: only {self.num_generations} pictures of a prompt are drawn")
+        self.check_keeping(self.num_generations, self.zero_advantage)
         super().check()
 
 

@@ -1,7 +1,9 @@
-"""RAFT (2304.06767): the best of each prompt's own pictures are training data."""
+"""RAFT (2304.06767): the best of each prompt's own pictures are training data; CRAFT (2603.18991): those that all
+scorers like."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,8 +22,12 @@ from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import RAFTConfig
 from .job import rollout_job
+from .keeping.passing import passes
 from .renoising import RenoisedBatch, check_timesteps
-from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
+from .rollout import EQUAL, MiniBatch, Rollout, RolloutEngine, RolloutStream
+
+#: What is said of rollouts without a picture to train on.
+NONE_PASS = "keep_by all: {} rollouts in a row, of which no picture is above the threshold of every scorer"
 
 
 class RAFTMethod:
@@ -38,12 +44,39 @@ class RAFTMethod:
             config.per_device_train_batch_size,
             config.gradient_accumulation_steps,
             config.seed,
+            empty=NONE_PASS if config.keep_by == "all" else EQUAL,
         )
 
     def batches(self) -> Iterator[MiniBatch]:
         return iter(self.stream)
 
     def draw(self, number: int) -> Rollout:
+        """What is kept of a rollout; ``trust`` is each picture's weight."""
+        found = self.passing(number) if self.config.keep_by == "all" else self.best(number)
+        return replace(found, trust=found.trust * found.advantage.clamp(min=0)) if self.weighted else found
+
+    @property
+    def weighted(self) -> bool:
+        """Whether pictures are weighed by their advantage."""
+        return self.config.advantage_weights
+
+    def passing(self, number: int) -> Rollout:
+        """The pictures that pass every scorer's threshold, filled up with others, of weight 0, to a whole number of
+        optimiser steps that is the same in all processes."""
+        config, accelerator = self.config, self.accelerator
+        rollout = self.engine.draw(number)
+        members = rollout.reward[:, None] if rollout.members is None else rollout.members
+        passed = passes(members.unflatten(0, (-1, config.num_generations)), config.keep_quantile).flatten()
+        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        together = used // math.gcd(used, config.updates_per_picture)
+        needed = torch.tensor([-(-int(passed.sum()) // together) * together], device=accelerator.device)
+        count = int(accelerator.gather(needed).max())
+        rows = (~passed).int().argsort(stable=True)[:count].sort().values
+        drawn = rollout.reward.view(-1, config.num_generations).mean(dim=1)
+        drawn = drawn.repeat_interleave(config.num_generations)
+        return replace(rollout, drawn=drawn, trust=passed.float()).rows(rows)
+
+    def best(self, number: int) -> Rollout:
         """The best ``keep`` pictures of each prompt of a rollout (not of all: that would favour easy prompts)."""
         rollout = self.engine.teaching(self.engine.draw(number), self.config.keep * self.config.updates_per_picture)
         by_prompt = rollout.reward.view(-1, self.config.num_generations)
@@ -60,8 +93,13 @@ class RAFTMethod:
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         with self.accelerator.autocast():
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-            loss = average((output - noisy.target) ** 2, noisy.mask).mean()
+            errors = average((output - noisy.target) ** 2, noisy.mask)
+            if self.weighted or self.config.keep_by == "all":
+                errors = errors * send(rollout.trust, errors.device)
+            loss = errors.mean()
             metrics = {"kept_reward": rollout.reward.mean(), "reward": rollout.drawn.mean(), **rollout.skipping()}
+            if self.config.keep_by == "all":
+                metrics |= {"passed": (rollout.trust > 0).float().mean()}
             if self.config.kl_beta:
                 with self.adapter.reference():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output

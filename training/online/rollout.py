@@ -28,8 +28,9 @@ from diffusion_align.training.policy.run_reward import InTurn, RewardHistory, Ru
 from .config import RolloutConfig
 from .drawing_tasks import Tasks
 
-#: Rollouts without anything to learn from, one after the other, that stop a run.
+#: Rollouts without anything to learn from, one after the other, that stop a run, and what is said then.
 MOST_SKIPPED = 20
+EQUAL = "zero_advantage skip: {} rollouts in a row, in which the pictures of every prompt have equal rewards"
 
 Held = TypeVar("Held", "Rollout", "Trajectory")
 
@@ -61,6 +62,7 @@ class Rollout:
         drawn: (N,) mean reward of all pictures of the prompt, also of those that were not kept (RAFT).
         steps: (N, T) int64, which sampling steps of each picture are trained on (policy gradient).
         trajectory: what was drawn there; None if its graph was kept instead.
+        members: (N, M) float32, rewards of an ensemble's members; None of other scorers.
         flat: (N,) share of the drawn prompts whose pictures all have advantage 0, the same in every row; None in
             checkpoints of version 0.1.
     """
@@ -76,9 +78,10 @@ class Rollout:
     steps: Tensor | None = None
     trajectory: Trajectory | None = None
     flat: Tensor | None = None
+    members: Tensor | None = None
 
     def skipping(self) -> dict[str, Tensor]:
-        """The metric that says how many prompts have nothing to teach."""
+        """How many prompts have nothing to teach."""
         return {} if self.flat is None else {"zero_advantage": self.flat.mean()}
 
     def __len__(self) -> int:
@@ -159,13 +162,15 @@ class RolloutStream:
         batch_size: rows of a micro-batch.
         steps: micro-batches of an optimiser step.
         passes: how often a rollout is gone through, each time in another order.
+        empty: what is said of so many ({}) rollouts without pictures to train on.
     """
 
     def __init__(
-        self, draw: Callable[[int], Rollout], items: int, batch_size: int, steps: int, seed: int, passes: int = 1
-    ) -> None:
+        self, draw: Callable[[int], Rollout], items: int, batch_size: int, steps: int, seed: int, passes: int = 1,
+        empty: str = EQUAL,
+    ) -> None:  # fmt: skip
         self.draw, self.items, self.batch_size, self.steps, self.passes = draw, items, batch_size, steps, passes
-        self.seed = seed
+        self.seed, self.empty = seed, empty
         self.number, self.position = 0, 0
         self.rollout: Rollout | None = None
 
@@ -185,20 +190,13 @@ class RolloutStream:
             yield batch
 
     def next_rollout(self) -> Rollout:
-        """The next one with pictures to train on.
-
-        Raises:
-            RunInterrupted: many in a row have none.
-        """
+        """The next one with pictures to train on; raises RunInterrupted where many in a row have none."""
         for _ in range(MOST_SKIPPED):
             rollout = self.draw(self.number)
             if len(rollout):
                 return rollout
             self.number += 1
-        raise RunInterrupted(
-            f"zero_advantage skip: {MOST_SKIPPED} rollouts in a row, in which the pictures of every prompt have equal "
-            "rewards, have nothing to teach"
-        )
+        raise RunInterrupted(self.empty.format(MOST_SKIPPED))
 
     def order(self, number: int, turn: int, count: int) -> Tensor:
         """The ``count`` items of rollout ``number`` in the order of pass ``turn``."""
@@ -296,14 +294,16 @@ class RolloutEngine:
             adapter.network.train(training)
             self.nfe = drawn.nfe
             try:
-                reward, trust = self.merge(judging.outputs())
+                outputs = judging.outputs()
+                reward, trust = self.merge(outputs)
             except RunInterrupted:
                 self.load_state_dict(before)
                 raise
         groups = torch.tensor([mix(config.seed, PICTURES, first + i) for i in range(count) for _ in range(group)])
         advantage = self.advantages(reward, self.tasks.names(range(first, first + count)))
         flat = (advantage.view(count, group) == 0).all(dim=1).float().mean().expand(len(reward)).clone()
-        return Rollout(prompts, drawn.latents, reward, advantage, trust, groups, inpaint, flat=flat)
+        members = RewardOutput.cat(outputs).members
+        return Rollout(prompts, drawn.latents, reward, advantage, trust, groups, inpaint, flat=flat, members=members)
 
     def teaching(self, rollout: Rollout, items: int) -> Rollout:
         """The rollout without prompts whose pictures all have advantage 0, if ``zero_advantage`` says so.

@@ -1,0 +1,1 @@
+"""Which of a prompt's pictures RAFT learns from."""
