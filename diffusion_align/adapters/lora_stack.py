@@ -22,6 +22,8 @@ from .lora import quicken_lora
 from .lora_files import Lora, LowRank, combined, read_lora
 from .lora_names import Address, LoraNames
 
+#: Name of the frozen adapter beside the trained one.
+BESIDE = "beside"
 #: Adapters of a part that has none.
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -119,6 +121,22 @@ class LoraStack:
         for layer in self.layers():
             if isinstance(layer, LoraLayer):
                 layer.set_adapter(sorted(layer.lora_A), inference_mode=True)
+
+    def put_beside(self, lora: Lora) -> None:
+        """Make ``lora`` the frozen one that is active beside the trained one, in the place of the last such; an empty
+        one takes it away."""
+        for name, part in self.parts.items():
+            if BESIDE in adapters(part):
+                part.delete_adapters(BESIDE)  # type: ignore[operator]
+            of_part = {address.module: layer for address, layer in lora.items() if address.part == name}
+            if of_part:
+                attach(part, of_part, BESIDE)
+        for layer in self.layers():
+            if isinstance(layer, LoraLayer):
+                layer.set_adapter(sorted(layer.lora_A))
+                for matrices in (layer.lora_A, layer.lora_B):
+                    if BESIDE in matrices:
+                        matrices[BESIDE].requires_grad_(False)
 
     def attached(self) -> dict[Address, LowRank]:
         """What the active LoRAs add, as one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_pictures_that_pass_are_trained_on_by_their_advantage(settings: dict[str
     batch = next(method.batches())
     loss, metrics = method.loss(batch)
     assert 0 < float(metrics["passed"]) <= 1
-    method.config = config(settings.__dict__ | {"keep_by": "reward", "advantage_weights": False})
+    method.config = replace(settings, keep_by="reward", advantage_weights=False)
     plain, _ = method.loss(batch)
     assert loss.item() != plain.item()
 

@@ -74,15 +74,16 @@ def test_pictures_get_brighter_round_by_round(settings: dict[str, Any]) -> None:
     "changes",
     [
         {"reference": "ema", "reference_decay": 0.5, "kl_beta": 0.1, **COMPARED},
-        {"reference": "sync", "draw_from": "reference", "ref_model_mixup_alpha": 0.6, "num_iterations": 2},
+        {"reference": "sync", "draw_from": "reference", "reference_sync_alpha": 0.6, "num_iterations": 2},
         {
             "reference": "sync",
-            "ref_model_sync_steps": 2,
+            "reference_sync_steps": 2,
             "replay_share": 0.5,
             "train_guided": True,
         },
+        {"reference": "sync", "nesterov": 0.5},
     ],
-    ids=["ema", "sync by round", "sync by steps, replay"],
+    ids=["ema", "sync by round", "sync by steps, replay", "nesterov"],
 )
 def test_a_run_resumes_bit_for_bit_inside_a_round(
     changes: dict[str, Any], settings: dict[str, Any], pairs_folder: Path, tmp_path: Path

@@ -102,10 +102,14 @@ class OnlineDPOConfig(RolloutConfig):
     copied."""
     reference_decay: Fraction = 0.99
     """reference ema: decay for each optimiser step."""
-    ref_model_sync_steps: Positive | None = None
+    reference_sync_steps: Positive | None = None
     """reference sync: optimiser steps between copies; unset: one at the start of every round."""
-    ref_model_mixup_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
+    reference_sync_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
     """reference sync: share of the policy in the new reference; the rest is the old one (TR-DPO, 2404.09656: 0.6)."""
+
+    nesterov: NonNegativeFloat = 0.0
+    """reference sync: start every round this share of the last round's way further on than that ended, policy and
+    reference (APO-Nesterov, 2410.06293; 0.3); 0 switches it off."""
 
     @property
     def loss_types(self) -> tuple[str, ...]:
@@ -142,6 +146,8 @@ class OnlineDPOConfig(RolloutConfig):
     def check(self) -> None:
         self._check_pairs()
         self._check_unused()
+        if self.nesterov:
+            self._check_nesterov()
         super().check()
         if self.replay_share * self.per_device_train_batch_size != self.replayed:
             raise ValueError(
@@ -184,6 +190,18 @@ class OnlineDPOConfig(RolloutConfig):
                 f"{self.rollout_batch_size} must be a multiple of num_generations"
             )
 
+    def _check_nesterov(self) -> None:
+        """Raises ValueError where the weights cannot be extrapolated between rounds."""
+        by_round = self.reference == "sync" and self.reference_sync_steps is None and self.reference_sync_alpha == 1
+        wrong = {
+            "a reference that is copied at the start of every round (reference sync, whole)": not by_round,
+            "use_ema false: the average of a LoRA's matrices knows nothing of what is added beside them": self.use_ema,
+            "torch_compile false: what is compiled has no place for what is added beside it": self.torch_compile,
+        }
+        for needed, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"nesterov = {self.nesterov} needs {needed}")
+
     def _check_unused(self) -> None:
         """Raises ValueError where a setting would have no effect."""
         if self.zero_advantage == "skip":
@@ -194,8 +212,8 @@ class OnlineDPOConfig(RolloutConfig):
             "standardise": (len(self.scorers) < 2, "it is an ensemble's, and scorers has one"),
             "draw_from": (not self.follows, "the reference is frozen: every round would be the base's"),
             "reference_decay": (self.reference != "ema", "it is reference ema's"),
-            "ref_model_sync_steps": (self.reference != "sync", "it is reference sync's"),
-            "ref_model_mixup_alpha": (self.reference != "sync", "it is reference sync's"),
+            "reference_sync_steps": (self.reference != "sync", "it is reference sync's"),
+            "reference_sync_alpha": (self.reference != "sync", "it is reference sync's"),
             "replay_dataset": (not self.replay_share, "replay_share is 0"),
             "replay_split": (not self.replay_share, "replay_share is 0"),
         }
@@ -230,7 +248,7 @@ class OnlineDPOConfig(RolloutConfig):
         return ({"reference": 1} if needed else {}) | base
 
     def memory_needs(self) -> MemoryNeeds:
-        needs = replace(super().memory_needs(), copies=int(self.follows))
+        needs = replace(super().memory_needs(), copies=int(self.follows) + (2 if self.nesterov else 0))
         if not self.replayed:
             return needs
         return replace(needs, vae_jobs=(*needs.vae_jobs, VAEJob("encode", 2 * self.replayed)))

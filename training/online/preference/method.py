@@ -26,10 +26,10 @@ from diffusion_align.training.online.rollout import Rollout, RolloutEngine
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import OnlineDPOConfig
-from .moving_reference import MovingReference
 from .pair_building import Filters, all_pairs, best_and_worst, filtered, paired_gap, random_pairs
 from .replay import clean_latents, replay_source
 from .round_log import RoundLog
+from .round_reference import RoundReference
 from .rounds import PairItems, Pairs, Round, RoundFacts, RoundStream
 
 
@@ -78,7 +78,7 @@ class OnlineDPOMethod:
         scale = config.guidance_scale if config.train_guided else 1.0
         self.policy = GuidedPolicy(adapter, engine.tasks.size, scale)
         self.needs_reference = any(PREFERENCE_LOSSES[name].needs_reference for name in config.loss_types)
-        self.reference = MovingReference(config, adapter)
+        self.reference = RoundReference(config, adapter)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.stream = RoundStream(
             self.draw,

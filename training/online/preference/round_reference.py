@@ -10,18 +10,21 @@ from diffusion_align.adapters import Adapter
 
 from .config import OnlineDPOConfig
 from .held_weights import HeldWeights
+from .momentum import build_momentum
 
 
-class MovingReference:
+class RoundReference:
     """The reference of the settings.
 
     Attributes:
         held: its weights; None is the base.
+        momentum: moves the policy on between rounds; None: nothing does.
     """
 
     def __init__(self, config: OnlineDPOConfig, adapter: Adapter) -> None:
         self.config, self.adapter = config, adapter
         self.held = HeldWeights(adapter) if config.follows else None
+        self.momentum = build_momentum(adapter, config.nesterov) if config.nesterov else None
         self.step, self.round = 0, 0
 
     @contextmanager
@@ -39,22 +42,30 @@ class MovingReference:
             return
         if config.reference == "ema":
             self.held.move(1 - config.reference_decay)
-        elif config.ref_model_sync_steps is not None and step % config.ref_model_sync_steps == 0:
-            self.held.move(config.ref_model_mixup_alpha)
+        elif config.reference_sync_steps is not None and step % config.reference_sync_steps == 0:
+            self.held.move(config.reference_sync_alpha)
 
     def before_round(self, number: int) -> None:
-        """Move on: round ``number`` is about to be drawn. Asked again for the same one, nothing happens."""
+        """Move on: round ``number`` is about to be drawn. Asked again for the same one, nothing happens.
+
+        With ``nesterov`` the policy moves on first.
+        """
         if number <= self.round:
             return
         self.round, config = number, self.config
-        if self.held is not None and config.reference == "sync" and config.ref_model_sync_steps is None:
-            self.held.move(config.ref_model_mixup_alpha)
+        if self.momentum is not None:
+            self.momentum.extrapolate()
+        if self.held is not None and config.reference == "sync" and config.reference_sync_steps is None:
+            self.held.move(config.reference_sync_alpha)
 
     def state_dict(self) -> dict[str, Any]:
         held = {} if self.held is None else self.held.state_dict("reference")
-        return {"reference_step": self.step, "reference_round": self.round, **held}
+        gained = {} if self.momentum is None else self.momentum.state_dict()
+        return {"reference_step": self.step, "reference_round": self.round, **held, **gained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.round = state["reference_step"], state["reference_round"]
         if self.held is not None:
             self.held.load_state_dict(state, "reference")
+        if self.momentum is not None:
+            self.momentum.load_state_dict(state)
