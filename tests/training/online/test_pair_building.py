@@ -14,6 +14,7 @@ from diffusion_align.training.online.preference.pair_building import (
     all_pairs,
     best_and_worst,
     filtered,
+    listed,
     random_pairs,
 )
 
@@ -59,3 +60,16 @@ def test_equal_rewards_never_make_a_pair() -> None:
     kept, counts = filtered(reward, latents, best_and_worst(reward, 2), Filters())
     assert not kept.any()
     assert (counts.small_gap, counts.without_pair) == (4, 2)
+
+
+def test_lists_have_the_best_first_and_no_picture_twice() -> None:
+    """Three prompts: a small spread; one with a copy of its best picture; one whose pictures are all the same."""
+    reward = torch.tensor([[0.0, 0.01, 0.02, 0.0], [1.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
+    latents = torch.randn(3, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents[1, 3] = latents[1, 1] + 0.01 * latents[1, 3]
+    latents[2] = latents[2, :1]
+    order, present, counts = listed(reward, latents, Filters(0.1, 0.5, 0.2))
+    assert order[1].tolist() == [1, 2, 3, 0]
+    assert present.tolist() == [[False] * 4, [True, True, False, True], [False] * 4]
+    assert counts == Counts(prompts=3, small_spread=1, without_pair=1, pairs=6, small_gap=0, near_duplicates=4)
+    assert counts.kept == 2

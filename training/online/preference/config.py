@@ -21,8 +21,10 @@ from diffusion_align.training.policy.config import MemoryNeeds, VAEJob, Work
 
 if TYPE_CHECKING:
     LossType = str
+    ListLossType = str
 else:
     LossType = Literal[declared("pair_loss")]
+    ListLossType = Literal[declared("list_loss")]
 
 #: Settings of advantages, which pairs have no use for.
 ADVANTAGES = ("advantage_baseline", "advantage_scale", "history_size", "history_min_count", "advantage_clip")
@@ -36,14 +38,32 @@ class OnlineDPOConfig(RolloutConfig):
     changeable: ClassVar[frozenset[str]] = frozenset({"eval_rounds"})
 
     # -- objective
-    loss_type: LossType | tuple[LossType, ...] = "sigmoid"
-    """Preference loss (docs/dpo.md has the table), or several, which are added up, e.g. sigmoid sft."""
+    loss_type: LossType | ListLossType | tuple[LossType, ...] = "sigmoid"
+    """Preference loss (docs/dpo.md has the table), or several on pairs, which are added up, e.g. sigmoid sft. Losses on
+    lists take pairs, too."""
     loss_weights: tuple[PositiveFloat, ...] = ()
     """A factor for each of several losses; unset: 1 for all."""
     beta: PositiveFloat = 2000.0
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of pairs that the scorers order wrongly."""
+    label_temperature: PositiveFloat | None = None
+    """Soft labels: chosen is preferred with probability sigmoid(gap of rewards / label_temperature), for losses that
+    take them; unset: it is certain."""
+    score_target: PositiveFloat | None = None
+    """Of ipo: u is brought to this times the gap of rewards, instead of 1/2 (CaPO)."""
+    list_advantage: Literal["win_rate", "standardised", "score"] | None = None
+    """Of lair and dgpo: how much better a picture is than its list: the share of it that it beats, its reward over the
+    list's deviation, or its reward minus the list's mean. Unset: win_rate for lair, standardised for dgpo."""
+    lair_lambda: PositiveFloat | None = None
+    """Of lair: rewards are brought to advantage / lair_lambda (its own: 1)."""
+    d2o_alpha: PositiveFloat | None = None
+    """Of d2o: weight of the bad pictures (its own: 1)."""
+    safeguard_mu: Fraction | None = None
+    """Diffusion-SDPO (2511.03317): weaken the rejected picture's gradient so that the chosen one's error does not rise;
+    0 just so much, 0.9 leaves about a tenth of it. Unset: off."""
+    safeguard: Literal["sample", "batch"] = "sample"
+    """Whether safeguard_mu weighs each pair by itself, or has one factor for a micro-batch."""
     sft_weight: NonNegativeFloat = 0.0
     """Weight of an added denoising loss on the chosen pictures."""
     kl_beta: NonNegativeFloat = 0.0
@@ -61,9 +81,9 @@ class OnlineDPOConfig(RolloutConfig):
     """Whether a prompt's pictures start from their own noise or all from the same (which needs eta)."""
     draw_from: Literal["policy", "reference"] = "policy"
     """Whose pictures are compared."""
-    pairing: Literal["best_worst", "random", "all"] = "best_worst"
-    """Which pictures of a prompt make pairs: the best with the worst, the second best with the second worst, and so on;
-    random ones; or all."""
+    pairing: Literal["best_worst", "random", "all", "lists"] = "best_worst"
+    """Which pictures of a prompt are compared: the best with the worst, the second best with the second worst, and so
+    on; random pairs; all pairs; or all as one list, for losses on lists."""
     pairs_per_prompt: Positive = 1
     """Pairs of each prompt, for best_worst and random."""
     updates_per_picture: Positive = 8
@@ -130,7 +150,17 @@ class OnlineDPOConfig(RolloutConfig):
     def most_pairs(self) -> int:
         """Pairs of a prompt if none is left out."""
         drawn = self.num_generations
-        return drawn * (drawn - 1) // 2 if self.pairing == "all" else self.pairs_per_prompt
+        return {"all": drawn * (drawn - 1) // 2, "lists": 1}.get(self.pairing, self.pairs_per_prompt)
+
+    @property
+    def members(self) -> int:
+        """Pictures of a list."""
+        return self.num_generations if self.pairing == "lists" else 2
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the loss is one on lists."""
+        return self.loss_type in declared("list_loss")
 
     @property
     def follows(self) -> bool:
@@ -145,6 +175,7 @@ class OnlineDPOConfig(RolloutConfig):
 
     def check(self) -> None:
         self._check_pairs()
+        self._check_loss()
         self._check_unused()
         if self.nesterov:
             self._check_nesterov()
@@ -175,11 +206,11 @@ class OnlineDPOConfig(RolloutConfig):
         drawn, wanted = self.num_generations, self.pairs_per_prompt
         if drawn < 2:
             raise ValueError("num_generations = 1: a pair needs two pictures of a prompt")
-        most = {"best_worst": drawn // 2, "random": drawn * (drawn - 1) // 2, "all": 1}[self.pairing]
+        most = {"best_worst": drawn // 2, "random": drawn * (drawn - 1) // 2, "all": 1, "lists": 1}[self.pairing]
         if wanted > most:
             raise ValueError(
-                f"pairs_per_prompt = {wanted}: pairing all takes every pair, leave it at 1"
-                if self.pairing == "all"
+                f"pairs_per_prompt = {wanted}: pairing {self.pairing} takes every picture, leave it at 1"
+                if self.pairing in ("all", "lists")
                 else f"pairs_per_prompt = {wanted}: pairing {self.pairing} makes {most} of {drawn} pictures at most"
             )
         if self.initial_noise == "shared" and not self.eta:
@@ -202,6 +233,22 @@ class OnlineDPOConfig(RolloutConfig):
             if is_wrong:
                 raise ValueError(f"nesterov = {self.nesterov} needs {needed}")
 
+    def _check_loss(self) -> None:
+        """Raises ValueError where loss, its options and what it is given do not fit each other."""
+        named = ", ".join(self.loss_types)
+        if self.pairing == "lists" and not self.is_list:
+            raise ValueError(f"pairing lists needs a loss on lists, {', '.join(declared('list_loss'))}, not {named}")
+        if self.is_list:
+            for name in ("label_smoothing", "label_temperature", "score_target", "safeguard_mu"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for losses on pairs: loss_type {named} takes lists")
+        owners = {"score_target": ("ipo",), "lair_lambda": ("lair",), "d2o_alpha": ("d2o",)}
+        for name, losses in (owners | {"list_advantage": ("lair", "dgpo")}).items():
+            if getattr(self, name) is not None and not set(losses) & set(self.loss_types):
+                raise ValueError(f"{name} is an option of loss_type {' and '.join(losses)}, found {named}")
+        if self.score_target is not None and self.replay_share:
+            raise ValueError("score_target needs rewards, which the human pairs of replay_share have not")
+
     def _check_unused(self) -> None:
         """Raises ValueError where a setting would have no effect."""
         if self.zero_advantage == "skip":
@@ -210,6 +257,7 @@ class OnlineDPOConfig(RolloutConfig):
         unused: dict[str, tuple[bool, str]] = {
             **dict.fromkeys(ADVANTAGES, (True, "pairs have no advantages")),
             "standardise": (len(self.scorers) < 2, "it is an ensemble's, and scorers has one"),
+            "safeguard": (self.safeguard_mu is None, "safeguard_mu is not set"),
             "draw_from": (not self.follows, "the reference is frozen: every round would be the base's"),
             "reference_decay": (self.reference != "ema", "it is reference ema's"),
             "reference_sync_steps": (self.reference != "sync", "it is reference sync's"),
@@ -238,12 +286,14 @@ class OnlineDPOConfig(RolloutConfig):
 
     @property
     def trained_rows(self) -> int:
-        return 2 * (self.guided_rows if self.train_guided else 1)
+        batch = self.per_device_train_batch_size  # of lists, and of human pairs
+        pictures = -(-(self.own * self.members + self.replayed * 2) // batch)
+        return pictures * (self.guided_rows if self.train_guided else 1)
 
     def network_calls(self) -> dict[str, int]:
         from diffusion_align.objectives.preference import PREFERENCE_LOSSES
 
-        needed = any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
+        needed = self.is_list or any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
         base = {"base": 1} if self.kl_beta and (self.follows or not needed) else {}
         return ({"reference": 1} if needed else {}) | base
 
@@ -260,16 +310,22 @@ class OnlineDPOConfig(RolloutConfig):
         vae = {kind: own * count for kind, count in work.vae.items()}
         vae |= {"encode": 2 * self.replay_share} if self.replayed else {}
         prompts = own * work.prompts + self.replay_share
-        return replace(work, name="pair", forward={**work.forward, **drawn}, vae=vae, prompts=prompts)
+        return replace(
+            work,
+            name="list" if self.pairing == "lists" else "pair",
+            forward={**work.forward, **drawn},
+            vae=vae,
+            prompts=prompts,
+        )
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         notes = super().plan(world_size)
         used = self.own * self.gradient_accumulation_steps
-        items = self.items_per_rollout() * self.num_iterations
+        items, kind = self.items_per_rollout() * self.num_iterations, "lists" if self.pairing == "lists" else "pairs"
         rounds: dict[str, Any] = {
             **notes.sections["rollouts"],  # type: ignore[dict-item]
             "training items": f"at most {items:,} a round: {self.prompts_per_rollout} prompts x {self.most_pairs} "
-            f"pairs x {self.updates_per_picture} noise levels x {self.num_iterations} passes",
+            f"{kind} x {self.updates_per_picture} noise levels x {self.num_iterations} passes",
             "rounds": f"{-(-self.max_steps // -(-items // used)):,} of {-(-items // used):,} optimiser steps, "
             "more and shorter ones where prompts or pairs are left out",
         }

@@ -15,50 +15,28 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairBatch
 from diffusion_align.devices import send
-from diffusion_align.objectives.pair_stats import PairStats
-from diffusion_align.objectives.preference import PREFERENCE_LOSSES, check_losses, preference_loss
-from diffusion_align.process import average
 from diffusion_align.sampling.control import SamplingOptions
-from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, mix, normal
 from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.online.renoising import check_timesteps
 from diffusion_align.training.online.rollout import Rollout, RolloutEngine
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import OnlineDPOConfig
-from .pair_building import Filters, all_pairs, best_and_worst, filtered, paired_gap, random_pairs
-from .replay import clean_latents, replay_source
+from .pair_building import Filters, all_pairs, best_and_worst, filtered, listed, random_pairs
+from .renoised_lists import Renoised, human_part, own_part
+from .replay import replay_source
 from .round_log import RoundLog
+from .round_loss import RoundLoss
 from .round_reference import RoundReference
-from .rounds import PairItems, Pairs, Round, RoundFacts, RoundStream
+from .rounds import ListItems, Lists, Round, RoundFacts, RoundStream
 
 
 @dataclass(frozen=True)
 class OnlineBatch:
     """What one micro-step trains on: own pairs, and human ones where they are mixed in."""
 
-    own: PairItems
+    own: ListItems
     human: PairBatch | None
-
-
-@dataclass(frozen=True)
-class RenoisedPairs:
-    """B pairs at noise levels that follow from their seeds, chosen ones first: all of them, then all rejected ones.
-
-    Attributes:
-        x_t, target: (2B, C, h, w).
-        t: (2B,).
-        mask: (2B, 1, h, w), where errors are taken of inpainting models; None is everywhere.
-    """
-
-    x_t: Tensor
-    target: Tensor
-    t: Tensor
-    mask: Tensor | None
-
-    def errors(self, output: Tensor) -> Tensor:
-        """Mean squared error of each row, (2B,) float32."""
-        return average((output.float() - self.target.float()).square(), self.mask)
 
 
 class OnlineDPOMethod:
@@ -68,7 +46,6 @@ class OnlineDPOMethod:
         self, config: OnlineDPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator
     ) -> None:
         check_timesteps(config, adapter)
-        check_losses(config.loss_types, config.loss_weights or None)
         if config.follows and shards():
             raise ValueError(
                 f"reference {config.reference} keeps whole weights, which FSDP cannot cut: launch it with DDP, or set "
@@ -77,7 +54,7 @@ class OnlineDPOMethod:
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         scale = config.guidance_scale if config.train_guided else 1.0
         self.policy = GuidedPolicy(adapter, engine.tasks.size, scale)
-        self.needs_reference = any(PREFERENCE_LOSSES[name].needs_reference for name in config.loss_types)
+        self.round_loss = RoundLoss(config)
         self.reference = RoundReference(config, adapter)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.stream = RoundStream(
@@ -124,7 +101,7 @@ class OnlineDPOMethod:
         else:
             rollout = self.engine.draw(number, eta=config.eta, options=options)
         found = self.paired(self.gathered(rollout))
-        trained = self.stream.length(len(found.pairs)) * config.per_device_train_batch_size
+        trained = self.stream.length(len(found.lists)) * config.per_device_train_batch_size
         self.log.drawn(number, self.step, found.facts, trained * self.accelerator.num_processes)
         return found
 
@@ -141,56 +118,53 @@ class OnlineDPOMethod:
         config, drawn = self.config, self.config.num_generations
         reward = rollout.reward.view(-1, drawn)
         latents, group = rollout.latents.unflatten(0, (-1, drawn)), rollout.group.view(-1, drawn)[:, 0]
-        if config.pairing == "best_worst":
-            pairs = best_and_worst(reward, config.pairs_per_prompt)
-        elif config.pairing == "random":
-            pairs = random_pairs(reward, config.pairs_per_prompt, group.tolist())
+        filters, mask = Filters(config.min_spread, config.min_gap, config.min_distance), None
+        if config.pairing == "lists":
+            order, present, counts = listed(reward, latents, filters)
+            prompt = present.any(dim=1).nonzero()[:, 0]
+            places, mask = order[prompt], None if bool(present[prompt].all()) else present[prompt]
         else:
-            pairs = all_pairs(reward)
-        filters = Filters(config.min_spread, config.min_gap, config.min_distance)
-        kept, counts = filtered(reward, latents, pairs, filters)
-        prompt = kept.nonzero()[:, 0]
-        rows = pairs[kept] + prompt[:, None] * drawn
-        gap = paired_gap(reward, pairs)[kept]
-        facts = RoundFacts(
-            counts,
-            len(rollout),
-            float(rollout.reward.mean()),
-            float(gap.mean()) if len(gap) else 0.0,
-            self.engine.nfe * len(rollout),
-        )
-        found = Pairs(
+            pairs = self.pairs(reward, group)
+            kept, counts = filtered(reward, latents, pairs, filters)
+            prompt, places = kept.nonzero()[:, 0], pairs[kept]
+        rows = places + prompt[:, None] * drawn
+        compared = rollout.reward[rows]
+        last = compared[:, -1] if mask is None else torch.where(mask, compared, compared[:, :1]).amin(dim=1)
+        gap = float((compared[:, 0] - last).mean()) if len(rows) else 0.0
+        facts = RoundFacts(counts, len(rollout), float(rollout.reward.mean()), gap, self.engine.nfe * len(rollout))
+        found = Lists(
             [rollout.prompts[row] for row in rows[:, 0].tolist()],
             rollout.latents[rows],
-            rollout.reward[rows],
+            compared,
             group[prompt],
+            mask,
             None if rollout.inpaint is None else rollout.inpaint[rows[:, 0]],
         )
         return Round(found, facts)
+
+    def pairs(self, reward: Tensor, group: Tensor) -> Tensor:
+        """Places (P, n, 2) of the pairs in ``reward`` (P, K), of prompts with seeds ``group`` (P,)."""
+        config = self.config
+        if config.pairing == "best_worst":
+            return best_and_worst(reward, config.pairs_per_prompt)
+        if config.pairing == "random":
+            return random_pairs(reward, config.pairs_per_prompt, group.tolist())
+        return all_pairs(reward)
 
     # -- the loss
 
     def loss(self, batch: OnlineBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean preference loss of own and human pairs (scalar) and its metrics."""
         config, adapter, own = self.config, self.adapter, batch.own
-        prompts: list[str] = own.pairs.prompts
-        x0, seeds = send(own.pairs.latents, adapter.device), pair_seeds(own)
-        soft_labels = weight = None
+        parts = [own_part(own, adapter.device, config.label_temperature)]
         with self.accelerator.autocast():
             if batch.human is not None:
-                human = batch.human
-                x0 = torch.cat([x0, clean_latents(adapter, human)])
-                prompts = [*prompts, *(caption or "" for caption in human.captions)]
-                seeds = torch.cat([seeds, human.seeds])
-                soft_labels, weight = (
-                    with_ones(human.preference, len(own.pairs)),
-                    with_ones(human.weight, len(own.pairs)),
-                )
-            noisy = self.renoised(x0, seeds, own.pairs.inpaint)
-            inpaint = None if own.pairs.inpaint is None else own.pairs.inpaint.repeat(2, 1, 1, 1)
-            conditions = self.policy.conditions([*prompts, *prompts], inpaint)
+                parts.append(human_part(batch.human, adapter))
+            noisy = Renoised.make(adapter, parts, config.min_timestep, config.max_timestep)
+            prompts = [prompt for part in parts for prompt in part.prompts * part.x0.shape[1]]
+            conditions = self.policy.conditions(prompts, noisy.inpaint)
             reference = base = None
-            if self.needs_reference:
+            if self.round_loss.needs_reference:
                 with self.reference.active():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             if config.kl_beta:
@@ -199,35 +173,13 @@ class OnlineDPOMethod:
                     with adapter.reference():
                         base = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
-        errors = noisy.errors(output)
-        references = () if reference is None else noisy.errors(reference).chunk(2)
-        result = preference_loss(
-            config.loss_types,
-            PairStats(*errors.chunk(2), *references),
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            soft_labels=soft_labels,
-            sample_weight=weight,
-            loss_weights=config.loss_weights or None,
-        )
+        result = self.round_loss(parts, noisy.statistics(parts, output, reference))
         loss, metrics = result.loss, dict(result.metrics)
-        if config.sft_weight:
-            loss = loss + config.sft_weight * errors.chunk(2)[0].mean()
         if base is not None:
-            moved = average((output.float() - base.float()).square(), noisy.mask).mean()
+            moved = noisy.errors(output, base).mean()
             loss, metrics["kl"] = loss + config.kl_beta * moved, moved.detach()
         told = {name: send(torch.tensor(value), loss.device) for name, value in own.facts.metrics().items()}
         return loss, {"loss": loss.detach(), **metrics, **told}
-
-    def renoised(self, x0: Tensor, seeds: Tensor, inpaint: Tensor | None) -> RenoisedPairs:
-        """Pairs ``x0`` (B, 2, C, h, w) at noise levels of ``seeds`` (B,): both pictures of a pair meet the same."""
-        config, path, device = self.config, self.adapter.path, self.adapter.device
-        last = min(config.max_timestep, path.num_timesteps)
-        t = send(path.draw_times(generators(seeds, TIMESTEP), config.min_timestep, last), device).repeat(2)
-        eps = send(normal(seeds, NOISE, x0.shape[2:]), device).repeat(2, 1, 1, 1)
-        flat = x0.transpose(0, 1).flatten(0, 1)
-        mask = None if inpaint is None else send(inpaint[:, :1], device).repeat(2, 1, 1, 1)
-        return RenoisedPairs(path.noise(flat, eps, t), path.target(flat, eps, t), t, mask)
 
     # -- state
 
@@ -247,14 +199,3 @@ class OnlineDPOMethod:
             self.human.load_state_dict(
                 {name.removeprefix("human."): value for name, value in state.items() if name.startswith("human.")}
             )
-
-
-def pair_seeds(items: PairItems) -> Tensor:
-    """Seeds of timestep and noise, (B,) int64: all pairs of a prompt meet the same, level by level."""
-    columns = zip(items.pairs.group.tolist(), items.column.tolist(), strict=True)
-    return torch.tensor([mix(group, column, items.number) for group, column in columns])
-
-
-def with_ones(human: Tensor, own: int) -> Tensor | None:
-    """Numbers of the human pairs after ones for ``own`` pairs; None where all are 1."""
-    return torch.cat([torch.ones(own), human.float().cpu()]) if bool((human != 1).any()) else None

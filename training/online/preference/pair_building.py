@@ -1,4 +1,4 @@
-"""From the rewards of a prompt's pictures to pairs of them, and what is left out on the way."""
+"""From the rewards of a prompt's pictures to pairs or lists of them, and what is left out on the way."""
 
 from __future__ import annotations
 
@@ -121,3 +121,41 @@ def filtered(reward: Tensor, latents: Tensor, pairs: Tensor, filters: Filters) -
         near_duplicates=int((spread[:, None] & gap & ~apart).sum()),
     )
     return kept, counts
+
+
+def listed(reward: Tensor, latents: Tensor, filters: Filters) -> tuple[Tensor, Tensor, Counts]:
+    """All pictures of each prompt as a list, the best ones first.
+
+    A picture that is nearly the same as a better one of its list is left out. Lists that are left with one picture, or
+    whose best and worst differ by no more than ``min_gap``, are left out, too.
+
+    Args:
+        reward: (P, K).
+        latents: (P, K, C, h, w).
+
+    Returns:
+        Places (P, K); which pictures there are, (P, K) bool, none in lists that are left out; and what was left out,
+        counting pairs of pictures that follow each other as pairs.
+    """
+    order = reward.argsort(dim=1, descending=True, stable=True)
+    present = torch.ones_like(order, dtype=torch.bool)
+    for place in range(1, order.shape[1]):
+        for better in range(place):
+            near = paired_distance(latents, order[:, [better, place]][:, None])[:, 0] < filters.min_distance
+            present[:, place] &= ~(near & present[:, better])
+    spread = reward.std(dim=1, correction=0) >= filters.min_spread
+    ranked = reward.gather(1, order)
+    lowest = torch.where(present, ranked, ranked[:, :1]).amin(dim=1)
+    apart = (ranked[:, 0] - lowest > filters.min_gap) & (present.sum(dim=1) > 1)
+    wide, pictures = int(spread.sum()), order.shape[1]
+    kept = spread & apart
+    duplicates = int((~present)[spread].sum())
+    counts = Counts(
+        prompts=len(reward),
+        small_spread=len(reward) - wide,
+        without_pair=wide - int(kept.sum()),
+        pairs=wide * (pictures - 1),
+        small_gap=int((present[spread & ~apart].sum(dim=1) - 1).sum()),
+        near_duplicates=duplicates,
+    )
+    return order, present & kept[:, None], counts

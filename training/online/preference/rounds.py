@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -56,14 +56,15 @@ class RoundFacts:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """N pairs of own pictures, chosen first; tensors lie on the CPU.
+class Lists:
+    """N lists of M own pictures of one prompt, the best ones first (pairs: M = 2); tensors lie on the CPU.
 
     Attributes:
         prompts: N.
-        latents: (N, 2, C, h, w) float32 of the finished pictures.
-        reward: (N, 2) float32.
-        group: (N,) int64, a seed that all pairs of a prompt share.
+        latents: (N, M, C, h, w) float32 of the finished pictures.
+        reward: (N, M) float32.
+        group: (N,) int64, a seed that all lists of a prompt share.
+        mask: (N, M) bool, which pictures there are; None: all.
         inpaint: (N, 1 + C, h, w), mask and masked-image latents of inpainting models.
     """
 
@@ -71,47 +72,43 @@ class Pairs:
     latents: Tensor
     reward: Tensor
     group: Tensor
+    mask: Tensor | None = None
     inpaint: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def rows(self, rows: Tensor) -> Pairs:
-        """The pairs ``rows`` (M,)."""
-        return Pairs(
-            [self.prompts[row] for row in rows.tolist()],
-            self.latents[rows],
-            self.reward[rows],
-            self.group[rows],
-            None if self.inpaint is None else self.inpaint[rows],
-        )
+    def rows(self, rows: Tensor) -> Lists:
+        """The lists ``rows``."""
+        tensors = {name: tensor[rows] for name, tensor in self.tensors().items()}
+        return Lists([self.prompts[row] for row in rows.tolist()], **tensors)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the prompts, by name."""
-        found = {"latents": self.latents, "reward": self.reward, "group": self.group}
-        return found if self.inpaint is None else {**found, "inpaint": self.inpaint}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
 class Round:
-    """The pairs of all processes, the same in each of them."""
+    """The pairs or lists of all processes, the same in each of them."""
 
-    pairs: Pairs
+    lists: Lists
     facts: RoundFacts
 
 
 @dataclass(frozen=True)
-class PairItems:
+class ListItems:
     """What one micro-step trains on.
 
     Attributes:
-        pairs: B of them.
-        column: (B,) int64, which of its noise levels each pair is trained at.
+        lists: B of them.
+        column: (B,) int64, which of its noise levels each is trained at.
         number: of the round in the run.
         facts: of the round.
     """
 
-    pairs: Pairs
+    lists: Lists
     column: Tensor
     number: int
     facts: RoundFacts
@@ -148,16 +145,16 @@ class RoundStream:
         self.number, self.position = 0, 0
         self.round: Round | None = None
 
-    def __iter__(self) -> Iterator[PairItems]:
+    def __iter__(self) -> Iterator[ListItems]:
         while True:
             if self.round is None:
                 self.round = self.next_round()
             found, number = self.round, self.number
-            items = self.items(len(found.pairs))
+            items = self.items(len(found.lists))
             self.position += 1
-            if self.position == self.length(len(found.pairs)):
+            if self.position == self.length(len(found.lists)):
                 self.number, self.position, self.round = number + 1, 0, None
-            yield PairItems(found.pairs.rows(items // self.columns), items % self.columns, number, found.facts)
+            yield ListItems(found.lists.rows(items // self.columns), items % self.columns, number, found.facts)
 
     def next_round(self) -> Round:
         """The next one with pairs to train on.
@@ -168,7 +165,7 @@ class RoundStream:
         first = self.number
         for number in range(first, first + MOST_EMPTY):
             found = self.draw(number)
-            if len(found.pairs):
+            if len(found.lists):
                 self.number = number
                 return found
         counts = found.facts.counts
@@ -200,13 +197,13 @@ class RoundStream:
         """Position, and the round that is not used up."""
         state: dict[str, Any] = {"number": self.number, "position": self.position, "prompts": None}
         if self.round is not None:
-            pairs = self.round.pairs
-            state |= {"prompts": pairs.prompts, "facts": self.round.facts.to_json()}
-            state |= {f"round.{name}": tensor for name, tensor in pairs.tensors().items()}
+            lists = self.round.lists
+            state |= {"prompts": lists.prompts, "facts": self.round.facts.to_json()}
+            state |= {f"round.{name}": tensor for name, tensor in lists.tensors().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number, self.position, self.round = state["number"], state["position"], None
         if state["prompts"] is not None:
             tensors = {k.removeprefix("round."): v for k, v in state.items() if k.startswith("round.")}
-            self.round = Round(Pairs(state["prompts"], **tensors), RoundFacts.from_json(state["facts"]))
+            self.round = Round(Lists(state["prompts"], **tensors), RoundFacts.from_json(state["facts"]))
