@@ -131,6 +131,14 @@ class OnlineDPOConfig(RolloutConfig):
     """reference sync: start every round this share of the last round's way further on than that ended, policy and
     reference (APO-Nesterov, 2410.06293; 0.3); 0 switches it off."""
 
+    extragradient: bool = False
+    """EGPO (2503.08942), for scorers that disagree, or judges that are not transitive: every second round goes back to
+    where the one before began, and trains on its pictures again, compared with those of the policy in between. Needs
+    loss_type ipo, whose targets are the probabilities to beat an opponent, and the frozen reference."""
+    judge_temperature: PositiveFloat = 1.0
+    """extragradient: one picture beats another with the scorers' mean probability sigmoid(gap / judge_temperature); a
+    small one gives each scorer a vote."""
+
     @property
     def loss_types(self) -> tuple[str, ...]:
         """All losses, also if it is one."""
@@ -177,6 +185,8 @@ class OnlineDPOConfig(RolloutConfig):
         self._check_pairs()
         self._check_loss()
         self._check_unused()
+        if self.extragradient:
+            self._check_extragradient()
         if self.nesterov:
             self._check_nesterov()
         super().check()
@@ -249,6 +259,19 @@ class OnlineDPOConfig(RolloutConfig):
         if self.score_target is not None and self.replay_share:
             raise ValueError("score_target needs rewards, which the human pairs of replay_share have not")
 
+    def _check_extragradient(self) -> None:
+        """Raises ValueError where rounds cannot be repeated against other opponents."""
+        wrong = {
+            f"loss_type ipo, not {', '.join(self.loss_types)}": self.loss_types != ("ipo",),
+            f"reference frozen, not {self.reference}": self.follows,
+            "replay_share 0: human pairs have no opponents": bool(self.replay_share),
+            "score_target unset: it is 1/2 of the probabilities": self.score_target is not None,
+            "label_temperature unset: judge_temperature is in its place": self.label_temperature is not None,
+        }
+        for needed, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"extragradient needs {needed}")
+
     def _check_unused(self) -> None:
         """Raises ValueError where a setting would have no effect."""
         if self.zero_advantage == "skip":
@@ -257,6 +280,7 @@ class OnlineDPOConfig(RolloutConfig):
         unused: dict[str, tuple[bool, str]] = {
             **dict.fromkeys(ADVANTAGES, (True, "pairs have no advantages")),
             "standardise": (len(self.scorers) < 2, "it is an ensemble's, and scorers has one"),
+            "judge_temperature": (not self.extragradient, "it is extragradient's"),
             "safeguard": (self.safeguard_mu is None, "safeguard_mu is not set"),
             "draw_from": (not self.follows, "the reference is frozen: every round would be the base's"),
             "reference_decay": (self.reference != "ema", "it is reference ema's"),
@@ -297,8 +321,13 @@ class OnlineDPOConfig(RolloutConfig):
         base = {"base": 1} if self.kl_beta and (self.follows or not needed) else {}
         return ({"reference": 1} if needed else {}) | base
 
+    @property
+    def copies(self) -> int:
+        """Further sets of the trained weights: the reference, those of earlier rounds."""
+        return int(self.follows) + (2 if self.nesterov else 0) + int(self.extragradient)
+
     def memory_needs(self) -> MemoryNeeds:
-        needs = replace(super().memory_needs(), copies=int(self.follows) + (2 if self.nesterov else 0))
+        needs = replace(super().memory_needs(), copies=self.copies)
         if not self.replayed:
             return needs
         return replace(needs, vae_jobs=(*needs.vae_jobs, VAEJob("encode", 2 * self.replayed)))

@@ -40,6 +40,11 @@ class HeldWeights:
             finally:
                 self._put(kept)
 
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the adapter these weights for good."""
+        self._put(self.tensors)
+
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.adapter.trainable_parameters().items():
             parameter.copy_(tensors[name])

@@ -22,6 +22,7 @@ from diffusion_align.training.online.rollout import Rollout, RolloutEngine
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import OnlineDPOConfig
+from .extragradient import Extragradient
 from .pair_building import Filters, all_pairs, best_and_worst, filtered, listed, random_pairs
 from .renoised_lists import Renoised, human_part, own_part
 from .replay import replay_source
@@ -46,10 +47,10 @@ class OnlineDPOMethod:
         self, config: OnlineDPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator
     ) -> None:
         check_timesteps(config, adapter)
-        if config.follows and shards():
+        if config.copies and shards():
             raise ValueError(
-                f"reference {config.reference} keeps whole weights, which FSDP cannot cut: launch it with DDP, or set "
-                "reference to frozen"
+                "reference ema or sync, and extragradient, keep whole weights, which FSDP cannot cut: launch it with "
+                "DDP, or set reference to frozen and extragradient to false"
             )
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         scale = config.guidance_scale if config.train_guided else 1.0
@@ -68,6 +69,9 @@ class OnlineDPOMethod:
             world_size,
         )
         self.human = replay_source(config, adapter, engine.tasks.size, rank, world_size) if config.replayed else None
+        self.extragradient: Extragradient | None = None
+        if config.extragradient:
+            self.extragradient = Extragradient(adapter, config.num_generations, config.judge_temperature)
         self.taken = 0
         self.log = RoundLog(Path(config.output_dir), config.eval_rounds, config.calls_per_item())
 
@@ -90,17 +94,23 @@ class OnlineDPOMethod:
     def draw(self, number: int) -> Round:
         """Draw, score and pair; the reference moves on first."""
         config = self.config
-        if self.log.due(number):
+        half_step = config.extragradient and number % 2 == 1  # then the policy is about to go back
+        if self.log.due(number) and not half_step:
             self.log.finished(self.step)
         self.reference.before_round(number)
-        latents = self.engine.initial_noise(number, True) if config.initial_noise == "shared" else None
+        drawn = number // 2 if config.extragradient else number  # two rounds have the same prompts
+        latents = self.engine.initial_noise(drawn, True) if config.initial_noise == "shared" else None
         options = SamplingOptions(latents=latents)
         if config.draw_from == "reference":
             with self.reference.active():
-                rollout = self.engine.draw(number, eta=config.eta, options=options)
+                rollout = self.engine.draw(drawn, eta=config.eta, options=options)
         else:
-            rollout = self.engine.draw(number, eta=config.eta, options=options)
-        found = self.paired(self.gathered(rollout))
+            rollout = self.engine.draw(drawn, eta=config.eta, options=options)
+        rollout = self.gathered(rollout)
+        reward = float(rollout.reward.mean())
+        if self.extragradient is not None:
+            rollout = self.extragradient.judged(number, rollout)
+        found = self.paired(rollout, reward)
         trained = self.stream.length(len(found.lists)) * config.per_device_train_batch_size
         self.log.drawn(number, self.step, found.facts, trained * self.accelerator.num_processes)
         return found
@@ -113,8 +123,8 @@ class OnlineDPOMethod:
         tensors = {name: self.accelerator.gather(tensor.to(device)).cpu() for name, tensor in rollout.tensors().items()}
         return Rollout.of_tensors(gather_object(rollout.prompts), tensors)
 
-    def paired(self, rollout: Rollout) -> Round:
-        """The pairs of a rollout that are trained on."""
+    def paired(self, rollout: Rollout, mean_reward: float) -> Round:
+        """The pairs of a rollout that are trained on; ``mean_reward`` is what is told of all pictures."""
         config, drawn = self.config, self.config.num_generations
         reward = rollout.reward.view(-1, drawn)
         latents, group = rollout.latents.unflatten(0, (-1, drawn)), rollout.group.view(-1, drawn)[:, 0]
@@ -131,7 +141,7 @@ class OnlineDPOMethod:
         compared = rollout.reward[rows]
         last = compared[:, -1] if mask is None else torch.where(mask, compared, compared[:, :1]).amin(dim=1)
         gap = float((compared[:, 0] - last).mean()) if len(rows) else 0.0
-        facts = RoundFacts(counts, len(rollout), float(rollout.reward.mean()), gap, self.engine.nfe * len(rollout))
+        facts = RoundFacts(counts, len(rollout), mean_reward, gap, self.engine.nfe * len(rollout))
         found = Lists(
             [rollout.prompts[row] for row in rows[:, 0].tolist()],
             rollout.latents[rows],
@@ -187,6 +197,8 @@ class OnlineDPOMethod:
         human = {} if self.human is None else {f"human.{k}": v for k, v in self.human.state_dict().items()}
         own = {**self.stream.state_dict(), **self.engine.state_dict(), **self.reference.state_dict()}
         own |= self.log.state_dict()
+        if self.extragradient is not None:
+            own |= self.extragradient.state_dict()
         return {"taken": self.taken, **own, **human}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -195,6 +207,8 @@ class OnlineDPOMethod:
         self.engine.load_state_dict(state)
         self.reference.load_state_dict(state)
         self.log.load_state_dict(state)
+        if self.extragradient is not None:
+            self.extragradient.load_state_dict(state)
         if self.human is not None:
             self.human.load_state_dict(
                 {name.removeprefix("human."): value for name, value in state.items() if name.startswith("human.")}

@@ -53,9 +53,10 @@ class RoundLoss:
             factor = safeguard_factor(pairs, config.safeguard_mu, config.safeguard, weights)
             pairs = with_rejected_gradient(pairs, factor)
         p, target = with_ones([part.p for part in parts], parts), None
-        if config.score_target is not None:
-            gaps = [torch.ones(len(x)) if x.score is None else x.score[:, 0] - x.score[:, 1] for x in parts]
-            target = send(config.score_target * torch.cat(gaps), device)
+        per_gap = 0.5 if config.extragradient else config.score_target
+        if per_gap is not None:  # then there are own pairs only
+            gaps = [part.score[:, 0] - part.score[:, 1] for part in parts if part.score is not None]
+            target = send(per_gap * torch.cat(gaps), device)
         result = preference_loss(
             config.loss_types,
             pairs,

@@ -162,12 +162,11 @@ class RoundStream:
         Raises:
             RunInterrupted: many in a row have none.
         """
-        first = self.number
-        for number in range(first, first + MOST_EMPTY):
-            found = self.draw(number)
+        for _ in range(MOST_EMPTY):
+            found = self.draw(self.number)
             if len(found.lists):
-                self.number = number
                 return found
+            self.number += 1
         counts = found.facts.counts
         raise RunInterrupted(
             f"{MOST_EMPTY} rounds in a row have no pair to train on; of the last one's {counts.prompts} prompts "
