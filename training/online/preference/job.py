@@ -33,12 +33,12 @@ def online_dpo_job(
     method, validator = job.method, job.validate
     assert isinstance(method, OnlineDPOMethod)
 
-    def finish(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
+    def add(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
         add_rewards(config, report, lines)
         add_rounds(Path(config.output_dir), report)
 
     if not config.eval_rounds:
-        return replace(job, finish=finish)
+        return replace(job, report=add)
     assert isinstance(validator, Validator)  # OnlineDPOConfig.check
     method.log.monitor = RoundMonitor(validator, {**scorers_by_name(scorer), **validator.held_out})
 
@@ -48,4 +48,4 @@ def online_dpo_job(
             method.log.finished(step)
         return metrics
 
-    return replace(job, validate=validate, finish=finish)
+    return replace(job, validate=validate, report=add)
