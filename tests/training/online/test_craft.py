@@ -72,6 +72,7 @@ def test_pictures_that_pass_are_trained_on_by_their_advantage(settings: dict[str
 
 @pytest.mark.slow
 def test_a_run_with_two_scorers(settings: dict[str, Any]) -> None:
+    settings = settings | {"num_inference_steps": 2}
     result = trained(config(settings), scorer=Ensemble([Brightness(), Redness()]))
     assert result.step == 2
 
