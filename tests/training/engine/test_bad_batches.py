@@ -18,6 +18,7 @@ from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.evaluators.config import EvaluatorConfig
 from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import DRaFTConfig, InpaintRLConfig
+from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.scorers.config import RewardConfig
 from tests.brightness import Brightness
@@ -62,6 +63,12 @@ CASES: dict[str, tuple[type[RunConfig], dict[str, Any], set[str], set[str]]] = {
         {**ONLINE, **ROLLOUT},
         {"rollout.reward", "rollout.inpaint", "rollout.trajectory.before", "picture", "column"},
         {"rollout.prompts", "number"},
+    ),
+    "online-dpo": (
+        OnlineDPOConfig,
+        {**ONLINE, "num_generations": 2, "prompts_per_rollout": 2, "rollout_batch_size": 4, "updates_per_picture": 4},
+        {"own.lists.reward", "own.lists.inpaint", "own.column"},
+        {"own.lists.prompts", "own.number"},
     ),
     "draft": (DRaFTConfig, ONLINE, {"seeds", "holes.pictures", "holes.masks"}, {"prompts"}),
 }
