@@ -26,9 +26,7 @@ class OnlineConfig(TrainingData, TrainConfig):
     """What every method that learns from its own pictures shares."""
 
     takes_scorer: ClassVar[bool] = True
-    changeable: ClassVar[frozenset[str]] = frozenset({
-        "scorer_timeout", "max_corrupt",
-    })  # fmt: skip
+    changeable: ClassVar[frozenset[str]] = frozenset({"scorer_timeout", "max_corrupt"})
     stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"spread"}
 
     # -- tasks

@@ -15,7 +15,6 @@ from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.watched import load_reward
 from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.online.job import rollout_job
-from diffusion_align.training.online.reward_curves import add_rewards
 from diffusion_align.training.policy.validation import Validator
 
 from .config import OnlineDPOConfig
@@ -30,11 +29,12 @@ def online_dpo_job(
     if scorer is None:
         scorer = load_reward(config.scorers, config.ensemble, accelerator.device, config.standardise)
     job = rollout_job(config, accelerator, adapter, scorer, OnlineDPOMethod)
-    method, validator = job.method, job.validate
+    method, validator, before = job.method, job.validate, job.report
     assert isinstance(method, OnlineDPOMethod)
 
     def add(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
-        add_rewards(config, report, lines)
+        if before is not None:
+            before(report, lines)
         add_rounds(Path(config.output_dir), report)
 
     if not config.eval_rounds:

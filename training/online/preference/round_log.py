@@ -16,7 +16,7 @@ from diffusion_align.files import write_whole
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.rewards.combine import Combined
 from diffusion_align.rewards.context import score_with_context
-from diffusion_align.training.policy.validation import Validator
+from diffusion_align.training.policy.validation import Validator, prompt_means
 
 from .rounds import RoundFacts
 
@@ -37,7 +37,7 @@ class RoundMonitor:
         validator: draws the pictures.
         scorers: those that are trained on and those that are only watched.
         base, last, before: rewards of the base, and of the policies of the last comparison and of the one before it, by
-            scorer, picture by picture.
+            scorer, prompt by prompt.
     """
 
     validator: Validator
@@ -75,7 +75,8 @@ class RoundMonitor:
         found = {}
         for name, scorer in self.scorers.items():
             reward = score_with_context(scorer, images, self.validator.prompts, self.validator.holes).reward
-            found[name] = (reward if scorer.higher_is_better else -reward).tolist()
+            signed = reward if scorer.higher_is_better else -reward
+            found[name] = prompt_means(signed, self.validator.seeds_per_prompt).tolist()
         return found
 
 
