@@ -13,14 +13,13 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, scorers, train
+from .commands import cache, data_sets, scorers, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
     EvaluateGuidanceOptions,
     ExportOptions,
     GenerateOptions,
-    RelabelOptions,
     ScoreOptions,
     ServeScorerOptions,
 )
@@ -86,9 +85,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "annotate",
         ),
         "data": Command(
-            "label existing pairs by a scorer: data relabel",
-            parse_second(RelabelOptions, "data", "relabel", "label existing pairs by a scorer", bare="--source"),
-            "relabel",
+            "new data sets from old ones: data relabel (by a scorer), data lists (ranked lists of pairs)",
+            data_sets.parse,
+            "data_sets",
         ),
         "evaluate": Command(
             "compare ways to guide at equal cost: evaluate guidance",

@@ -107,6 +107,24 @@ def relabel(
     return found
 
 
+def scores_of(scorer: RewardScorer) -> Callable[[Sequence[bytes], str], list[float]]:
+    """A function from encoded pictures and their prompt to their scores, of which larger is better.
+
+    Raises:
+        ValueError: the scorer needs more than a picture and its prompt; the function: a picture cannot be decoded.
+    """
+    if scorer.needs:
+        raise ValueError(f"scorer needs {', '.join(sorted(scorer.needs))}: it cannot order pictures of a prompt")
+
+    def scored(pictures: Sequence[bytes], prompt: str) -> list[float]:
+        shown = [decoded_picture(content, f"a picture of {prompt!r}") for content in pictures]
+        with torch.no_grad():
+            reward = scorer.score(shown, [prompt] * len(shown)).reward
+        return [float(value) * (1 if scorer.higher_is_better else -1) for value in reward.double().cpu()]
+
+    return scored
+
+
 def label(gap: float, margin: float) -> float:
     """1 if the first is better, 0 if the second, 0.5 within ``margin``."""
     if abs(gap) <= margin:

@@ -4,7 +4,7 @@ from .cache import MANIFEST, CachedPairs, CacheError, build_cache, fingerprint, 
 from .comparisons import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from .draws import FixedDraws
 from .loader import ExampleLoader, PairLoader, PixelExamples
-from .pairs import PairDataset, StreamedPairs, load_in_file_order, load_pairs, load_pictures
+from .pairs import PairDataset, StreamedPairs, load_examples, load_in_file_order, load_pairs, load_pictures
 from .prompts import load_prompts
 from .ratings import RatingBatch, RatingExamples, Ratings, collate_ratings
 from .reading.stream_loader import StreamLoader
@@ -36,6 +36,7 @@ __all__ = [
     "collate_comparisons",
     "collate_ratings",
     "fingerprint",
+    "load_examples",
     "load_in_file_order",
     "load_pairs",
     "load_pictures",

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_align.files import write_whole
+from diffusion_align.pictures import upright_size
 
+from .beyond_pairs.ranked import ListSize
 from .draws import FixedDraws
 from .pairs import PairDataset
 from .transforms import PairTransform
-from .types import CorruptImageError, Example, PairBatch, PairRecord, collate
+from .types import CorruptImageError, Example, ListRecord, PairBatch, Record, collate
 
 E_co = TypeVar("E_co", covariant=True)
 E = TypeVar("E")
@@ -48,17 +50,25 @@ class PixelExamples:
 
     Args:
         dropped: what stands in the place of a dropped caption; None is the pipeline's null prompt.
+        lists: how many pictures of a list are shown; None of all that is no list.
     """
 
-    def __init__(self, dataset: PairDataset, transform: PairTransform, dropped: str | None = None) -> None:
-        self.dataset, self.transform, self.dropped = dataset, transform, dropped
+    def __init__(
+        self,
+        dataset: PairDataset,
+        transform: PairTransform,
+        dropped: str | None = None,
+        lists: ListSize | None = None,
+    ) -> None:
+        self.dataset, self.transform, self.dropped, self.lists = dataset, transform, dropped, lists
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def example(self, index: int, seed: int, drop_caption: bool) -> Example:
         record = self.dataset[index]
-        return pixel_example(record, self.transform, seed, self.dropped if drop_caption else record.caption)
+        caption = self.dropped if drop_caption else record.caption
+        return pixel_example(record, self.transform, seed, caption, self.lists)
 
     def key(self, index: int) -> str:
         return self.dataset.key(index)
@@ -75,10 +85,20 @@ class PixelExamples:
         return sizes
 
 
-def pixel_example(record: PairRecord, transform: PairTransform, seed: int, caption: str | None) -> Example:
-    """Decode and augment one pair."""
-    pixels, size_ids = transform(record.images(), seed)
-    return Example(caption, size_ids, record.preference, record.weight, record.key, pixels=pixels)
+def pixel_example(
+    record: Record, transform: PairTransform, seed: int, caption: str | None, lists: ListSize | None = None
+) -> Example:
+    """Decode and augment one pair, picture or list."""
+    target = None
+    if lists is not None and isinstance(record, ListRecord):
+        target = transform.target(upright_size(record.pictures[0], f"{record.key}: the number 0 image"))
+        record = record.only(lists.places(len(record.pictures), seed))
+    pixels, size_ids = transform(record.images(), seed, target)
+    judged = record.judgement
+    example = Example(
+        caption, size_ids, record.preference, record.weight, record.key, pixels=pixels, label=judged.label
+    )
+    return example if lists is None else lists.filled(example, judged)
 
 
 def sample_seed(seed: int, position: int) -> int:

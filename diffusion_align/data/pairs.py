@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,25 @@ from numpy.typing import NDArray
 
 from diffusion_align.pictures import CorruptImageError
 
-from .reading.rows import CHEAP, UNCAPTIONED, USED, counted, image_bytes, kinds_of_rows, preference, row_key, to_record
-from .reading.shards import Shards
+from .beyond_pairs.balance import Summary
+from .beyond_pairs.liked_pictures import LabelledRows, label_folders
+from .beyond_pairs.ranked import ListRows, list_lengths
+from .reading.meaning import Meaning, PairRows
+from .reading.rows import UNCAPTIONED, USED, counted, image_bytes, preference, row_key, to_record
 from .reading.stamps import Stamp, file_stamp, parquet_stamps
 from .reading.streamed import CAPTION_SAMPLE, MOST_NAMED, StreamedPairs
-from .tables import PAIR_LAYOUTS, PICTURE_LAYOUTS, Selection, Source, local_files, open_shards, open_source
-from .types import PairRecord
-
-#: Columns of pictures beside Pick-a-Pic's.
-FOLDER_PICTURES = ("chosen", "rejected", "image")
+from .tables import (
+    PAIR_LAYOUTS,
+    PICTURE_LAYOUTS,
+    UNITS,
+    Selection,
+    Source,
+    local_files,
+    open_shards,
+    open_source,
+    unit_of,
+)
+from .types import Record
 
 __all__ = ["PairDataset", "StreamedPairs", "image_bytes", "load_pairs", "load_pictures", "preference", "to_record"]
 
@@ -56,6 +66,32 @@ def load_pairs(
     return _opened(source, split, streaming, PAIR_LAYOUTS, keep_ties, limit, seed)
 
 
+def load_examples(
+    source: str | Path,
+    split: str = "train",
+    units: Sequence[str] = tuple(UNITS),
+    *,
+    streaming: bool = False,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> PairDataset | StreamedPairs:
+    """Open pairs, labelled pictures or ranked lists, whichever the columns of a table say.
+
+    Args:
+        source: as for ``load_pairs``; labelled pictures also as a folder with sub-folders ``liked`` and ``disliked``
+            (or ``good`` and ``bad``, ``chosen`` and ``rejected``) of pictures with NAME.txt beside each.
+        units: which of them will do: "pairs", "labelled pictures", "ranked lists".
+        split, streaming, limit, seed: as for ``load_pairs``.
+
+    Raises:
+        FileNotFoundError, OSError: as ``load_pairs``.
+        ValueError: it is none of them; or a label that is unknown, a labelled picture without caption, ranks or scores
+            that are no numbers or not one for each picture: file and row are named.
+    """
+    layouts = {title: layout for unit in units for title, layout in UNITS[unit].items()}
+    return _opened(source, split, streaming, layouts, False, limit, seed)
+
+
 def load_pictures(
     source: str | Path,
     split: str = "train",
@@ -87,19 +123,37 @@ def load_in_file_order(
     streaming: bool = False,
     limit: int | None = None,
     seed: int | None = None,
+    units: Sequence[str] = tuple(UNITS),
 ) -> PairDataset | StreamedPairs:
-    """The pairs of :func:`load_pairs` (or with ``pictures`` 1, :func:`load_pictures`) for reading once from start to
-    end: parquet files on this disk are read as they are, also without ``streaming``, which then says only how ``seed``
-    draws."""
+    """The examples of :func:`load_examples` (or with ``pictures`` 1, :func:`load_pictures`) for reading once from start
+    to end: parquet files on this disk are read as they are, also without ``streaming``, which then says only how
+    ``seed`` draws."""
     if streaming or not any(file.suffix == ".parquet" for file in local_files(source, split)):
-        load = load_pairs if pictures == 2 else load_pictures
-        return load(source, split, streaming=streaming, limit=limit, seed=seed)
-    shards = open_shards(source, split, PAIR_LAYOUTS if pictures == 2 else PICTURE_LAYOUTS)
+        if pictures == 1:
+            return load_pictures(source, split, streaming=streaming, limit=limit, seed=seed)
+        return load_examples(source, split, units, streaming=streaming, limit=limit, seed=seed)
+    layouts = {title: layout for unit in units for title, layout in UNITS[unit].items()}
+    shards = open_shards(source, split, layouts if pictures == 2 else PICTURE_LAYOUTS)
     assert shards is not None
-    pairs = StreamedPairs(shards, _pictures_of(shards), chosen_only=pictures == 1)
+    pairs = StreamedPairs(shards, _meaning(shards.columns, False, pictures == 1))
     if limit is not None:
         pairs.keep(Selection(limit, seed).of(pairs.numbers().tolist()))
     return pairs
+
+
+def local_unit(source: str | Path, split: str) -> tuple[str | None, int]:
+    """What a data set on this disk holds ("pairs", "labelled pictures", "ranked lists"), and the pictures of its
+    longest example; (None, 2) where it is not here, or cannot be read."""
+    try:
+        if not local_files(source, split) and not label_folders(Path(source), split):
+            return None, 2
+        examples = load_in_file_order(source, split)
+    except (OSError, ValueError):
+        return None, 2
+    unit = examples.meaning.unit
+    if unit != "ranked lists":
+        return unit, 2 if unit == "pairs" else 1
+    return unit, max(list_lengths(examples.cheap_columns()))
 
 
 def _opened(
@@ -114,13 +168,15 @@ def _opened(
 ) -> PairDataset | StreamedPairs:
     shards = open_shards(source, split, layouts) if streaming else None
     if shards is None:
-        return PairDataset(open_source(source, split, False, layouts), keep_ties, limit, seed, chosen_only)
-    return StreamedPairs(shards, _pictures_of(shards), keep_ties, limit, seed, chosen_only)
+        table = open_source(source, split, False, layouts)
+        return PairDataset(table, limit=limit, seed=seed, meaning=_meaning(table.columns, keep_ties, chosen_only))
+    return StreamedPairs(shards, _meaning(shards.columns, keep_ties, chosen_only), limit, seed)
 
 
-def _pictures_of(shards: Shards) -> list[str]:
-    pictures = ("jpg_0", "jpg_1") if "label_0" in shards.columns else FOLDER_PICTURES
-    return [name for name in pictures if name in shards.columns]
+def _meaning(columns: Sequence[str], keep_ties: bool, chosen_only: bool) -> Meaning:
+    """What the rows of a table are that fits the layouts which were asked for."""
+    found: dict[str | None, Meaning] = {"labelled pictures": LabelledRows(), "ranked lists": ListRows()}
+    return found.get(None if chosen_only else unit_of(columns), PairRows(keep_ties, chosen_only))
 
 
 class PairDataset:
@@ -129,6 +185,7 @@ class PairDataset:
     Args:
         limit, seed: as for ``load_pairs``.
         chosen_only: rejected images are not read.
+        meaning: what rows are; None: pairs, as ``keep_ties`` and ``chosen_only`` say.
 
     Attributes:
         counts: rows of the table, and how many were left out and why.
@@ -141,17 +198,19 @@ class PairDataset:
         limit: int | None = None,
         seed: int | None = None,
         chosen_only: bool = False,
+        meaning: Meaning | None = None,
     ) -> None:
-        self.source, self.chosen_only = source, chosen_only
-        cheap = source.table.select_columns([name for name in CHEAP if name in source.columns]).with_format("arrow")[:]
-        kinds = kinds_of_rows(cheap, source.where, keep_ties)
+        self.source, self.meaning = source, meaning or PairRows(keep_ties, chosen_only)
+        self.chosen_only = self.meaning.chosen_only
+        self._cheap = [name for name in self.meaning.cheap if name in source.columns]
+        kinds = self.meaning.kinds(source.table.select_columns(self._cheap).with_format("arrow")[:], source.where)
         self.counts = counted(len(source.table), kinds)
         #: The first rows without caption.
         self.uncaptioned = [source.where(row) for row in np.flatnonzero(kinds == UNCAPTIONED)[:MOST_NAMED].tolist()]
         self.rows = Selection(limit, seed).of(np.flatnonzero(kinds == USED).tolist())
         if not self.rows:
             dropped = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-            raise ValueError(f"{source.name}: no pair is left to use ({dropped})")
+            raise ValueError(f"{source.name}: no {self.meaning.unit[:-1]} is left to use ({dropped})")
         if source.folder is not None:
             self._check_files(source.folder)
 
@@ -171,23 +230,23 @@ class PairDataset:
 
     def _check_files(self, folder: Path) -> None:
         """Every picture of a table of paths is there, which is cheaper to ask now than after hours."""
-        pictures = [name for name in FOLDER_PICTURES if name in self.source.columns]
-        columns = self.source.table.select_columns(pictures).to_dict()
         listed: dict[Path, set[str]] = {}
-        for row in self.rows:
+        columns = self.paths()
+        for place, row in enumerate(self.rows):
             for column, values in columns.items():
-                if not isinstance(values[row], str):  # null counts as unreadable when its turn comes
+                value = values[place]
+                if not isinstance(value, str):  # null counts as unreadable when its turn comes
                     continue
-                path = folder / values[row]
+                path = folder / value
                 if path.parent not in listed:
                     listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
                 if path.name not in listed[path.parent] and not path.is_file():
-                    image_bytes(values[row], folder, f"{self.source.where(row)}, column {column}")
+                    image_bytes(value, folder, f"{self.source.where(row)}, column {column}")
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> PairRecord:
+    def __getitem__(self, index: int) -> Record:
         """Pair ``index`` in [0, len).
 
         Raises:
@@ -196,9 +255,9 @@ class PairDataset:
         """
         return self._record(self.rows[index])
 
-    def _record(self, row: int) -> PairRecord:
+    def _record(self, row: int) -> Record:
         values, where = self.source.table[row], self.source.where(row)
-        return to_record(values, where, row_key(row), self.source.folder, self.chosen_only)
+        return self.meaning.record(values, where, row_key(row), self.source.folder)
 
     def numbers(self) -> NDArray[np.int64]:
         """Rows of the table that are used, ascending."""
@@ -208,7 +267,7 @@ class PairDataset:
         """What messages call row ``row``."""
         return self.source.where(row)
 
-    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]:
+    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Record | CorruptImageError]]:
         """Some rows with their numbers; what cannot be read as its error."""
         for row in rows.tolist():
             try:
@@ -218,8 +277,7 @@ class PairDataset:
 
     def cheap_columns(self) -> pa.Table:
         """Verdicts, weights and captions of the rows that are used, in their order."""
-        columns = [name for name in CHEAP if name in self.source.columns]
-        return self.source.table.select_columns(columns).with_format("arrow")[:].take(self.rows)
+        return self.source.table.select_columns(self._cheap).with_format("arrow")[:].take(self.rows)
 
     def stamps(self) -> dict[str, Stamp]:
         """What tells the files that pictures come from from others, by their names."""
@@ -235,9 +293,18 @@ class PairDataset:
         """Columns of paths to pictures, of the rows that are used; none of a table that holds the pictures."""
         if self.source.folder is None:
             return {}
-        pictures = [name for name in FOLDER_PICTURES if name in self.source.columns]
-        columns = self.source.table.select_columns(pictures).to_dict()
-        return {name: [values[row] for row in self.rows] for name, values in columns.items()}
+        names = self.meaning.path_columns(self.source.columns)
+        columns = self.source.table.select_columns(names).to_dict()
+        found: dict[str, list[str | None]] = {}
+        for name, values in columns.items():
+            cells = [values[row] for row in self.rows]
+            longest = max((len(cell) for cell in cells if isinstance(cell, list)), default=None)
+            if longest is None:
+                found[name] = cells
+                continue
+            for place in range(longest):
+                found[f"{name}[{place}]"] = [cell[place] if cell and place < len(cell) else None for cell in cells]
+        return found
 
     def rows_in(self, files: Set[str]) -> NDArray[np.int64]:
         """Rows, of those that are used, with a picture in one of some files."""
@@ -258,6 +325,15 @@ class PairDataset:
     def key(self, index: int) -> str:
         """What messages call pair ``index``; its record's ``key``, without reading it."""
         return row_key(self.rows[index])
+
+    @property
+    def unit(self) -> str:
+        """What the examples are called."""
+        return self.meaning.unit
+
+    def summary(self) -> Summary:
+        """What is worth knowing beside what is left out."""
+        return self.meaning.summary(self)
 
     def captions(self) -> list[str]:
         """Every pair's caption, without reading images."""

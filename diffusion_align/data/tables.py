@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
+from .beyond_pairs.liked_pictures import folder_table, label_folders
 from .reading.shards import Shards, hub_shards
 from .reading.text_files import csv_table, jsonl_table
 
@@ -28,6 +29,24 @@ PAIR_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"Pick-a-Pic's ":
 PICTURE_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"single pictures' ": PICTURE_COLUMNS, **PAIR_LAYOUTS}
 )
+LABELLED_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"labelled pictures' ": ("image", "caption", "label"), "their paths' ": ("file_name", "caption", "label")}
+)
+LIST_LAYOUTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "ranked lists' ": ("images", "caption", "ranks"), "scored lists' ": ("images", "caption", "scores"),
+    "ranked paths' ": ("file_names", "caption", "ranks"), "scored paths' ": ("file_names", "caption", "scores"),
+    "ranked columns' ": ("jpg_0", "jpg_1", "caption", "ranks"),
+    "scored columns' ": ("jpg_0", "jpg_1", "caption", "scores"),
+})  # fmt: skip
+#: Layouts of what examples are called. A table that fits several is what comes first.
+UNITS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"pairs": PAIR_LAYOUTS, "labelled pictures": LABELLED_LAYOUTS, "ranked lists": LIST_LAYOUTS}
+)
+#: Who learns from them.
+LEARNERS: Mapping[str, str] = MappingProxyType({
+    "pairs": "train dpo, inpo and kto", "labelled pictures": "train kto",
+    "ranked lists": "train dpo with a loss on lists, e.g. --loss-type lair",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,8 +106,11 @@ def open_source(
         OSError: a hub name that cannot be read; the message says how to use a local copy.
         ValueError: a file that is no table, or one without the columns of a known layout.
     """
-    files, folder = local_files(source, split), None
-    if files:
+    files, folder, labels = local_files(source, split), None, label_folders(Path(source), split)
+    if labels and not files:
+        folder, name = Path(source), str(source)
+        table = _in_memory(folder_table(labels, folder))
+    elif files:
         name = _name(files, source, split)
         if files[0].suffix == ".parquet":
             _check_footers(files)
@@ -113,7 +135,7 @@ def open_shards(source: str | Path, split: str, layouts: Mapping[str, tuple[str,
         FileNotFoundError, OSError, ValueError: as :func:`open_source`.
     """
     files = local_files(source, split)
-    if files and files[0].suffix != ".parquet":
+    if (files and files[0].suffix != ".parquet") or (not files and label_folders(Path(source), split)):
         return None
     if files:
         shards = Shards([str(file) for file in files], _name(files, source, split))
@@ -133,7 +155,8 @@ def _check_footers(files: Sequence[Path]) -> None:
 
 
 def local_files(source: str | Path, split: str) -> list[Path]:
-    """The files of a data set on this disk, or of one that is shipped; empty where it can only be on the hub.
+    """The files of a data set on this disk, or of one that is shipped; empty where it can only be on the hub, and of
+    folders of liked and disliked pictures, which have no table.
 
     Raises:
         FileNotFoundError: a folder without files of ``split``, or a pattern that no file fits.
@@ -168,13 +191,17 @@ def _hub_name(source: str | Path) -> str:
 
 def _text_table(path: Path) -> Any:
     """A CSV or JSON Lines file as a table in memory."""
-    import datasets
-    from datasets.table import InMemoryTable
-
     try:
         table = csv_table(path) if path.suffix == ".csv" else jsonl_table(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    return _in_memory(table)
+
+
+def _in_memory(table: pa.Table) -> Any:
+    import datasets
+    from datasets.table import InMemoryTable
+
     return datasets.Dataset(InMemoryTable(table))
 
 
@@ -195,6 +222,8 @@ def _files(path: Path, split: str) -> list[Path]:
     for name in (f"{split}.jsonl", f"{split}.csv", "metadata.jsonl", "metadata.csv"):
         if (path / name).is_file():
             return [path / name]
+    if label_folders(path, split):
+        return []
     raise FileNotFoundError(f"{path} holds no pairs: expected parquet files, metadata.jsonl or metadata.csv")
 
 
@@ -221,9 +250,17 @@ def _check_columns(columns: list[str], name: str, layouts: Mapping[str, tuple[st
             near = difflib.get_close_matches(column, columns, n=1)
             hint = f" (is {near[0]!r} meant?)" if near else ""
             expected = ", or ".join(title + ", ".join(layout) for title, layout in layouts.items())
+            unit = unit_of(columns)
+            fits = "" if unit is None else f". These are {unit}, for {LEARNERS[unit]}"
             raise ValueError(
-                f"{name}: column {column!r} is missing{hint}; found {', '.join(columns)}. Expected {expected}"
+                f"{name}: column {column!r} is missing{hint}; found {', '.join(columns)}. Expected {expected}{fits}"
             )
+
+
+def unit_of(columns: Sequence[str]) -> str | None:
+    """What a table's rows are called, by its columns; None of other tables."""
+    fits = (unit for unit, layouts in UNITS.items() for layout in layouts.values() if set(layout) <= set(columns))
+    return next(fits, None)
 
 
 def _undecoded(table: Any) -> Any:
@@ -232,4 +269,6 @@ def _undecoded(table: Any) -> Any:
     for column, feature in (table.features or {}).items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of pictures
+            table = table.cast_column(column, type(feature)(datasets.Image(decode=False)))
     return table

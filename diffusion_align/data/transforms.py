@@ -32,10 +32,16 @@ class PairTransform:
     buckets: tuple[tuple[int, int], ...] | None = None
     interpolation: Interpolation = "lanczos"
 
-    def __call__(self, images: Sequence[Image.Image], seed: int) -> tuple[Tensor, Tensor]:
-        """Pixels (K, 3, H, W) float32 in [-1, 1] and size ids (K, 6) float32 of the K images of one pair."""
+    def __call__(
+        self, images: Sequence[Image.Image], seed: int, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (K, 3, H, W) float32 in [-1, 1] and size ids (K, 6) float32 of the K images of one pair.
+
+        Args:
+            size: (H, W); None is the target of the first image.
+        """
         down, right, flip = self.draw(seed)
-        size = self.target(images[0].size)
+        size = size or self.target(images[0].size)
         parts = [self.crop(image, size, down, right, flip) for image in images]
         return torch.stack([p for p, _ in parts]), torch.stack([ids for _, ids in parts])
 

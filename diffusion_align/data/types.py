@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -13,7 +14,101 @@ from diffusion_align.adapters.conditioning import Conditioning
 from diffusion_align.devices import send
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
-__all__ = ["CorruptImageError", "Example", "PairBatch", "PairRecord", "collate", "decoded_picture"]
+__all__ = [
+    "CorruptImageError", "Example", "Judgement", "ListRecord", "PairBatch", "PairRecord", "Record", "collate",
+    "decoded_picture",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of an example's pictures, where it is no pair.
+
+    Attributes:
+        label: of a labelled picture +1 (liked) or -1 (disliked).
+        ranks: of a list one number for each picture: 0 is the best, equal ones are ties.
+        scores: of a list one number for each picture, larger is better; None where there are ranks only.
+    """
+
+    label: float | None = None
+    ranks: tuple[int, ...] | None = None
+    scores: tuple[float, ...] | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """What there is, as a cache keeps it; nothing of a pair. JSON-able."""
+        lists = {"ranks": self.ranks, "scores": self.scores}
+        found = {name: list(values) for name, values in lists.items() if values is not None}
+        return found if self.label is None else {"label": self.label, **found}
+
+
+#: Of pairs, whose order is their judgement, and of pictures that nobody judged.
+UNJUDGED = Judgement()
+
+
+class Record(Protocol):
+    """One example as stored: a pair, a picture or a list."""
+
+    @property
+    def caption(self) -> str: ...
+    @property
+    def preference(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def judgement(self) -> Judgement: ...
+
+    def contents(self) -> dict[str, bytes]:
+        """The encoded images by what messages call them."""
+
+    def images(self) -> tuple[Image.Image, ...]:
+        """The images, RGB.
+
+        Raises:
+            CorruptImageError: one cannot be decoded.
+        """
+
+
+@dataclass(frozen=True)
+class ListRecord:
+    """K pictures of one prompt, as stored.
+
+    Attributes:
+        pictures: encoded images, in any order.
+        judgement: their ranks, and scores if there are any.
+        caption, weight, key: as those of ``PairRecord``.
+        places: where the pictures stood before others were left out, from 0; None: all are there.
+    """
+
+    pictures: tuple[bytes, ...]
+    judgement: Judgement
+    caption: str
+    weight: float = 1.0
+    key: str = ""
+    preference: float = 1.0
+    places: tuple[int, ...] | None = None
+
+    def contents(self) -> dict[str, bytes]:
+        """The encoded images by what messages call them."""
+        places = self.places or tuple(range(len(self.pictures)))
+        return {f"number {place}": content for place, content in zip(places, self.pictures, strict=True)}
+
+    def images(self) -> tuple[Image.Image, ...]:
+        """All images, RGB.
+
+        Raises:
+            CorruptImageError: one cannot be decoded.
+        """
+        return _decoded(self.contents(), self.key)
+
+    def only(self, places: Sequence[int]) -> ListRecord:
+        """The list without its other pictures; ranks stay what they are."""
+        found = self.judgement
+        ranks = None if found.ranks is None else tuple(found.ranks[place] for place in places)
+        scores = None if found.scores is None else tuple(found.scores[place] for place in places)
+        pictures = tuple(self.pictures[place] for place in places)
+        return replace(self, pictures=pictures, judgement=Judgement(None, ranks, scores), places=tuple(places))
 
 
 @dataclass(frozen=True)
@@ -23,9 +118,11 @@ class PairRecord:
     Attributes:
         chosen, rejected: encoded images (JPEG, PNG, WebP bytes); rejected is None of a single picture.
         caption: the prompt both were made for.
-        preference: P(chosen is preferred): 1, or 0.5 for a tie, or a soft label in [0, 1].
+        preference: P(chosen is preferred): 1, or 0.5 for a tie, or a soft label in [0, 1]; of a labelled picture
+            P(the label is right).
         weight: factor of the pair's loss.
         key: names the pair in messages, e.g. "row 17".
+        judgement: of a single picture its label, if it has one.
     """
 
     chosen: bytes
@@ -34,6 +131,7 @@ class PairRecord:
     preference: float = 1.0
     weight: float = 1.0
     key: str = ""
+    judgement: Judgement = UNJUDGED
 
     def contents(self) -> dict[str, bytes]:
         """The encoded images by what messages call them, chosen first."""
@@ -45,9 +143,11 @@ class PairRecord:
         Raises:
             CorruptImageError: one cannot be decoded.
         """
-        return tuple(
-            decoded_picture(content, f"{self.key}: the {side} image") for side, content in self.contents().items()
-        )
+        return _decoded(self.contents(), self.key)
+
+
+def _decoded(contents: dict[str, bytes], key: str) -> tuple[Image.Image, ...]:
+    return tuple(decoded_picture(content, f"{key}: the {side} image") for side, content in contents.items())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from diffusion_align.training.engine.config import (
 from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
 
+from .beyond_pairs.list_data import ListData, check_lists
+from .beyond_pairs.width import Width, example_width
 from .switches.config import (
     LossOptions,
     NoiseLevels,
@@ -111,6 +113,30 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
     """Show the network latents whose noise has this much more noise in it than it is asked to find (usual: 0.1)."""
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """What a data set may hold: "pairs", "pictures", "labelled pictures", "ranked lists"."""
+        return ("pairs",) if self.pictures == 2 else ("pictures", "pairs")
+
+    @property
+    def most_listed(self) -> int | None:
+        """Pictures of a list that are shown; None shows all."""
+        return None
+
+    @property
+    def makes_lists(self) -> bool:
+        """Whether lists are made of the pairs."""
+        return False
+
+    def on_lists(self, folder: str) -> DenoisingConfig:
+        """The settings with lists that were made already."""
+        return replace(self, dataset=folder)
+
+    @property
+    def example(self) -> Width:
+        """What an example of ``dataset`` is, as far as this disk says it; else what the method learns from usually."""
+        return Width("pair" if self.pictures == 2 else "picture", self.pictures)
+
+    @property
     def timestep_set(self) -> tuple[int, ...]:
         """The only timesteps that are trained at; empty for all."""
         if isinstance(self.timesteps, str):
@@ -152,17 +178,17 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
         return ValidationData(self.dataset)
 
     def memory_needs(self) -> MemoryNeeds:
-        cached = self.cache_dir is not None
-        encoding = VAEJob("encode", self.pictures * self.per_device_train_batch_size)
-        return MemoryNeeds(self.resolution, cached, rows=self.pictures, vae_jobs=() if cached else (encoding,))
+        cached, pictures = self.cache_dir is not None, self.example.pictures
+        encoding = VAEJob("encode", pictures * self.per_device_train_batch_size)
+        return MemoryNeeds(self.resolution, cached, rows=pictures, vae_jobs=() if cached else (encoding,))
 
     def work(self) -> Work:
-        cached, name = self.cache_dir is not None, "pair" if self.pictures == 2 else "picture"
+        cached, example = self.cache_dir is not None, self.example
         return Work(
-            name,
-            trained=self.pictures,
-            forward={part: self.pictures * calls for part, calls in self.network_calls().items()},
-            vae={} if cached else {"encode": self.pictures},
+            example.name,
+            trained=example.pictures,
+            forward={part: example.pictures * calls for part, calls in self.network_calls().items()},
+            vae={} if cached else {"encode": example.pictures},
             prompts=0 if cached else 1,
         )
 
@@ -172,7 +198,7 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
 
     def cached_example(self) -> CachedExample:
         is_there = self.cache_dir is not None and (Path(self.cache_dir) / "manifest.json").is_file()
-        return CachedExample(self.pictures, 2 if self.random_flip else 1, is_there or self.cache_dir is None)
+        return CachedExample(self.example.pictures, 2 if self.random_flip else 1, is_there or self.cache_dir is None)
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         data, examples = self.data_notes()
@@ -190,8 +216,10 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
             return f"not read, training could not start here: {error}", self.max_pairs
         if pairs.used is None:
             return f"{pairs.name}: {pairs.counts['rows']:,} rows on the hub; ties are left out as they come", None
-        counts = pairs.counts | {f"{'pairs' if self.pictures == 2 else 'pictures'} used": pairs.used}
+        found = pairs.summary()
+        counts = pairs.counts | {f"{pairs.meaning.unit} used": pairs.used} | found.counts
         data = {name: f"{count:,}" for name, count in counts.items()}
+        data |= {f"warning {number}": text for number, text in enumerate(found.warnings, start=1)}
         if pairs.uncaptioned:
             data["without caption"] += f" ({'; '.join(pairs.uncaptioned)})"
         return data, pairs.used
@@ -240,7 +268,7 @@ class ReferencedConfig(ReferenceSwitches, DenoisingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
+class DPOConfig(PairSwitches, ListData, LossOptions, ReferencedConfig, JudgedPairs):
     """Diffusion-DPO (2311.12908) and the other losses on preference pairs and ranked lists."""
 
     method: ClassVar[str] = "dpo"
@@ -277,6 +305,25 @@ class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
         return self.loss_type in declared("list_loss")
 
     @property
+    def units(self) -> tuple[str, ...]:
+        return ("pairs", "ranked lists") if self.is_list else ("pairs",)
+
+    @property
+    def most_listed(self) -> int | None:
+        return self.list_size
+
+    @property
+    def makes_lists(self) -> bool:
+        return self.lists_from_pairs
+
+    def on_lists(self, folder: str) -> DenoisingConfig:
+        return replace(self, dataset=folder, lists_from_pairs=False)
+
+    @property
+    def example(self) -> Width:
+        return example_width(self, self.list_size) if self.is_list else super().example
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the reference is asked at all."""
         from diffusion_align.objectives.preference import PREFERENCE_LOSSES
@@ -286,6 +333,7 @@ class DPOConfig(PairSwitches, LossOptions, ReferencedConfig, JudgedPairs):
     def check(self) -> None:
         super().check()
         check_switches(self)
+        check_lists(self)
         if self.loss_weights and len(self.loss_weights) != len(self.loss_types):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for the {len(self.loss_types)} losses of "

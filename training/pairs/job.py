@@ -51,7 +51,7 @@ def cache_pairs(config: DenoisingConfig) -> str | None:
     cached = make_cache(config, adapter, build_transform(config, adapter))
     if not state.is_main_process:
         return None
-    kind = "pairs" if config.pictures == 2 else "pictures"
+    kind = "pictures" if config.pictures == 1 else cached.unit
     said = f"{config.cache_dir}: {len(cached)} {kind}, {len(cached.captions)} prompts, {cached.bytes / 2**20:.1f} MiB"
     unreadable, unneeded = cached.counts["unreadable"], garbage(config.cache_dir)
     if unreadable:

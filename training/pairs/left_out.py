@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairLoader, StreamLoader
+from diffusion_align.data.beyond_pairs.balance import Summary
 from diffusion_align.evaluation.report import Report
 
 COUNTS = "data.json"
@@ -29,6 +30,9 @@ class LeftOut:
         uncaptioned: the first rows without caption.
         captions_cut: captions that are longer than the text encoders read; estimated from a sample in large data sets.
         small_buckets: pairs of each size "HxW" of which there are too few for a batch: they are never used.
+        unit: what the examples are called.
+        kinds: of labelled pictures and lists, how many there are of each kind.
+        warnings: what the data would teach beside what is good.
     """
 
     name: str
@@ -37,14 +41,18 @@ class LeftOut:
     uncaptioned: list[str] = field(default_factory=list)
     captions_cut: int = 0
     small_buckets: dict[str, int] = field(default_factory=dict)
+    unit: str = "pairs"
+    kinds: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What is said of it."""
         counts = dict(self.counts)
         rows = counts.pop("rows")
         left = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
-        used = "read from the hub, counted as they come" if self.used is None else f"{self.used:,} pairs used"
+        used = "read from the hub, counted as they come" if self.used is None else f"{self.used:,} {self.unit} used"
         found = [f"data: {self.name}: {rows:,} rows, {used}" + ("" if self.used is None else f"; left out: {left}")]
+        found += [f"data: {line}" for line in Summary(self.kinds, self.warnings).lines()]
         if self.uncaptioned:
             found.append(f"data: without caption: {'; '.join(self.uncaptioned)}" + _more(counts, self.uncaptioned))
         if self.captions_cut:
@@ -52,8 +60,8 @@ class LeftOut:
         if self.small_buckets:
             sizes = ", ".join(f"{count} of {size}" for size, count in self.small_buckets.items())
             found.append(
-                f"data: {sum(self.small_buckets.values()):,} pairs are never used: their aspect-ratio buckets hold "
-                f"less than a batch of all processes ({sizes})"
+                f"data: {sum(self.small_buckets.values()):,} {self.unit} are never used: their aspect-ratio buckets "
+                f"hold less than a batch of all processes ({sizes})"
             )
         return found
 
@@ -100,11 +108,15 @@ class Counted(Protocol):
     def uncaptioned(self) -> list[str]: ...
     @property
     def caption_sample(self) -> list[str]: ...
+    @property
+    def unit(self) -> str: ...
+    def summary(self) -> Summary: ...
 
 
 def left_out(pairs: Counted, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
     """Count what ``source`` makes of ``pairs``."""
     small = source.never_used() if isinstance(source, PairLoader) else {}
+    found = pairs.summary()
     return LeftOut(
         pairs.name,
         pairs.counts,
@@ -112,6 +124,9 @@ def left_out(pairs: Counted, source: PairLoader | StreamLoader, adapter: Adapter
         pairs.uncaptioned,
         _captions_cut(pairs.caption_sample, pairs.used or 0, adapter),
         {f"{height}x{width}": count for (height, width), count in small.items()},
+        pairs.unit,
+        found.counts,
+        found.warnings,
     )
 
 

@@ -16,6 +16,7 @@ from diffusion_align.adapters import ENCODERS, Adapter
 from diffusion_align.data import (
     MANIFEST,
     CachedPairs,
+    CacheError,
     FixedDraws,
     PairBatch,
     PairDataset,
@@ -26,12 +27,14 @@ from diffusion_align.data import (
     StreamLoader,
     build_cache,
     fingerprint,
+    load_examples,
     load_in_file_order,
-    load_pairs,
     load_pictures,
     make_buckets,
     require_same_data,
 )
+from diffusion_align.data.beyond_pairs.from_pairs import MadeOf, make_lists
+from diffusion_align.data.beyond_pairs.ranked import ListSize, list_lengths, sized_lists
 from diffusion_align.data.loader import Corruption
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.relabelling import Relabelling, relabel, told
@@ -82,23 +85,38 @@ def build_pair_source(
     if config.cache_dir is not None:
         pairs: Counted = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
     else:
-        pairs = load_training_pairs(relabelled(config, adapter.device, is_main=rank == 0))
+        pairs = load_training_pairs(listed(relabelled(config, adapter.device, is_main=rank == 0), is_main=rank == 0))
     source: PairLoader | StreamLoader
     if order is not None and isinstance(pairs, CachedPairs | PairDataset):
         options["order"] = order(pairs, world_size)
     if isinstance(pairs, CachedPairs):
         source = PairLoader(pairs, batch_size, draws=draws, **options)
     elif isinstance(pairs, StreamedPairs):
-        source = StreamLoader(pairs, transform, batch_size, buffer=config.shuffle_buffer, dropped=dropped, **options)
+        lists = size_of_lists(pairs, config)
+        options |= {"buffer": config.shuffle_buffer, "dropped": dropped, "lists": lists}
+        source = StreamLoader(pairs, transform, batch_size, **options)
     else:
         assert isinstance(pairs, PairDataset)
-        source = PairLoader(PixelExamples(pairs, transform, dropped), batch_size, draws=draws, **options)
+        examples = PixelExamples(pairs, transform, dropped, size_of_lists(pairs, config))
+        source = PairLoader(examples, batch_size, draws=draws, **options)
     if rank == 0:
         said = left_out(pairs, source, adapter)
         said.say()
         if Path(config.output_dir).is_dir():
             said.write(Path(config.output_dir))
     return source
+
+
+def size_of_lists(pairs: PairDataset | StreamedPairs, config: DenoisingConfig) -> ListSize | None:
+    """How many pictures a list has in a batch; None of what are no lists.
+
+    Raises:
+        ValueError: lists on the hub, whose lengths are not known, without ``list_size``.
+    """
+    if pairs.meaning.unit != "ranked lists":
+        return None
+    lengths = None if pairs.used is None else list_lengths(pairs.cheap_columns())
+    return sized_lists(lengths, config.most_listed, pairs.name)
 
 
 def fixed_draws(config: DenoisingConfig) -> FixedDraws | None:
@@ -134,7 +152,12 @@ def open_or_build_cache(
     folder, dropped = Path(config.cache_dir), dropped_caption(config)
     if not (folder / MANIFEST).is_file():
         return make_cache(config, adapter, transform)
-    cached = CachedPairs(folder, fingerprint(adapter, transform), dropped, config.pictures)
+    cached = CachedPairs(folder, fingerprint(adapter, transform), dropped, config.pictures, config.most_listed)
+    if cached.unit not in config.units:
+        raise CacheError(
+            f"cache {folder} holds {cached.unit}: method {config.method} with these settings learns from "
+            f"{' or '.join(config.units)}; give another folder"
+        )
     if is_main:
         check_cache(config, cached)
     PartialState().wait_for_everyone()
@@ -158,6 +181,7 @@ def make_cache(config: DenoisingConfig, adapter: Adapter, transform: PairTransfo
         rank=state.process_index,
         world_size=state.num_processes,
         wait=state.wait_for_everyone,
+        list_size=config.most_listed,
     )
 
 
@@ -195,7 +219,8 @@ def data_settings(config: DenoisingConfig) -> dict[str, Any]:
 
 def cacheable_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:
     """The pairs of ``config.dataset`` in the order of its files, without a copy of parquet files."""
-    return load_in_file_order(**data_settings(config))
+    units = config.units if config.pictures == 2 else ("pairs",)
+    return load_in_file_order(**data_settings(config), units=units)
 
 
 def open_cache_first(config: DenoisingConfig, device: torch.device, is_main: bool) -> CachedPairs:
@@ -223,13 +248,22 @@ def relabelled(config: DenoisingConfig, device: torch.device, is_main: bool) -> 
     return replace(config, dataset=str(folder), relabel_with=None, relabel_temperature=None)
 
 
+def listed(config: DenoisingConfig, is_main: bool) -> DenoisingConfig:
+    """Settings whose data set has the lists of ``lists_from_pairs``, which are made first when they are not there."""
+    if not config.makes_lists:
+        return config
+    folder = Path(config.output_dir) / "lists"
+    if is_main:
+        found = make_lists(MadeOf(config.dataset, config.dataset_split), folder, progress=print)
+        print(", ".join(f"{count:,} {name}" for name, count in found.items() if count), flush=True)
+    PartialState().wait_for_everyone()
+    return config.on_lists(str(folder))
+
+
 def load_training_pairs(config: DenoisingConfig) -> PairDataset | StreamedPairs:
-    """The pairs of ``config.dataset``, ties dropped; for methods that learn from single pictures, the chosen ones."""
-    load = load_pairs if config.pictures == 2 else load_pictures
-    return load(
-        config.dataset,
-        config.dataset_split,
-        streaming=config.streaming,
-        limit=config.max_pairs,
-        seed=selection_seed(config.pair_selection, config.seed),
-    )
+    """The examples of ``config.dataset``, ties dropped; of pairs for methods on single pictures, the chosen ones."""
+    source, split, streaming, limit = config.dataset, config.dataset_split, config.streaming, config.max_pairs
+    seed = selection_seed(config.pair_selection, config.seed)
+    if config.pictures == 1:
+        return load_pictures(source, split, streaming=streaming, limit=limit, seed=seed)
+    return load_examples(source, split, config.units, streaming=streaming, limit=limit, seed=seed)

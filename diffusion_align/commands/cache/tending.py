@@ -25,8 +25,8 @@ def verify(options: VerifyCacheOptions) -> int:
         return 1
     size = sum(facts["bytes"] for facts in record["shards"].values())
     checked = "checksums and contents" + (", rows and pictures of its data set" if options.data else "")
-    print(f"ok: {options.folder}: {len(record['pairs']):,} pairs, {len(record['shards'])} shards, "
-          f"{size / 2**20:,.1f} MiB; {checked} are right")  # fmt: skip
+    held = f"{len(record['pairs']):,} {record.get('unit', 'pairs')}, {len(record['shards'])} shards"
+    print(f"ok: {options.folder}: {held}, {size / 2**20:,.1f} MiB; {checked} are right")
     return 0
 
 

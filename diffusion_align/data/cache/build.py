@@ -37,6 +37,7 @@ def build_cache(
     rank: int = 0,
     world_size: int = 1,
     wait: Callable[[], None] = lambda: None,
+    list_size: int | None = None,
 ) -> CachedPairs:
     """Encode every distinct image and caption of ``dataset``.
 
@@ -49,7 +50,7 @@ def build_cache(
 
     Args:
         shard_size: pictures, or captions, of a shard.
-        dropped: as for :class:`CachedPairs`.
+        dropped, list_size: as for :class:`CachedPairs`.
         settings: by which the data set was opened, to be kept.
         workers: threads that decode pictures.
         rank, world_size: this process and how many build together, each its own shards; the first writes the manifest.
@@ -109,6 +110,8 @@ def build_cache(
         shards = {place.name: known.facts(place) for place in (*images, *prompts)}
         where = {name: images[i].name for i, chunk in enumerate(chunks) for name in chunk}
         record = _manifest(dataset, settings, index, shards, where, max_corrupt)
+        if dataset.meaning.unit not in ("pairs", "pictures"):
+            record["unit"] = dataset.meaning.unit
         record |= {
             "fingerprint": mark,
             "transform": transform.settings(),
@@ -121,7 +124,7 @@ def build_cache(
         write_json(folder / MANIFEST, record)
         shutil.rmtree(parts, ignore_errors=True)
     wait()
-    return CachedPairs(folder, mark, dropped, pictures=1 if dataset.chosen_only else 2)
+    return CachedPairs(folder, mark, dropped, pictures=1 if dataset.chosen_only else 2, list_size=list_size)
 
 
 def _manifest(

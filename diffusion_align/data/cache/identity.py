@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..reading.rows import VERDICT, preference, row_key, weight_of
+from ..reading.meaning import Meaning
+from ..reading.rows import row_key
 from ..reading.stamps import Stamp
-from ..types import CorruptImageError, PairRecord
+from ..types import CorruptImageError, Record
 from .opened import CachedPairs
 from .shard_files import CacheError
 
@@ -38,13 +39,15 @@ class Cacheable(Protocol):
     def name(self) -> str: ...
     @property
     def chosen_only(self) -> bool: ...
+    @property
+    def meaning(self) -> Meaning: ...
     def numbers(self) -> NDArray[np.int64]: ...
     def where(self, row: int) -> str: ...
     def cheap_columns(self) -> pa.Table: ...
     def stamps(self) -> dict[str, Stamp]: ...
     def paths(self) -> dict[str, list[str | None]]: ...
     def rows_in(self, files: Set[str]) -> NDArray[np.int64]: ...
-    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]: ...
+    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Record | CorruptImageError]]: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def describe(pairs: Cacheable, settings: Mapping[str, Any] | None) -> dict[str, 
     return {
         "name": pairs.name,
         "settings": None if settings is None else dict(settings),
-        "labels": _hash(_verdicts(pairs.cheap_columns())),
+        "labels": _hash(_verdicts(pairs.cheap_columns(), pairs.meaning)),
         "paths": _hashes(pairs.paths()),
         "files": pairs.stamps(),
     }
@@ -117,7 +120,7 @@ def compare(cached: CachedPairs, pairs: Cacheable, thorough: bool = False) -> Co
     held = {pair["key"]: pair for pair in cached.pairs}
     table = pairs.cheap_columns()
     cheap = [*_rows(cached, held, keys), *_values(held, keys, table, pairs, numbers)]
-    if not cheap and cached.data is not None and cached.data["labels"] != _hash(_verdicts(table)):
+    if not cheap and cached.data is not None and cached.data["labels"] != _hash(_verdicts(table, pairs.meaning)):
         cheap.append("labels: other verdicts or scores than then")
     if cheap:
         return Comparison(tuple(cheap))
@@ -158,18 +161,18 @@ def _values(
     captions = table["caption"].to_pylist()
     others = table.drop_columns(["caption"])
     rows = others.to_pylist() if others.num_columns else [{}] * len(keys)
-    kinds: dict[str, Callable[[int], Any]] = {
-        "caption": lambda i: captions[i],
-        "preference": lambda i: preference(rows[i], keys[i]),
-        "weight": lambda i: weight_of(rows[i], keys[i]),
-    }
-    for name, value in kinds.items():
-        wrong = [i for i, key in enumerate(keys) if key in held and held[key][name] != value(i)]
+    known = [
+        {"caption": caption, **pairs.meaning.known(row, key)}
+        for caption, row, key in zip(captions, rows, keys, strict=True)
+    ]
+    for name in known[0] if known else ():
+        wrong = [i for i, key in enumerate(keys) if key in held and held[key].get(name) != known[i][name]]
         if wrong:
             i = wrong[0]
+            several = name if name.endswith("s") else f"{name}s"
             yield (
-                f"{name}s: {len(wrong):,} differ, first {pairs.where(int(numbers[i]))}, then {held[keys[i]][name]!r}, "
-                f"now {value(i)!r}"
+                f"{several}: {len(wrong):,} differ, first {pairs.where(int(numbers[i]))}, then "
+                f"{held[keys[i]].get(name)!r}, now {known[i][name]!r}"
             )
 
 
@@ -190,9 +193,7 @@ def _pictures(cached: CachedPairs, held: Mapping[str, Any], pairs: Cacheable, ro
     return Comparison((f"pictures: {len(wrong):,} pairs differ, first {wrong[0]}",), len(rows))
 
 
-def _picture_problem(
-    pair: Mapping[str, Any] | None, record: PairRecord | CorruptImageError, pictures: int
-) -> str | None:
+def _picture_problem(pair: Mapping[str, Any] | None, record: Record | CorruptImageError, pictures: int) -> str | None:
     if isinstance(record, CorruptImageError):
         return None if pair is None else f"cannot be read now ({record})"
     if pair is None:
@@ -208,8 +209,8 @@ def _picture_problem(
     return f"the {' and '.join(differing)} image is another one" if differing else None
 
 
-def _verdicts(table: pa.Table) -> list[Any]:
-    names = [name for name in VERDICT if name in table.column_names]
+def _verdicts(table: pa.Table, meaning: Meaning) -> list[Any]:
+    names = [name for name in meaning.verdict if name in table.column_names]
     return [names, *(table[name].to_pylist() for name in names)]
 
 

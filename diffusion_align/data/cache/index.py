@@ -16,7 +16,7 @@ from diffusion_align.pictures import upright_size
 
 from ..reading.rows import row_key
 from ..transforms import PairTransform
-from ..types import CorruptImageError, PairRecord
+from ..types import CorruptImageError, Record
 from .identity import Cacheable, image_name
 from .progress import Progress
 from .shard_files import read_json, write_json
@@ -100,7 +100,7 @@ def read_index(pairs: Cacheable, folder: Path, key: str) -> Index:
     return found
 
 
-def _entry(row: int, record: PairRecord | CorruptImageError, transform: PairTransform) -> dict[str, Any]:
+def _entry(row: int, record: Record | CorruptImageError, transform: PairTransform) -> dict[str, Any]:
     if isinstance(record, CorruptImageError):
         raise record
     sizes = [upright_size(content, f"{record.key}: the {side} image") for side, content in record.contents().items()]
@@ -111,6 +111,7 @@ def _entry(row: int, record: PairRecord | CorruptImageError, transform: PairTran
         "caption": record.caption,
         "preference": record.preference,
         "weight": record.weight,
+        **record.judgement.kept(),
         "target": list(target),
         "images": [image_name(content, target) for content in record.contents().values()],
         "size_ids": [transform.centred_ids(size, target, flip=False) for size in sizes],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from diffusion_align.adapters import Conditioning
 from diffusion_align.files import sha256_of
 
+from ..beyond_pairs.balance import Summary, labelled_summary, list_summary
+from ..beyond_pairs.ranked import sized_lists
 from ..transforms import PairTransform
-from ..types import Example
+from ..types import Example, Judgement
 from .shard_files import CacheError, read_manifest, shard_problem
 
 
@@ -29,7 +32,8 @@ class CachedPairs:
     Args:
         dropped: what stands in the place of a dropped caption; None is the pipeline's null prompt.
         pictures: how many images an example has: both of a pair, or 1, the chosen one. A cache of single pictures has
-            no pairs; single pictures are also read from one of pairs.
+            no pairs; single pictures are also read from one of pairs. Lists and labelled pictures are what they are.
+        list_size: pictures that are shown of a longer list; None shows all.
 
     Attributes:
         counts: pairs that were to be encoded, and those that could not be read.
@@ -39,9 +43,14 @@ class CachedPairs:
     """
 
     def __init__(
-        self, folder: str | Path, expected: str | None = None, dropped: str | None = None, pictures: int = 2
+        self,
+        folder: str | Path,
+        expected: str | None = None,
+        dropped: str | None = None,
+        pictures: int = 2,
+        list_size: int | None = None,
     ) -> None:
-        self.folder, self.dropped, self.pictures = Path(folder), dropped, pictures
+        self.folder, self.dropped = Path(folder), dropped
         record = read_manifest(self.folder)
         if expected is not None and record["fingerprint"] != expected:
             raise CacheError(
@@ -49,7 +58,13 @@ class CachedPairs:
                 "settings: build it again in another folder"
             )
         self.pairs: list[dict[str, Any]] = record["pairs"]
-        if any(len(pair["images"]) < pictures for pair in self.pairs):
+        #: What the examples are called.
+        self.unit = str(record.get("unit", "pairs" if pictures == 2 else "pictures"))
+        self.lists, self.pictures = None, {"labelled pictures": 1}.get(self.unit, pictures)
+        if self.unit == "ranked lists":
+            lengths = Counter(len(pair["images"]) for pair in self.pairs)
+            self.lists, self.pictures = sized_lists(lengths, list_size, str(self.folder)), max(lengths, default=2)
+        elif any(len(pair["images"]) < self.pictures for pair in self.pairs):
             raise CacheError(f"cache {self.folder} holds single pictures (of train sft), no pairs: give another folder")
         self.captions: list[str | None] = record["captions"]
         self.transform = PairTransform(**record["transform"] | {"buckets": _tuples(record["transform"]["buckets"])})
@@ -99,12 +114,15 @@ class CachedPairs:
         """Pair ``index`` with posterior (mean, std each (2, C, h, w) float16) and prompt embeddings."""
         pair = self.pairs[index]
         flip = self.transform.draw(seed)[2]
-        parts = [self._image(name, flip) for name in pair["images"][: self.pictures]]
+        shown = list(range(len(pair["images"])))[: self.pictures]
+        if self.lists is not None:
+            shown = self.lists.places(len(shown), seed)
+        parts = [self._image(pair["images"][place], flip) for place in shown]
         posterior = (torch.stack([mean for mean, _ in parts]), torch.stack([std for _, std in parts]))
-        sizes = pair["size_ids_flipped" if flip else "size_ids"][: self.pictures]
-        size_ids = torch.tensor(sizes, dtype=torch.float32)
+        sizes = pair["size_ids_flipped" if flip else "size_ids"]
+        size_ids = torch.tensor([sizes[place] for place in shown], dtype=torch.float32)
         caption = self.dropped if drop_caption else pair["caption"]
-        return Example(
+        example = Example(
             caption,
             size_ids,
             pair["preference"],
@@ -112,7 +130,27 @@ class CachedPairs:
             pair["key"],
             posterior=posterior,
             cond=self._prompt(self._rows[caption]),
+            label=pair.get("label"),
         )
+        if self.lists is None:
+            return example
+        ranks, scores = pair["ranks"], pair.get("scores")
+        return self.lists.filled(
+            example,
+            Judgement(
+                ranks=tuple(ranks[place] for place in shown),
+                scores=None if scores is None else tuple(scores[place] for place in shown),
+            ),
+        )
+
+    def summary(self) -> Summary:
+        """What is worth knowing beside what is left out."""
+        if self.unit == "labelled pictures":
+            captions, labels = ([pair[name] for pair in self.pairs] for name in ("caption", "label"))
+            return labelled_summary(captions, labels, [pair["images"][0] for pair in self.pairs])
+        if self.unit == "ranked lists":
+            return list_summary(Counter(len(pair["images"]) for pair in self.pairs))
+        return Summary()
 
     def _image(self, name: str, flip: bool) -> tuple[Tensor, Tensor]:
         shard = self._shard(self._image_shards[name])

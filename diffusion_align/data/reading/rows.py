@@ -47,7 +47,7 @@ def kinds_of_rows(table: pa.Table, where: Callable[[int], str], keep_ties: bool)
         ValueError: as :func:`preference`, :func:`weight_of` and :func:`caption_of`, for the first such row.
     """
     verdicts, captioned = _verdicts(table, where), _captioned(table, where)
-    _check_weights(table, where)
+    check_weights(table, where)
     kinds = np.zeros(len(table), dtype=np.uint8)
     kinds[~captioned] = UNCAPTIONED
     if not keep_ties:
@@ -232,7 +232,8 @@ def _numbers(table: pa.Table, name: str) -> tuple[NDArray[np.float64] | None, ND
     return column.cast(pa.float64()).fill_null(0.0).to_numpy(), missing
 
 
-def _check_weights(table: pa.Table, where: Callable[[int], str]) -> None:
+def check_weights(table: pa.Table, where: Callable[[int], str]) -> None:
+    """Raises ValueError as :func:`weight_of`, for the first such row."""
     if "weight" not in table.column_names:
         return
     values, missing = _numbers(table, "weight")

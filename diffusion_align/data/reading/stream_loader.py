@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from diffusion_align.pictures import CorruptImageError
 
+from ..beyond_pairs.ranked import ListSize
 from ..loader import Corruption, pixel_example, sample_seed
 from ..transforms import PairTransform
-from ..types import Example, PairBatch, PairRecord, collate
+from ..types import Example, PairBatch, Record, collate
 from .row_order import blocks, spread_order
 from .streamed import StreamedPairs
 
@@ -27,7 +28,7 @@ READERS = 2
 #: Pairs of a block in positions of version 0.1.
 OLD_BLOCK = 256
 
-Found = dict[int, PairRecord | CorruptImageError]
+Found = dict[int, Record | CorruptImageError]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class StreamLoader:
     Args:
         buffer: pairs that are shuffled together.
         num_workers: threads that decode ahead; 0 decodes when asked.
-        dropped: as for :class:`~..loader.PixelExamples`.
+        dropped, lists: as for :class:`~..loader.PixelExamples`.
 
     Raises:
         ValueError: aspect-ratio buckets are asked for, which need random access.
@@ -104,13 +105,14 @@ class StreamLoader:
         buffer: int = 10_000,
         dropped: str | None = None,
         num_workers: int = 2,
+        lists: ListSize | None = None,
     ) -> None:
         if transform.buckets is not None:
             raise ValueError("aspect_ratio_buckets need a data set with random access: set streaming to false")
         self.pairs, self.transform, self.batch_size = pairs, transform, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.caption_dropout, self.buffer, self.dropped = caption_dropout, buffer, dropped
-        self.num_workers = num_workers
+        self.num_workers, self.lists = num_workers, lists
         self.corruption = Corruption(max_corrupt)
         self.position: dict[str, Any] = {"samples": 0, "epoch": 0, "block": 0, "used": 0, "carried": []}
         self.cut = lru_cache(maxsize=2)(self._cut)
@@ -226,7 +228,7 @@ class StreamLoader:
                 if isinstance(found, CorruptImageError):
                     raise found
                 caption = self.dropped if drop else found.caption
-                return pixel_example(found, self.transform, seed, caption)
+                return pixel_example(found, self.transform, seed, caption, self.lists)
             except CorruptImageError as error:
                 corrupt[f"row {row}"] = error
             if len(corrupt) > self.corruption.limit:
@@ -237,7 +239,7 @@ class StreamLoader:
             f"{next(iter(corrupt.values()))}"
         )
 
-    def _read_again(self, row: int) -> PairRecord | CorruptImageError:
+    def _read_again(self, row: int) -> Record | CorruptImageError:
         rows = np.array([row], dtype=np.int64)
         return self.pairs.read(int(self.pairs.part_of(rows)[0]), rows)[row]
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from diffusion_align.pictures import CorruptImageError
 
-from ..types import PairRecord
+from ..beyond_pairs.balance import Summary
+from ..types import Record
+from .meaning import Meaning
 from .row_order import spread_order
-from .rows import CHEAP, UNCAPTIONED, USED, counted, kinds_of_rows, row_key, to_record
+from .rows import UNCAPTIONED, USED, counted, row_key
 from .shards import Shards
 from .stamps import Stamp
 
@@ -30,11 +32,10 @@ class StreamedPairs:
     turn comes.
 
     Args:
-        keep_ties: keep pairs without a preferred image.
+        meaning: what rows are.
         limit: how many pairs are used; None uses all.
         seed: they are drawn at random, by whole parts of files that are spread evenly over the data set; None takes the
             first ones.
-        chosen_only: leave the rejected images out.
 
     Attributes:
         parts: what is read together; ``selected`` are the numbers of those that are used, ascending.
@@ -49,16 +50,15 @@ class StreamedPairs:
     def __init__(
         self,
         shards: Shards,
-        images: Sequence[str],
-        keep_ties: bool = False,
+        meaning: Meaning,
         limit: int | None = None,
         seed: int | None = None,
-        chosen_only: bool = False,
     ) -> None:
-        self.shards, self.keep_ties, self.limit, self.chosen_only = shards, keep_ties, limit, chosen_only
+        self.meaning, self.shards, self.limit = meaning, shards, limit
+        self.chosen_only = meaning.chosen_only
         self.seed = None if limit is None else seed
-        self.cheap = [name for name in CHEAP if name in shards.columns]
-        self.columns = [*images, *self.cheap]
+        self.cheap = [name for name in self.meaning.cheap if name in shards.columns]
+        self.columns = [*self.meaning.pictures(shards.columns), *self.cheap]
         self.parts = shards.parts(self.columns)
         self.sizes = np.array([part.rows for part in self.parts], dtype=np.int64)
         self.counts = counted(len(shards))
@@ -71,7 +71,7 @@ class StreamedPairs:
         self.selected = np.arange(len(self.parts)) if limit is None else self._select(limit)
         if (shards.is_local or limit is not None) and not self._used.any():
             dropped = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-            raise ValueError(f"{shards.name}: no pair is left to use ({dropped})")
+            raise ValueError(f"{shards.name}: no {self.meaning.unit[:-1]} is left to use ({dropped})")
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class StreamedPairs:
 
     def facts(self) -> dict[str, object]:
         """What a position in these pairs depends on; JSON-able."""
-        return {**self.shards.facts(), "max_pairs": self.limit, "drawn with": self.seed, "ties": self.keep_ties}
+        return {**self.shards.facts(), "max_pairs": self.limit, "drawn with": self.seed, **self.meaning.facts()}
 
     def rows_of(self, parts: Iterable[int]) -> NDArray[np.int64]:
         """Numbers of the rows that are used of some parts, part by part."""
@@ -121,7 +121,7 @@ class StreamedPairs:
         """What messages call row ``row``."""
         return self.shards.where(row)
 
-    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, PairRecord | CorruptImageError]]:
+    def records(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Record | CorruptImageError]]:
         """Some rows (ascending) with their numbers; what cannot be read as its error."""
         parts = self.part_of(rows)
         for part in np.unique(parts).tolist():
@@ -150,11 +150,20 @@ class StreamedPairs:
         rows = self.numbers()
         return rows[self.shards.in_files(rows, files)]
 
+    @property
+    def unit(self) -> str:
+        """What the examples are called."""
+        return self.meaning.unit
+
+    def summary(self) -> Summary:
+        """What is worth knowing beside what is left out; nothing of rows on the hub, which are looked at later."""
+        return Summary() if self.used is None else self.meaning.summary(self)
+
     def part_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the part that holds each row."""
         return np.searchsorted(self._first_rows, rows, side="right") - 1
 
-    def read(self, part: int, rows: NDArray[np.int64]) -> dict[int, PairRecord | CorruptImageError]:
+    def read(self, part: int, rows: NDArray[np.int64]) -> dict[int, Record | CorruptImageError]:
         """Some rows (ascending) of one part, by their number in the data set; what cannot be read as its error."""
         number = self.parts[part].group
         try:
@@ -163,7 +172,7 @@ class StreamedPairs:
             return {int(row): CorruptImageError(f"{row_key(int(row))}: {error}") for row in rows}
         return {int(row): self._record(value, int(row)) for row, value in zip(rows, values, strict=True)}
 
-    def __iter__(self) -> Iterator[PairRecord]:
+    def __iter__(self) -> Iterator[Record]:
         """The pairs in the order of the files.
 
         Raises:
@@ -175,9 +184,9 @@ class StreamedPairs:
                     raise record
                 yield record
 
-    def _record(self, values: dict[str, object], row: int) -> PairRecord | CorruptImageError:
+    def _record(self, values: dict[str, object], row: int) -> Record | CorruptImageError:
         try:
-            return to_record(values, self.shards.where(row), row_key(row), None, self.chosen_only)
+            return self.meaning.record(values, self.shards.where(row), row_key(row), None)
         except CorruptImageError as error:
             return error
 
@@ -201,7 +210,7 @@ class StreamedPairs:
         groups = [self.shards.groups[number] for number in numbers]
         rows = np.concatenate([np.arange(group.first, group.first + group.rows) for group in groups])
         table = self.shards.table(numbers, self.cheap)
-        kinds = kinds_of_rows(table, lambda row: self.shards.where(int(rows[row])), self.keep_ties)
+        kinds = self.meaning.kinds(table, lambda row: self.shards.where(int(rows[row])))
         stride = -(-len(self.shards) // CAPTION_SAMPLE)
         return rows, kinds, table["caption"].take(np.flatnonzero((kinds == USED) & (rows % stride == 0))).to_pylist()
 

@@ -12,6 +12,7 @@ from diffusion_align.training.engine.config import PositiveFloat
 from diffusion_align.training.policy.config import MemoryNeeds, Work
 
 from ..config import ReferencedConfig
+from .width import Width, example_width
 
 if TYPE_CHECKING:
     LossType = str
@@ -29,8 +30,9 @@ class KTOConfig(ReferencedConfig):
 
     # -- data
     dataset: str = "scenes-pairs"
-    """Pairs, whose chosen images are liked and whose rejected ones are disliked: shipped name, hub data set, parquet
-    file or folder, or an image folder with metadata.jsonl/.csv."""
+    """Pictures with a label (columns image, caption, label; or a folder with sub-folders liked and disliked, docs/
+    data.md), or pairs, whose chosen images are liked and whose rejected ones are disliked: shipped name, hub data set,
+    parquet file or folder, or an image folder with metadata.jsonl/.csv."""
     positive_ratio: Share | None = None
     """Take one image of each pair, the liked one with this probability (the official code's is 0.8); unset: both."""
 
@@ -48,14 +50,22 @@ class KTOConfig(ReferencedConfig):
     """Share of the mean reward, which rewards are compared with, that stays at each micro-step."""
 
     @property
+    def units(self) -> tuple[str, ...]:
+        return ("pairs", "labelled pictures")
+
+    @property
+    def example(self) -> Width:
+        return example_width(self)
+
+    @property
     def drawn(self) -> int:
-        """Images that are trained on, of each pair."""
-        return self.pictures if self.positive_ratio is None else 1
+        """Images that are trained on, of each example."""
+        return self.example.pictures if self.positive_ratio is None else 1
 
     def memory_needs(self) -> MemoryNeeds:
         return replace(super().memory_needs(), rows=self.drawn)
 
     def work(self) -> Work:
-        whole, share = super().work(), self.drawn / self.pictures
+        whole, share = super().work(), self.drawn / self.example.pictures
         forward = {name: calls * share for name, calls in whole.forward.items()}
         return replace(whole, trained=self.drawn, forward=forward)

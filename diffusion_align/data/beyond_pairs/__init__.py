@@ -1,0 +1,1 @@
+"""Examples that are no pairs: pictures that are liked or not, and ranked lists; lists that are made of pairs."""
