@@ -19,8 +19,8 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Counts in one line, then the warnings."""
-        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items())
+        """Counts that are not 0 in one line, then the warnings."""
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
         return [*([counts] if counts else []), *(f"warning: {text}" for text in self.warnings)]
 
 
@@ -36,9 +36,9 @@ def labelled_summary(captions: Sequence[str], labels: Sequence[float], pictures:
     counts = {
         "liked": sum(label > 0 for label in labels),
         "disliked": sum(label < 0 for label in labels),
-        "captions of both": len(liked & disliked),
-        "captions of liked ones only": len(liked - disliked),
-        "captions of disliked ones only": len(disliked - liked),
+        "captions with both": len(liked & disliked),
+        "captions with liked ones only": len(liked - disliked),
+        "captions with disliked ones only": len(disliked - liked),
     }
     warnings = []
     if not liked or not disliked:
@@ -57,7 +57,7 @@ def labelled_summary(captions: Sequence[str], labels: Sequence[float], pictures:
         for name, label in zip(pictures, labels, strict=True):
             sides.setdefault(name, set()).add(label > 0)
         again, both = len(pictures) - len(sides), sum(len(side) == 2 for side in sides.values())
-        counts["that are there already"] = again
+        counts["the same as another"] = again
         counts["liked and disliked at once"] = both
         if both:
             warnings.append(f"{both:,} pictures are liked in one place and disliked in another")

@@ -90,7 +90,7 @@ def build_cache(
     needed = sum(len(chunks[i]) for i in own) * each + sum(len(texts[i]) for i in own_texts) * prompt_bytes_of(adapter)
     if own or own_texts:
         of_all = "" if world_size == 1 else f" (one of {world_size} processes)"
-        say(f"to encode{of_all}: {left:,} pictures of {len(index.pairs):,} pairs, about {size(needed)}")
+        say(f"to encode{of_all}: {left:,} pictures of {len(index.pairs):,} {_unit(dataset)}, about {size(needed)}")
     _check_room(folder, needed)
     count = Progress(left, "pictures", say)
     errors: dict[str, str] = {}
@@ -110,8 +110,8 @@ def build_cache(
         shards = {place.name: known.facts(place) for place in (*images, *prompts)}
         where = {name: images[i].name for i, chunk in enumerate(chunks) for name in chunk}
         record = _manifest(dataset, settings, index, shards, where, max_corrupt)
-        if dataset.meaning.unit not in ("pairs", "pictures"):
-            record["unit"] = dataset.meaning.unit
+        if _unit(dataset) != "pairs":
+            record["unit"] = _unit(dataset)
         record |= {
             "fingerprint": mark,
             "transform": transform.settings(),
@@ -125,6 +125,11 @@ def build_cache(
         shutil.rmtree(parts, ignore_errors=True)
     wait()
     return CachedPairs(folder, mark, dropped, pictures=1 if dataset.chosen_only else 2, list_size=list_size)
+
+
+def _unit(dataset: Cacheable) -> str:
+    """What the examples of a cache are called; single pictures of pairs are as good as pairs."""
+    return "pairs" if dataset.meaning.unit == "pictures" else dataset.meaning.unit
 
 
 def _manifest(
