@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusion_align.training.evaluators.config import EvaluatorConfig
     from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
     from diffusion_align.training.online.preference.config import OnlineDPOConfig
+    from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
     from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
     from diffusion_align.training.policy.config import TrainConfig
     from diffusion_align.training.run import train
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from diffusion_align.training.settings import load_recipe
 
     from .adapters import Adapter, Conditioning, load_adapter
-    from .data import PairBatch, PairRecord, load_pairs, load_prompts
+    from .data import PairBatch, PairRecord, load_examples, load_pairs, load_prompts
     from .evaluation import Report, WinRate, win_rate
     from .evaluation.compare import SamplingSettings, compare, sample_and_score
     from .guidance.dynamic import DynamicGuidance
@@ -48,6 +49,7 @@ _HOMES = {
     "GRPOConfig": "training.online.config",
     "InPOConfig": "training.pairs.config",
     "InpaintRLConfig": "training.online.config",
+    "KTOConfig": "training.pairs.beyond_pairs.config",
     "LossOutput": "objectives",
     "NFTConfig": "training.online.config",
     "OnlineDPOConfig": "training.online.preference.config",
@@ -76,6 +78,7 @@ _HOMES = {
     "generate": "sampling.sampler",
     "load_adapter": "adapters",
     "load_evaluator": "guidance.judges.evaluator",
+    "load_examples": "data",
     "load_pairs": "data",
     "load_prompts": "data",
     "load_recipe": "training.settings",
@@ -99,6 +102,7 @@ __all__ = [
     "GRPOConfig",
     "InPOConfig",
     "InpaintRLConfig",
+    "KTOConfig",
     "LossOutput",
     "NFTConfig",
     "OnlineDPOConfig",
@@ -127,6 +131,7 @@ __all__ = [
     "generate",
     "load_adapter",
     "load_evaluator",
+    "load_examples",
     "load_pairs",
     "load_prompts",
     "load_recipe",
