@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diffusion_align.pictures import CorruptImageError
 
 from .beyond_pairs.balance import Summary
-from .beyond_pairs.liked_pictures import LabelledRows, label_folders
+from .beyond_pairs.liked_pictures import LabelledRows
 from .beyond_pairs.ranked import ListRows, list_lengths
 from .reading.meaning import Meaning, PairRows
 from .reading.rows import UNCAPTIONED, USED, counted, image_bytes, preference, row_key, to_record
@@ -29,6 +29,7 @@ from .tables import (
     local_files,
     open_shards,
     open_source,
+    unit_here,
     unit_of,
 )
 from .types import Record
@@ -145,15 +146,12 @@ def local_unit(source: str | Path, split: str) -> tuple[str | None, int]:
     """What a data set on this disk holds ("pairs", "labelled pictures", "ranked lists"), and the pictures of its
     longest example; (None, 2) where it is not here, or cannot be read."""
     try:
-        if not local_files(source, split) and not label_folders(Path(source), split):
-            return None, 2
-        examples = load_in_file_order(source, split)
+        unit = unit_here(source, split)
+        if unit == "ranked lists":
+            return unit, max(list_lengths(load_in_file_order(source, split).cheap_columns()))
     except (OSError, ValueError):
         return None, 2
-    unit = examples.meaning.unit
-    if unit != "ranked lists":
-        return unit, 2 if unit == "pairs" else 1
-    return unit, max(list_lengths(examples.cheap_columns()))
+    return unit, 1 if unit == "labelled pictures" else 2
 
 
 def _opened(

@@ -263,6 +263,21 @@ def unit_of(columns: Sequence[str]) -> str | None:
     return next(fits, None)
 
 
+def unit_here(source: str | Path, split: str) -> str | None:
+    """What a data set on this disk holds, by its columns; None where it is not here, or is something else.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as :func:`open_source`.
+    """
+    files = local_files(source, split)
+    if not files:
+        return "labelled pictures" if label_folders(Path(source), split) else None
+    if files[0].suffix == ".parquet":
+        _check_footers(files[:1])
+        return unit_of(pq.read_schema(files[0]).names)
+    return unit_of(_text_table(files[0]).column_names)
+
+
 def _undecoded(table: Any) -> Any:
     import datasets
 
