@@ -75,7 +75,7 @@ class LeftOut:
 
 
 def add_data(folder: Path, report: Report) -> None:
-    """What the pairs of the run in ``folder`` are, and what of them it left out."""
+    """What the examples of the run in ``folder`` are, and what of them it left out."""
     report.text("## Data")
     if not (folder / COUNTS).is_file():
         report.text(f"There is no `{COUNTS}`: the run's data were not counted.")
@@ -84,13 +84,15 @@ def add_data(folder: Path, report: Report) -> None:
     unreadable = sum(len(file.read_text().splitlines()) for file in folder.glob("corrupt_pairs*.jsonl"))
     counts = {
         "data set": found.name,
-        **{name: f"{count:,}" for name, count in found.counts.items()},
+        **{name: f"{count:,}" for name, count in (found.counts | found.kinds).items()},
         "used": "counted as they come" if found.used is None else f"{found.used:,}",
         "unreadable, found in this run": f"{unreadable:,}",
         "captions longer than the text encoder reads": f"{found.captions_cut:,}",
         "in buckets too small for a batch": f"{sum(found.small_buckets.values()):,}",
     }
     report.facts(counts)
+    if found.warnings:
+        report.text("Warnings:\n\n" + "\n".join(f"- {text}" for text in found.warnings))
     if found.uncaptioned:
         report.text("Without caption:\n\n" + "\n".join(f"- {row}" for row in found.uncaptioned))
 

@@ -87,9 +87,7 @@ def test_a_run_on_lists_resumes_bit_for_bit(
     train(replace(config, output_dir=str(tmp_path / "again"), resume_from_checkpoint=middle))
     same_weights(tmp_path / "run", tmp_path / "again")
     if cached:
-        with pytest.raises(
-            CacheError, match="holds ranked lists: method kto with these settings"
-        ):
+        with pytest.raises(CacheError, match="holds ranked lists: method kto with these settings"):
             train(KTOConfig(**settings | {"overwrite_output_dir": True}, cache_dir=config.cache_dir))
 
 
