@@ -202,7 +202,7 @@ class RelabelOptions(Options):
 
     source: str
     """Pairs: shipped or hub data set, parquet file or folder, or a folder with metadata.jsonl or metadata.csv (the flag
-    may be left out if it comes first)."""
+    may be left out if it comes first). Or ranked lists on this disk."""
     scorer: str
     """Name (docs/rewards.md), folder of a trained scorer, or address of a served one."""
     out: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from diffusion_align.cli import main
 from diffusion_align.data import load_examples
 from diffusion_align.data.beyond_pairs.aggregation import Verdict, connected, contradicted, order_by, votes
 from diffusion_align.data.beyond_pairs.from_pairs import MadeOf, make_lists
+from diffusion_align.data.beyond_pairs.rescored import Rescoring, rescore
 from diffusion_align.data.types import ListRecord
 
 from .test_data import encoded, value, written
@@ -184,3 +186,38 @@ def test_the_command_says_what_became_of_the_pairs(tmp_path: Path, capsys: pytes
     assert "unknown data command 'list' (did you mean 'lists'?)" in capsys.readouterr().err
     assert main(["data", "lists", str(source), "--out", "x", "--checkpoint", "y"]) == 2
     assert "--checkpoint is the scorer's: add --scorer" in capsys.readouterr().err
+
+
+# -- lists that are scored anew --------------------------------------------------------------------------------------
+
+
+def test_lists_get_a_judge_s_scores_and_keep_their_order_beside_them(tmp_path: Path) -> None:
+    make_lists(MadeOf(str(pairs(tmp_path / "a.parquet", VERDICTS))), tmp_path / "lists")
+    task = Rescoring(str(tmp_path / "lists"), "train", "brightness", shard_size=2)
+    found = rescore(task, lambda pictures, caption: [float(value(each)) for each in pictures], tmp_path / "out")
+    # 10 < 20 < 30 and 30 over 40: six ordered pairs less the tie of 20 and 40; the others are (10, 20) and (50, 60).
+    # Brightness is wrong about 40 and 30, and about both pairs.
+    assert found == {"lists": 3, "ordered pairs": 7, "agreeing": pytest.approx(4 / 7), "unreadable": 0}
+    assert lists_in(tmp_path / "out")[0] == ("a", {10: 3, 20: 2, 30: 1, 40: 0})
+    rows = load_examples(tmp_path / "out").source.table[0]  # type: ignore[union-attr]
+    assert (rows["scores"], rows["original_ranks"]) == ([10, 20, 30, 40], [2, 1, 0, 1])
+    with pytest.raises(ValueError, match="was begun with another scorer"):
+        rescore(replace(task, scorer="other"), lambda *_: [], tmp_path / "out")
+
+
+def test_a_judge_without_a_number_is_an_error(tmp_path: Path) -> None:
+    make_lists(MadeOf(str(pairs(tmp_path / "a.parquet", VERDICTS))), tmp_path / "lists")
+    task = Rescoring(str(tmp_path / "lists"), "train", "nothing")
+    with pytest.raises(ValueError, match=r"row 0: scorer nothing gives \[nan, nan, nan, nan\]"):
+        rescore(task, lambda pictures, caption: [float("nan")] * len(pictures), tmp_path / "out")
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = {"image": [encoded(1)], "caption": ["a"], "label": [1]}
+    thumbs = written(tmp_path / "thumbs.parquet", table)
+    assert main(["data", "relabel", str(thumbs), "--scorer", "scenes-vp", "--out", str(tmp_path / "x")]) == 2
+    assert "holds labelled pictures: scores say which of two" in capsys.readouterr().err
+    make_lists(MadeOf(str(pairs(tmp_path / "a.parquet", VERDICTS))), tmp_path / "lists")
+    line = ["data", "relabel", str(tmp_path / "lists"), "--scorer", "scenes-vp", "--out", "x", "--temperature", "1"]
+    assert main(line) == 2
+    assert "--temperature is for pairs" in capsys.readouterr().err

@@ -36,6 +36,6 @@ def run(options: RelabelOptions | ListsOptions) -> int:
         from .making_lists import write_lists
 
         return write_lists(options)
-    from diffusion_align.commands import relabel
+    from .relabelling_any import relabel_any
 
-    return relabel.run(options)
+    return relabel_any(options)
