@@ -19,7 +19,7 @@ from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, T
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
 
 from .beyond_pairs.list_data import ListData, check_lists
-from .beyond_pairs.width import Width, example_width
+from .beyond_pairs.width import ExampleKinds, Width, example_width
 from .switches.config import (
     LossOptions,
     NoiseLevels,
@@ -53,7 +53,7 @@ INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
+class DenoisingConfig(ExampleKinds, NoiseLevels, BatchedPairs, TrainConfig):
     """What the methods share that denoise the pictures of a data set."""
 
     changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir"})
@@ -111,30 +111,6 @@ class DenoisingConfig(NoiseLevels, BatchedPairs, TrainConfig):
     very bright pictures (usual: 0.05 to 0.1)."""
     input_perturbation: NonNegativeFloat = 0.0
     """Show the network latents whose noise has this much more noise in it than it is asked to find (usual: 0.1)."""
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """What a data set may hold: "pairs", "pictures", "labelled pictures", "ranked lists"."""
-        return ("pairs",) if self.pictures == 2 else ("pictures", "pairs")
-
-    @property
-    def most_listed(self) -> int | None:
-        """Pictures of a list that are shown; None shows all."""
-        return None
-
-    @property
-    def makes_lists(self) -> bool:
-        """Whether lists are made of the pairs."""
-        return False
-
-    def on_lists(self, folder: str) -> DenoisingConfig:
-        """The settings with lists that were made already."""
-        return replace(self, dataset=folder)
-
-    @property
-    def example(self) -> Width:
-        """What an example of ``dataset`` is, as far as this disk says it; else what the method learns from usually."""
-        return Width("pair" if self.pictures == 2 else "picture", self.pictures)
 
     @property
     def timestep_set(self) -> tuple[int, ...]:
@@ -305,23 +281,13 @@ class DPOConfig(PairSwitches, ListData, LossOptions, ReferencedConfig, JudgedPai
         return self.loss_type in declared("list_loss")
 
     @property
-    def units(self) -> tuple[str, ...]:
-        return ("pairs", "ranked lists") if self.is_list else ("pairs",)
-
-    @property
-    def most_listed(self) -> int | None:
-        return self.list_size
-
-    @property
-    def makes_lists(self) -> bool:
-        return self.lists_from_pairs
-
-    def on_lists(self, folder: str) -> DenoisingConfig:
-        return replace(self, dataset=folder, lists_from_pairs=False)
-
-    @property
     def example(self) -> Width:
-        return example_width(self, self.list_size) if self.is_list else super().example
+        if not self.is_list:
+            return super().example
+        return example_width(self.dataset, self.dataset_split, self.units, self.list_size)
+
+    def on_lists(self, folder: str) -> DPOConfig:
+        return replace(self, dataset=folder, lists_from_pairs=False)
 
     @property
     def needs_reference(self) -> bool:

@@ -55,7 +55,7 @@ class KTOConfig(ReferencedConfig):
 
     @property
     def example(self) -> Width:
-        return example_width(self)
+        return example_width(self.dataset, self.dataset_split, self.units)
 
     @property
     def drawn(self) -> int:

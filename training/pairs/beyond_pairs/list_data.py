@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from .width import ExampleKinds
+
 if TYPE_CHECKING:
     from ..config import DPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListData:
+class ListData(ExampleKinds):
     """What losses on lists are given."""
 
     list_size: Annotated[int, Field(ge=2)] | None = None
@@ -21,6 +23,18 @@ class ListData:
     lists_from_pairs: bool = False
     """Of loss types on lists: make lists of the pairs that share a prompt and pictures, in output_dir/lists (for large
     data sets and with cache_dir: diffusion-align data lists). Else pairs are lists of two."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return ("pairs", "ranked lists") if self.is_list else ("pairs",)
+
+    @property
+    def most_listed(self) -> int | None:
+        return self.list_size
+
+    @property
+    def makes_lists(self) -> bool:
+        return self.lists_from_pairs
 
 
 def check_lists(config: DPOConfig) -> None:
