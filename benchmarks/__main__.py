@@ -18,6 +18,8 @@ BENCHMARKS = {
     "scenes-guidance": ("scenes.guided", "dynamic guidance and its rivals at equal denoiser calls, and its cost"),
     "scorer-process": ("scorer_process", "rollouts with a reward here and in another process"),
     "scenes-rl": ("scenes.online_methods", "online methods: win rates over the base by the oracle, and what they cost"),
+    "scenes-family": ("scenes.family", "preference methods at equal pairs seen and at equal denoiser calls"),
+    "scenes-online": ("scenes.online_curve", "online-dpo over rounds, its upper bounds, and facts that a base knows"),
     "sdxl-memory": ("sdxl_memory", "memory of SDXL training, counted at its true size without weights"),
     "shards": ("shards", "streaming a million pairs: start, resume, order, waiting"),
     "true-size": ("true_size.command", "a model of true size used from every layout; memory and its estimates"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 
 from diffusion_align.environment import git_commit, versions
+from diffusion_align.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,13 +66,36 @@ def read_parts(out: Path, parts: Iterable[str]) -> dict[str, Any]:
     return {part: kept[part] for part in parts if part in kept}
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process is: two that measure parts of one file read and write it one after the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def change_result(out: Path, parts: Iterable[str], change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Give ``change`` what the file has now of ``parts``, and write what it returns: a process that is killed keeps
+    what it had measured, and two may measure parts of one file at once."""
+    with alone(out.parent):
+        write_whole(out, encoded(change(read_parts(out, parts))))
+
+
+def encoded(result: Mapping[str, Any]) -> bytes:
+    """``result`` as JSON with device, versions, command and git commit."""
+    command = "python -m benchmarks " + " ".join(sys.argv[1:])
+    record = {"command": command, "git_commit": git_commit(), "device": device_name(), "versions": versions(), **result}
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
 def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> Path:
     """Write ``result`` as JSON with device, versions, command and git commit, and print it."""
     path = out or RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = "python -m benchmarks " + " ".join(sys.argv[1:])
-    record = {"command": command, "git_commit": git_commit(), "device": device_name(), "versions": versions(), **result}
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(path, encoded(result))
     print(json.dumps(result, indent=2))
     print(f"written to {path}")
     return path

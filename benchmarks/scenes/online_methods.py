@@ -22,15 +22,9 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.held_out import held_out_prompts
 from diffusion_align.scenes.world.render import IMAGE_SIZE
 from diffusion_align.scenes.world.scene_holes import SceneHoles
-from diffusion_align.training.online.config import (
-    DRaFTConfig,
-    InpaintRLConfig,
-    NFTConfig,
-    OnlineConfig,
-    RAFTConfig,
-    RolloutConfig,
-)
-from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
+from diffusion_align.training.online.config import InpaintRLConfig, OnlineConfig, RolloutConfig
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
@@ -175,19 +169,8 @@ def rollouts(config: RolloutConfig) -> int:
     return -(-config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps // items)
 
 
-def denoiser_calls(config: DPOConfig | OnlineConfig) -> int:
+def denoiser_calls(config: TrainConfig) -> int:
     """Evaluations of the denoiser on one picture in a run; a backward pass counts as two more."""
-    if isinstance(config, DPOConfig):
-        pictures = 2 * config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
-        inversion = config.inversion_steps * (1 + config.renoise_iterations) if isinstance(config, InPOConfig) else 0
-        return pictures * (3 + 1 + inversion)
-    branches = 2 if config.guidance_scale > 1 else 1
-    drawn = scored_pictures(config) * config.num_inference_steps * branches
-    trained = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    reference = 1 if config.kl_beta else 0
-    if isinstance(config, DRaFTConfig):
-        return drawn + (2 + reference) * trained * config.gradient_steps * branches
-    if isinstance(config, RAFTConfig):
-        return drawn + (3 + reference) * trained
-    old = 1 if isinstance(config, NFTConfig) else 0
-    return drawn + (3 + old + reference) * trained * branches
+    work = config.work()
+    examples = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return round(examples * (3 * work.trained + sum(work.forward.values())))
