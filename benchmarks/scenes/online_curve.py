@@ -1,9 +1,9 @@
 """Online preference learning on the embedded world, round by round, and what its upper bounds are.
 
 ``train online-dpo`` learns from a scorer that was trained on verdicts (``--judge``); the oracle only evaluates, on
-held-out prompts, after every ``--every`` rounds. Beside it: the same loop with the oracle as judge, and best-of-n of the
-base by judge and by oracle, which say what holds it back; and the methods that ``scenes-rl`` measured, read from its
-file.
+held-out prompts, after every ``--every`` rounds. Beside it: the same loop with the oracle as judge, and best-of-n of
+the base by judge and by oracle, which say what holds it back; and the methods that ``scenes-rl`` measured, read from
+its file.
 
     python -m benchmarks scenes-online --judge scenes-vp-words --seeds 0
 
