@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_align.training.pairs.config import DPOConfig
-from diffusion_align.training.policy.memory import estimate_memory
+from diffusion_align.training.policy.costs.memory import estimate_memory
 
 from .harness import write_result
 from .sdxl import CLIP_BIG_G, CLIP_L, UNET, VAE

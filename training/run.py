@@ -18,7 +18,7 @@ from .engine.loop import TrainResult, run_loop
 from .engine.reporting.run_report import write_run_report
 from .engine.resuming import resumed_checkpoint
 from .methods import build_job
-from .policy.relief import with_advice
+from .policy.costs.relief import with_advice
 from .settings import save_config, to_dict, validated
 
 

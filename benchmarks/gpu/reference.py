@@ -20,7 +20,7 @@ from peft import LoraConfig
 from diffusion_align.adapters.families.sdxl import StableDiffusionXL
 from diffusion_align.shipped import shipped_path
 from diffusion_align.training.pairs.config import DPOConfig
-from diffusion_align.training.policy.memory import estimate_memory
+from diffusion_align.training.policy.costs.memory import estimate_memory
 
 from ..sdxl import UNET
 from ..sdxl_memory import write_configs

@@ -12,8 +12,8 @@ from benchmarks.faults.kills import COMMANDS, files_of
 from diffusion_align.devices import is_out_of_memory
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.method import PairMethod
-from diffusion_align.training.policy.memory import estimate_memory
-from diffusion_align.training.policy.relief import best_savings, with_advice
+from diffusion_align.training.policy.costs.memory import estimate_memory
+from diffusion_align.training.policy.costs.relief import best_savings, with_advice
 from diffusion_align.training.scorers.config import RewardConfig
 
 from .harness import outcome

@@ -29,7 +29,7 @@ from diffusion_align.training.pairs import loading as source
 from diffusion_align.training.pairs import remembering
 from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
-from diffusion_align.training.policy.live_bytes import RememberedShapes
+from diffusion_align.training.policy.costs.live_bytes import RememberedShapes
 from tests.device_traffic import Traffic
 
 

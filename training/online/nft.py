@@ -16,10 +16,10 @@ from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.policy.guided import GuidedPolicy
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 from .config import NFTConfig
 from .job import rollout_job
-from .preference.held_weights import HeldWeights
 from .renoising import RenoisedBatch, check_timesteps
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 

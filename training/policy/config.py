@@ -240,7 +240,7 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         return tuple(found)
 
     def memory_bytes(self) -> int | None:
-        from .memory import estimate_memory
+        from .costs.memory import estimate_memory
 
         try:
             return estimate_memory(self).total
@@ -274,10 +274,10 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         """
         from diffusion_align.hardware import find_card
 
-        from .compute import card_rows, estimate_compute
-        from .disk import disk_rows
-        from .memory import GIB, estimate_memory
-        from .meta_model import build_meta_model
+        from .costs.compute import card_rows, estimate_compute
+        from .costs.disk import disk_rows
+        from .costs.memory import GIB, estimate_memory
+        from .costs.meta_model import build_meta_model
 
         model = build_meta_model(self)
         memory = estimate_memory(self, world_size, model)

@@ -17,12 +17,12 @@ from diffusion_align.shipped import LAYOUT_FOLDER, PUBLISHED_LAYOUTS, layout_pat
 from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig, RAFTConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
 from diffusion_align.training.plan import make_plan
-from diffusion_align.training.policy.compute import Compute, Operations, count_operations, estimate_compute
 from diffusion_align.training.policy.config import TrainConfig
-from diffusion_align.training.policy.disk import cached_bytes, checkpoint_bytes
-from diffusion_align.training.policy.live_bytes import RememberedShapes
-from diffusion_align.training.policy.memory import estimate_memory
-from diffusion_align.training.policy.meta_model import MetaModel, build_meta_model, count_parameters
+from diffusion_align.training.policy.costs.compute import Compute, Operations, count_operations, estimate_compute
+from diffusion_align.training.policy.costs.disk import cached_bytes, checkpoint_bytes
+from diffusion_align.training.policy.costs.live_bytes import RememberedShapes
+from diffusion_align.training.policy.costs.memory import estimate_memory
+from diffusion_align.training.policy.costs.meta_model import MetaModel, build_meta_model, count_parameters
 from diffusion_align.training.run import train
 
 TERA = 10**12
@@ -50,7 +50,7 @@ def sdxl() -> MetaModel:
 
 def compute(config: TrainConfig, unit: Operations, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Compute:
     """Of a run whose kinds of work are counted already."""
-    monkeypatch.setattr("diffusion_align.training.policy.compute.count_operations", lambda *_: unit)
+    monkeypatch.setattr("diffusion_align.training.policy.costs.compute.count_operations", lambda *_: unit)
     return estimate_compute(config, None, given.get("world_size", 1), given.get("examples"))  # type: ignore[arg-type]
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.training.online.rollout import Rollout
-
-from .held_weights import HeldWeights
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 
 def beats(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -11,8 +11,7 @@ from torch import Tensor
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.lora_files import Lora, LowRank, combined
 from diffusion_align.adapters.lora_names import Address
-
-from .held_weights import HeldWeights
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 
 class Momentum(Protocol):

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 from .config import OnlineDPOConfig
-from .held_weights import HeldWeights
 from .momentum import build_momentum
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.training.engine.sharding import shards
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 from ..config import ReferencedConfig
 from ..reference import NoisyPairs, ReferenceAnswer, answered
@@ -32,8 +31,7 @@ class MovingReference:
             raise ValueError(
                 f"reference {config.reference} keeps whole weights, which FSDP cannot cut: launch it with DDP"
             )
-        self.config, self.adapter = config, adapter
-        self.weights = {name: p.detach().clone() for name, p in adapter.trainable_parameters().items()}
+        self.config, self.adapter, self.held = config, adapter, HeldWeights(adapter)
         #: Optimiser steps that have begun, and batches of the present one.
         self.begun, self.batches = 0, 0
 
@@ -43,45 +41,27 @@ class MovingReference:
                 self._follow()
             self.begun += 1
         self.batches = (self.batches + 1) % self.config.gradient_accumulation_steps
-        with self.in_place():
+        with self.held.in_place():
             return answered(noisy.output(self.adapter), noisy)
 
-    @torch.no_grad()
     def _follow(self) -> None:
         """Move after the optimiser step that has ended."""
         config = self.config
         if config.reference == "sync" and self.begun % config.reference_sync_steps:
             return
         share = 1 - config.reference_decay if config.reference == "ema" else config.reference_sync_alpha
-        for name, parameter in self.adapter.trainable_parameters().items():
-            self.weights[name].lerp_(parameter, share)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the adapter has the reference's weights, and builds no graph.
-
-        A policy's graph must not be waiting for its backward pass: its weights are written over, and put back.
-        """
-        own = self.adapter.trainable_parameters()
-        with torch.no_grad():
-            kept = {name: p.detach().clone() for name, p in own.items()}
-            for name, parameter in own.items():
-                parameter.copy_(self.weights[name])
-            try:
-                yield
-            finally:
-                for name, parameter in own.items():
-                    parameter.copy_(kept[name])
+        self.held.move(share)
 
     def checkpoint(self) -> None:
         """Its state is in the run's own checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference_steps": self.begun, **{f"reference.{name}": w for name, w in self.weights.items()}}
+        return {"reference_steps": self.begun, **self.held.state_dict("reference")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a step's end. What has no state of it begins from the policy as it is."""
         self.begun, self.batches = int(state.get("reference_steps", 0)), 0
-        with torch.no_grad():
-            for name, parameter in self.adapter.trainable_parameters().items():
-                self.weights[name].copy_(state.get(f"reference.{name}", parameter))
+        if "reference_steps" in state:
+            self.held.load_state_dict(state, "reference")
+        else:
+            self.held = HeldWeights(self.adapter)

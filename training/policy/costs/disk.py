@@ -8,7 +8,7 @@ from .memory import GIB, MemoryEstimate
 from .meta_model import MetaModel
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
+    from ..config import TrainConfig
 
 #: Bytes of a cached value: float16.
 CACHED = 2

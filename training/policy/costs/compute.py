@@ -24,7 +24,7 @@ from .live_bytes import RememberedShapes
 from .meta_model import MetaModel
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
+    from ..config import TrainConfig
 
 TERA = 10**12
 #: Operations of a micro-step that keep a large card busy. Below, the host cannot start kernels as fast as the card ends

@@ -23,7 +23,7 @@ from .live_bytes import AutocastShapes, LiveBytes, RememberedShapes, flash_atten
 from .meta_model import MetaModel, build_meta_model, count_parameters
 
 if TYPE_CHECKING:
-    from .config import MemoryNeeds, TrainConfig
+    from ..config import MemoryNeeds, TrainConfig
 
 GIB = 2**30
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusion_align.adapters import load_adapter
-from diffusion_align.training.online.preference.held_weights import HeldWeights
+from diffusion_align.training.policy.held_weights import HeldWeights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "autocast"])

@@ -21,7 +21,7 @@ from diffusion_align.devices import DTYPES
 from diffusion_align.shipped import SHIPPED_MODELS, layout_path, shipped_path
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
+    from ..config import TrainConfig
 
 
 @dataclass(frozen=True)

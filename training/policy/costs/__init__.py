@@ -1,0 +1,1 @@
+"""What a run will need: memory, operations, disk and time, worked out without weights."""
