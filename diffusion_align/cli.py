@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, data_sets, scorers, train
+from .commands import cache, data_sets, scorers, sweep, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             train.parse,
             "train",
         ),
+        "sweep": Command("train with many settings and compare what they come to", sweep.parse, "sweep"),
         "generate": Command(
             "draw images with a model and trained weights",
             partial(parse_options, GenerateOptions, "generate", bare="--prompt"),

@@ -1,0 +1,29 @@
+"""``diffusion-align sweep``: the same run with many settings, one folder each, and a table of what they came to."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from diffusion_align.commands.parsing import parse_options
+
+from .sweep_options import SweepOptions
+
+#: From arguments to checked options.
+parse = partial(parse_options, SweepOptions, "sweep", bare="--file")
+
+
+def run(options: SweepOptions) -> int:
+    """Do the runs that are not done yet, or say which there would be; returns the exit status."""
+    from .outcomes import told, write_results
+    from .running import run_all, start_process
+    from .spec import load_sweep, plan_text, planned
+
+    sweep = load_sweep(options)
+    runs = planned(sweep)
+    print(plan_text(sweep, runs), flush=True)
+    if options.dry_run:
+        return 0
+    status = run_all(runs, start_process, sweep.jobs, sweep.devices)
+    results = write_results(sweep, runs)
+    print(told(sweep, results))
+    return status
