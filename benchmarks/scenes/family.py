@@ -2,7 +2,8 @@
 
 Each row has DPO's recipe and what its method needs (``ROWS``). Methods whose steps cost more or less than DPO's have a
 second row, "NAME, equal calls", with as many steps as DPO's denoiser calls pay for. Figures are of held-out prompts, by
-the oracle, one picture each for the win rate, the base's noise for both sides; drift is that of held-out pairs.
+the oracle, one picture each for the win rate, the base's noise for both sides; drift is that of held-out pairs. Pairs
+are two pictures: methods on lists see half as many lists of four.
 
     python -m benchmarks scenes-family --seeds 0 1 2
 
@@ -37,6 +38,7 @@ from diffusion_align.training.settings import load_recipe
 from ..harness import RESULTS, change_result, read_parts
 from .online_methods import denoiser_calls
 from .panel import Panel, over_seeds
+from .ranked_lists import PICTURES, make_lists
 
 #: What is read off held-out pairs, and off the last quarter of a run's own log where it has it.
 DRIFT = ("chosen_error_up", "error_chosen", "error_rejected", "kappa", "moved", "implicit_accuracy")
@@ -47,22 +49,26 @@ SOFT = {"relabel_with": "scenes-vp", "relabel_temperature": 1.0}
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe and what is changed in it."""
+    """A recipe, what is changed in it, and whether it learns from lists (``ranked_lists``) instead of pairs."""
 
     recipe: str = "scenes_dpo"
     options: Mapping[str, Any] = field(default_factory=dict)
+    lists: bool = False
 
-    def config(self, steps: int | None, **others: Any) -> TrainConfig:
-        """Its settings, for another number of steps if one is given."""
-        given = {} if steps is None else {"max_steps": steps}
-        config = load_recipe(self.recipe, **{**self.options, **given, **others})
+    def config(self, steps: int | None, lists: Path) -> TrainConfig:
+        """Its settings, for another number of steps if one is given; a step has equally many pictures."""
+        given: dict[str, Any] = {} if steps is None else {"max_steps": steps}
+        if self.lists:
+            batch = load_recipe(self.recipe).per_device_train_batch_size * 2 // PICTURES
+            given |= {"dataset": str(lists), "list_size": PICTURES, "per_device_train_batch_size": batch}
+        config = load_recipe(self.recipe, **{**self.options, **given})
         assert isinstance(config, TrainConfig)
         return config
 
 
-def loss(name: str, **options: Any) -> Row:
+def loss(name: str, lists: bool = False, **options: Any) -> Row:
     """DPO's recipe with another loss."""
-    return Row(options={"loss_type": name, **options})
+    return Row(options={"loss_type": name, **options}, lists=lists)
 
 
 ROWS = {
@@ -76,6 +82,10 @@ ROWS = {
     "smpo": Row(options={**SOFT, "pair_beta": 10.0, "beta": 100.0}),
     "ipo": loss("ipo"),
     "lair": loss("lair"),
+    "lair-lists": loss("lair", lists=True),
+    "plackett-luce": loss("plackett_luce", lists=True),
+    "dgpo": loss("dgpo", lists=True),
+    "rankdpo": loss("rankdpo", lists=True),
     "dmpo": loss("dmpo"),
     "mapo": loss("mapo", beta=0.1),
     "kto": Row("scenes_kto"),
@@ -94,10 +104,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps of DPO; unset: its recipe's")
     parser.add_argument("--prompts", type=int, default=250, help="held-out prompts")
     parser.add_argument("--diverse", type=int, default=64, help="of these, how many are drawn four times more")
+    parser.add_argument("--lists", type=int, default=500, help="lists of four pictures, for methods on lists")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/family"))
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_family.json")
     args = parser.parse_args(argv)
-    runs = planned(args.methods, args.budgets, args.steps)
+    lists = args.work / "lists"
+    if any(ROWS[name].lists for name in args.methods):
+        make_lists(load_adapter("scenes-sdxl"), lists, args.lists)
+    runs = planned(args.methods, args.budgets, args.steps, lists)
     settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     prompts = held_out_prompts(args.prompts)
     panel = Panel.prepare(load_adapter("scenes-sdxl"), prompts, args.diverse, settings)
@@ -112,16 +126,16 @@ def main(argv: list[str]) -> None:
             print(f"{name}, seed {seed}: {told(measured)}", flush=True)
 
 
-def planned(methods: list[str], budgets: list[str], steps: int | None) -> dict[str, TrainConfig]:
+def planned(methods: list[str], budgets: list[str], steps: int | None, lists: Path) -> dict[str, TrainConfig]:
     """The rows: DPO's steps for all, and as many as its denoiser calls pay for where that is another number."""
-    base, found = ROWS["dpo"].config(steps), {}
+    base, found = ROWS["dpo"].config(steps, lists), {}
     for name in methods:
-        config = ROWS[name].config(base.max_steps)
+        config = ROWS[name].config(base.max_steps, lists)
         if "pairs" in budgets:
             found[name] = config
         paid = max(1, round(base.max_steps * denoiser_calls(base) / denoiser_calls(config)))
         if "calls" in budgets and paid != config.max_steps:
-            found[f"{name}, equal calls"] = ROWS[name].config(paid)
+            found[f"{name}, equal calls"] = ROWS[name].config(paid, lists)
     return found
 
 
@@ -129,6 +143,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What tells a row from DPO's recipe."""
     plain = load_recipe("scenes_dpo")
     ours = {name: getattr(config, name) for name in vars(config) if name not in ("output_dir", "seed")}
+    ours["dataset"] = Path(config.dataset).name  # wherever it lies
     return {"method": config.method} | {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in ours.items()
@@ -208,12 +223,13 @@ def with_run(
     before = rows.get(name, {})
     runs = before["by_seed"] if before.get("settings") == settings_of(config) else {}
     by_seed = dict(sorted({**runs, str(seed): measured}.items(), key=lambda each: int(each[0])))
+    examples = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
     row = {
         "settings": settings_of(config),
         **over_seeds(by_seed, common["base"]),
         **{part: means(by_seed, part) for part in ("held_out_pairs", "in_training")},
         "optimiser_steps": config.max_steps,
-        "pairs_seen": config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps,
+        "pictures_seen": round(examples * config.work().trained),
         "denoiser_calls": denoiser_calls(config),
         "by_seed": by_seed,
     }

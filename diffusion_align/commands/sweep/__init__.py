@@ -14,8 +14,6 @@ parse = partial(parse_options, SweepOptions, "sweep", bare="--file")
 
 def run(options: SweepOptions) -> int:
     """Do the runs that are not done yet, or say which there would be; returns the exit status."""
-    from .outcomes import told, write_results
-    from .running import run_all, start_process
     from .spec import load_sweep, plan_text, planned
 
     sweep = load_sweep(options)
@@ -23,7 +21,14 @@ def run(options: SweepOptions) -> int:
     print(plan_text(sweep, runs), flush=True)
     if options.dry_run:
         return 0
+    from .outcomes import ranked, told, write_results
+    from .running import run_all, start_process
+    from .winner import check_winner
+
     status = run_all(runs, start_process, sweep.jobs, sweep.devices)
-    results = write_results(sweep, runs)
-    print(told(sweep, results))
+    results = ranked(sweep, runs)
+    winner = check_winner(sweep, results, runs) if status == 0 else None
+    said = "" if winner is None else str(winner)
+    write_results(sweep, runs, results, said)
+    print(told(sweep, results, said))
     return status

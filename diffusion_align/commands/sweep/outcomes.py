@@ -45,13 +45,20 @@ class Result:
     folders: Sequence[str]
 
 
-def write_results(sweep: Sweep, runs: Sequence[Run]) -> list[Result]:
-    """results.json and report.html in the sweep's folder; the settings, best first."""
-    results = ranked(sweep, runs)
-    said = {"metric": sweep.metric, "maximize": sweep.maximize, "results": [asdict(result) for result in results]}
+def write_results(sweep: Sweep, runs: Sequence[Run], results: Sequence[Result], winner: str = "") -> None:
+    """results.json and report.html in the sweep's folder.
+
+    Args:
+        winner: what was found when the best one was looked at once more.
+    """
+    said = {
+        "metric": sweep.metric,
+        "maximize": sweep.maximize,
+        "winner": winner or None,
+        "results": [asdict(result) for result in results],
+    }
     write_whole(sweep.out / "results.json", (json.dumps(said, indent=2) + "\n").encode())
-    report(sweep, results, runs).write(sweep.out)
-    return results
+    report(sweep, results, runs, winner).write(sweep.out)
 
 
 def ranked(sweep: Sweep, runs: Sequence[Run]) -> list[Result]:
@@ -109,17 +116,18 @@ def rows(sweep: Sweep, results: Sequence[Result]) -> list[dict[str, object]]:
     ]
 
 
-def told(sweep: Sweep, results: Sequence[Result]) -> str:
+def told(sweep: Sweep, results: Sequence[Result], winner: str = "") -> str:
     """The table as text, then what went wrong."""
     lines = rows(sweep, results)
     columns = {name: max(len(name), *(len(str(row[name])) for row in lines)) for name in lines[0]}
     text = ["  ".join(name.ljust(width) for name, width in columns.items()).rstrip()]
     text += ["  ".join(str(row[name]).ljust(width) for name, width in columns.items()).rstrip() for row in lines]
     text += [problem for result in results for problem in result.problems]
+    text += [winner] if winner else []
     return "\n".join([*text, f"report: {sweep.out / 'report.html'}"])
 
 
-def report(sweep: Sweep, results: Sequence[Result], runs: Sequence[Run]) -> Report:
+def report(sweep: Sweep, results: Sequence[Result], runs: Sequence[Run], winner: str = "") -> Report:
     """One page: the table, curves of the best settings, and what failed."""
     page = Report(f"sweep: {sweep.out.name}")
     page.facts(
@@ -130,10 +138,11 @@ def report(sweep: Sweep, results: Sequence[Result], runs: Sequence[Run]) -> Repo
             "folder": str(sweep.out),
         }
     )
+    if winner:
+        page.text(f"**{winner}**. This is the figure to believe: the best of many looks better than it is.")
     page.text(
         "Of each run the metric's last value, of each setting the mean over its seeds. Intervals of win rates are 95% "
-        "ones over prompts, the mean of the seeds'; of other metrics the least and the largest of the seeds. The best "
-        "of many settings looks better than it is: compare it on other prompts and seeds before you believe its figure."
+        "ones over prompts, the mean of the seeds'; of other metrics the least and the largest of the seeds."
     )
     page.table(rows(sweep, results))
     by_name = {run.folder.name: run for run in runs}

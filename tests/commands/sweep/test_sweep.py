@@ -7,17 +7,25 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from diffusion_align.adapters import load_adapter
 from diffusion_align.cli import main
 from diffusion_align.commands.sweep.outcomes import ranked, rows, told, write_results
 from diffusion_align.commands.sweep.running import OUTCOME, SETTINGS, run_all
 from diffusion_align.commands.sweep.spec import Run, Sweep, combinations, load_sweep, planned
 from diffusion_align.commands.sweep.sweep_options import SweepOptions
+from diffusion_align.commands.sweep.winner import OTHER_NOISE, WINNER, Winner, check_winner, looked_at
+from diffusion_align.data.prompts import training_prompts
+from diffusion_align.evaluation.compare import SamplingSettings, compare, sample_and_score
+from diffusion_align.rewards import load_scorer
+from diffusion_align.training.pairs.config import DPOConfig
+from diffusion_align.training.run import train
 
 FAST = ("max_steps=4", "eval_steps=4", "validation_scorer=scenes-oracle")
 
@@ -197,14 +205,17 @@ def test_devices_are_taken_in_turn(tmp_path: Path) -> None:
 def test_the_table_the_results_and_the_report(tmp_path: Path) -> None:
     sweep, runs = plan(tmp_path, seeds=(0, 1))
     run_all(runs, Trainer({500: 0.8, 2000: 0.7}))
-    results = write_results(sweep, runs)
+    results = ranked(sweep, runs)
+    write_results(sweep, runs, results, "the best one again: 61%")
     assert [row["beta"] for row in rows(sweep, results)] == ["500", "2000"]
     text = told(sweep, results)
     assert text.index("0.805") < text.index("0.705")
     assert "[0.705, 0.905]" in text
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["results"][0]["mean"] == pytest.approx(0.805)
-    assert "[0.705, 0.905]" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "[0.705, 0.905]" in page
+    assert "the best one again: 61%" in page
 
 
 def test_a_metric_that_no_run_logs_names_near_ones(tmp_path: Path) -> None:
@@ -230,3 +241,38 @@ def test_a_true_run(tmp_path: Path, sdxl_folder: Path, pairs_folder: Path, capfd
     assert main(flags) == 0
     assert "starts" not in capfd.readouterr().out
     assert (tmp_path / "s" / "000-beta=500" / OUTCOME).read_text() == ended
+
+
+@pytest.mark.slow
+def test_the_winner_is_looked_at_on_other_prompts_with_other_noise(
+    tmp_path: Path, sdxl_folder: Path, pairs_folder: Path
+) -> None:
+    settings = (
+        f"model={sdxl_folder}", f"dataset={pairs_folder}", "max_steps=1", "learning_rate=0.1", "warmup_steps=0",
+        "lr_scheduler_type=constant", "report_to=none", "eval_steps=1", "validation_scorer=scenes-oracle",
+        "num_validation_prompts=2", "validation_inference_steps=2",
+    )  # fmt: skip
+    sweep, runs = plan(tmp_path, values=("beta=500",), set=settings)
+    config = runs[0].config
+    assert isinstance(config, DPOConfig)
+    train(replace(config, eval_steps=0))
+    found = looked_at(runs[0].folder, config)
+    assert (found.prompts, found.other_prompts) == (2, True)
+
+    prompts = training_prompts(str(pairs_folder), "validation")[2:]
+    assert len(prompts) == 2
+    drawn = SamplingSettings(2, config.validation_guidance_scale, config.validation_seed + OTHER_NOISE)
+    scorer = load_scorer("scenes-oracle")
+    sides = [
+        sample_and_score(adapter, prompts, scorer, drawn)
+        for adapter in (load_adapter(sdxl_folder).load_weights(runs[0].folder), load_adapter(sdxl_folder))
+    ]
+    assert not sides[0].images.equal(sides[1].images)
+    rate = compare(*sides)
+    assert (found.win_rate, found.low, found.high) == (rate.rate, *rate.interval)
+
+    line = {"step": 1, "eval/win_rate": 0.5, "eval/win_rate_low": 0.2, "eval/win_rate_high": 0.8}
+    (runs[0].folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (runs[0].folder / OUTCOME).write_text(json.dumps({"status": 0, "seconds": 1.0}))
+    assert check_winner(sweep, ranked(sweep, runs), runs) == found
+    assert Winner(**json.loads((tmp_path / WINNER).read_text())) == found
