@@ -229,7 +229,7 @@ def with_run(
         **over_seeds(by_seed, common["base"]),
         **{part: means(by_seed, part) for part in ("held_out_pairs", "in_training")},
         "optimiser_steps": config.max_steps,
-        "pictures_seen": round(examples * config.work().trained),
+        "pairs_seen": round(examples * config.work().trained / 2),
         "denoiser_calls": denoiser_calls(config),
         "by_seed": by_seed,
     }

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
                         help="what to measure; unset: all of it")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps; unset: the recipe's")
-    parser.add_argument("--every", type=int, default=2, help="rounds between looks at the policy")
+    parser.add_argument("--every", type=int, default=1, help="rounds between looks at the policy")
     parser.add_argument("--prompts", type=int, default=250, help="held-out prompts")
     parser.add_argument("--diverse", type=int, default=64, help="of these, how many are drawn four times more")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/online"))
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
     prompts = held_out_prompts(args.prompts)
     panel = Panel.prepare(load_adapter(config.model), prompts, args.diverse, settings)
     common = {"prompts": len(prompts), "sampling": vars(settings), "base": panel.base, "others": others()}
-    if "best-of-n" in parts:
+    kept = with_prompts(read_parts(args.out, PARTS), common)
+    if "best-of-n" in parts and "+".join(config.scorers) not in kept.get("best_of_n", {}):
         rows = best_of_n(config, panel)
         change_result(args.out, PARTS, lambda kept: {**with_prompts(kept, common), "best_of_n": rows})
     for seed in args.seeds:
@@ -106,7 +107,7 @@ def curve(
     for step, checkpoint in sorted((int(path.name.rsplit("-", 1)[1]), path) for path in list_checkpoints(folder)):
         kept = read_parts(args.out, PARTS)
         run = kept.get("runs", {}).get(label, {})
-        same = kept.get("prompts") == common["prompts"] and run.get("settings") == settings_told(config)
+        same = kept.get("prompts") == common["prompts"] and is_same(run.get("settings", {}), config)
         if same and str(step) in run["by_seed"].get(str(seed), {}):
             continue
         outcome = panel.take(load_adapter(config.model).load_weights(checkpoint))
@@ -127,6 +128,12 @@ def settings_told(config: OnlineDPOConfig) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in to_dict(config).items() if k not in left_out}, default=str))
 
 
+def is_same(settings: Mapping[str, Any], config: OnlineDPOConfig) -> bool:
+    """Whether a run of the file has these settings; how often it is looked at does not matter."""
+    kept, ours = ({k: v for k, v in each.items() if k != "save_steps"} for each in (settings, settings_told(config)))
+    return kept == ours
+
+
 def with_prompts(kept: dict[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
     """The file's content, without what was measured on other prompts."""
     return {**(kept if kept.get("prompts") == common["prompts"] else {}), **common}
@@ -144,7 +151,7 @@ def with_point(
     kept, label = with_prompts(kept, common), "+".join(config.scorers)
     runs, settings = kept.get("runs", {}), settings_told(config)
     before = runs.get(label, {})
-    by_seed = dict(before["by_seed"]) if before.get("settings") == settings else {}
+    by_seed = dict(before["by_seed"]) if is_same(before.get("settings", {}), config) else {}
     by_seed[str(config.seed)] = {**by_seed.get(str(config.seed), {}), str(step): point}
     by_seed = {seed: in_order(points) for seed, points in in_order(by_seed).items()}
     steps = in_order({step: None for points in by_seed.values() for step in points})

@@ -196,12 +196,12 @@ def planned(sweep: Sweep) -> list[Run]:
     if sweep.method != "random" and sweep.run_cap is not None and len(tried) > sweep.run_cap:
         raise ValueError(f"{len(tried)} settings are more than run_cap = {sweep.run_cap}: nothing was started")
     seeds = sweep.seeds or (base["seed"],)
-    runs = []
+    runs: list[Run] = []
     for each in tried:
         for seed in seeds:
             label = ", ".join(f"{key}={value}" for key, value in each.items())
             folder = sweep.out / folder_name(len(runs), {**each, **({"seed": seed} if len(seeds) > 1 else {})})
-            settings = base | sweep.settings | each | {"seed": seed, "output_dir": str(folder)}
+            settings = base | {**sweep.settings, **each} | {"seed": seed, "output_dir": str(folder)}
             settings |= {"progress": False} if "progress" in names else {}
             config = validated(cls, settings, f"run {len(runs)} ({label})")
             check_metric(sweep.metric, config)
