@@ -80,12 +80,18 @@ def run_all(runs: Sequence[Run], start: Start, jobs: int = 1, devices: Sequence[
 
 
 def check_folder(run: Run) -> None:
-    """Raises ValueError where a run's folder is of another sweep."""
+    """Raises ValueError where a run's folder is of another sweep. Settings that it does not know, of a later version of
+    the package, are not compared."""
     path = run.folder / SETTINGS
-    if path.is_file() and yaml.safe_load(path.read_text()) != settings_of(run):
-        raise ValueError(
-            f"{run.folder} holds a run of other settings: give the sweep another --out, or move that folder away"
-        )
+    if not path.is_file():
+        return
+    saved, ours = yaml.safe_load(path.read_text()), settings_of(run)
+    for name in saved.keys() & ours.keys():
+        if saved[name] != ours[name]:
+            raise ValueError(
+                f"{run.folder} holds a run of other settings, {name} was {saved[name]!r} and is {ours[name]!r}: give "
+                "the sweep another --out, or move that folder away"
+            )
 
 
 def settings_of(run: Run) -> dict[str, Any]:

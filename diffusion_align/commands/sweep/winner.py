@@ -41,9 +41,9 @@ class Winner:
     other_prompts: bool
 
     def __str__(self) -> str:
-        prompts = "other prompts" if self.other_prompts else "the same prompts, which are all there are,"
+        prompts = "others" if self.other_prompts else "the same, which are all there are"
         return (
-            f"{self.folder} once more, on {self.prompts} of {prompts} with other noise: win rate {self.win_rate:.1%} "
+            f"{self.folder} once more, on {self.prompts} prompts ({prompts}), with other noise: win rate {self.win_rate:.1%} "
             f"[{self.low:.1%}, {self.high:.1%}]"
         )
 

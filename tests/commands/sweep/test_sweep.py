@@ -188,10 +188,13 @@ def test_a_run_with_a_checkpoint_goes_on(tmp_path: Path) -> None:
 def test_another_sweep_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     run_all(plan(tmp_path)[1], Trainer({500: 0.6, 2000: 0.7}))
     trainer = Trainer({})
-    with pytest.raises(ValueError, match="holds a run of other settings"):
+    with pytest.raises(ValueError, match="holds a run of other settings, max_steps was 4 and is 5"):
         run_all(plan(tmp_path, set=("max_steps=5", *FAST[1:]))[1], trainer)
     assert not trainer.started
     assert run_all(plan(tmp_path, metric="loss", goal="minimize")[1], trainer) == 0  # another metric of the same runs
+    settings = plan(tmp_path)[1][0].folder / SETTINGS
+    settings.write_text("".join(line for line in settings.open() if "lora_rank" not in line))  # of an earlier version
+    assert run_all(plan(tmp_path)[1], trainer) == 0
 
 
 def test_devices_are_taken_in_turn(tmp_path: Path) -> None:
