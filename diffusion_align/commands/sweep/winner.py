@@ -43,8 +43,8 @@ class Winner:
     def __str__(self) -> str:
         prompts = "others" if self.other_prompts else "the same, which are all there are"
         return (
-            f"{self.folder} once more, on {self.prompts} prompts ({prompts}), with other noise: win rate {self.win_rate:.1%} "
-            f"[{self.low:.1%}, {self.high:.1%}]"
+            f"{self.folder} once more, on {self.prompts} prompts ({prompts}), with other noise: "
+            f"win rate {self.win_rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
         )
 
 
