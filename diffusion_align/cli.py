@@ -14,10 +14,10 @@ from typing import Any
 from diffusion_align.training.methods import METHODS
 
 from .commands import cache, data_sets, scorers, sweep, train
+from .commands.guiding.guidance_options import EvaluateGuidanceOptions
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
-    EvaluateGuidanceOptions,
     ExportOptions,
     GenerateOptions,
     ScoreOptions,

@@ -1,8 +1,8 @@
 """Ways to guide on the embedded world: what ``diffusion-align evaluate guidance`` measures, and what a step costs.
 
-Parts: ``table`` (win rates over the best static scale), ``uneven`` (the same of scenes-uneven, whose prompts want
-different scales), ``overhead`` (dynamic guidance's time over static guidance's), ``flops`` (what it adds to a step of
-SDXL, counted).
+Parts: ``table`` (win rates over the best static scale, effective scales, win rates over static guidance at those),
+``uneven`` (the same of scenes-uneven, whose prompts want different scales), ``overhead`` (dynamic guidance's time over
+static guidance's), ``flops`` (what it adds to a step of SDXL, counted).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_align.adapters import Conditioning, load_adapter
 from diffusion_align.commands.evaluate_guidance import guidance_table
-from diffusion_align.commands.options import EvaluateGuidanceOptions
+from diffusion_align.commands.guiding.guidance_options import EvaluateGuidanceOptions, RowGroup
 from diffusion_align.devices import fast_autocast
+from diffusion_align.evaluation.guidance_rows import slopes
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
 from diffusion_align.sampling.control import SamplingOptions
@@ -29,12 +30,16 @@ from diffusion_align.scenes.held_out import held_out_prompts
 from ..harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 from ..sdxl import UNET
 
+GROUPS: tuple[str, ...] = get_args(RowGroup)
+
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-guidance", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--ways", nargs="*", choices=("dynamic", "usual"), default=["dynamic", "usual"])
+    parser.add_argument("--ways", nargs="*", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--matched", type=int, default=32, help="prompts that effective scales are measured on")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions")
     parser.add_argument("--static", type=float, default=None, help="best static scale, if known: no sweep")
     parser.add_argument("--selector", default=None, help="scorer of the best-of-2 row, e.g. scenes-vp")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
@@ -72,15 +77,18 @@ def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]
     Rows measured earlier for the same static scale are kept, so that ``--ways`` may be measured one at a time.
     """
     options = EvaluateGuidanceOptions(
-        num_prompts=args.prompts, selector=args.selector, ways=tuple(args.ways), static=args.static, **settings
-    )
+        num_prompts=args.prompts, num_validation_prompts=max(1, args.prompts // 2), selector=args.selector,
+        ways=tuple(args.ways), static=args.static, matched_prompts=args.matched,
+        seeds=tuple(1_000_000 * i for i in range(args.seeds)), **settings,
+    )  # fmt: skip
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
         earlier = read_parts(args.out, PARTS).get(part, {})
         if earlier.get("best_static") != found["best_static"]:
             return found
         sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
-        return {**found, "sweep_on_validation": sweep, "rows": {**earlier["rows"], **found["rows"]}}
+        rows = {**earlier["rows"], **found["rows"]}
+        return {**found, "sweep_on_validation": sweep, "rows": rows, "curve": slopes(rows, options.sweep)}
 
     def keep(found: dict[str, Any]) -> None:
         write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: joined(found)}, args.out)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation import Report
 from diffusion_align.evaluation.figures import curve_figure
-from diffusion_align.evaluation.guidance import GuidanceComparison, compare_guidance, sweep, usual_ways
+from diffusion_align.evaluation.guidance import GuidanceComparison, sweep
+from diffusion_align.evaluation.guidance_rows import Rows, compare_guidance, slopes, usual_ways
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.judge import load_judge
-from diffusion_align.rewards import load_scorer
+from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.held_out import fresh_prompts
 
+from .guiding.guidance_options import EvaluateGuidanceOptions
 from .opening import open_model
-from .options import EvaluateGuidanceOptions
 
 
 def guidance_table(
@@ -39,21 +42,13 @@ def guidance_table(
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
     tried: dict[float, float] = {}
     if options.static is None:
-        tried = sweep(GuidanceComparison(adapter, judge, validation, **settings), options.sweep)
+        chosen_on = GuidanceComparison(adapter, judge, validation, **settings)
+        tried = sweep(chosen_on, {scale: chosen_on.guided(float(scale)) for scale in options.sweep})
         print(f"mean reward of static scales on {len(validation)} validation prompts: {tried}", flush=True)
     static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
-    kinds = load_judge(options.evaluator).kinds
-    ways: dict[str, tuple[str, ...]] = {" + ".join(options.evaluators): options.evaluators}
-    ways |= {" + ".join(some): some for some in (*((kind,) for kind in kinds), kinds)}
-    dynamic = {
-        name: DynamicGuidance(
-            options.evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
-        )
-        for name, some in ways.items()
-        if "dynamic" in options.ways
-    }
-    selector = None if options.selector is None else load_scorer(options.selector).to(device)
-    comparison = GuidanceComparison(adapter, judge, test, seeds=options.seeds, **settings)
+    comparison = GuidanceComparison(
+        adapter, judge, test, seeds=options.seeds, measured=options.matched_prompts, **settings
+    )
     table: dict[str, Any] = {
         "model": options.model,
         "prompts": len(test),
@@ -65,14 +60,53 @@ def guidance_table(
         "normalise": options.normalise,
         "sweep_on_validation": {f"{scale:g}": reward for scale, reward in tried.items()},
         "best_static": static,
+        "matched_prompts": options.matched_prompts,
         "rows": {},
     }
-    usual = usual_ways(static) if "usual" in options.ways else {}
-    for name, row in compare_guidance(comparison, static, dynamic, selector, usual):
+    for name, row in compare_guidance(comparison, static, chosen_rows(options, static, judge, device)):
         table["rows"][name] = row
-        print(f"{name}: win rate {row['win_rate']['rate']:.3f}", flush=True)
+        table["curve"] = slopes(table["rows"], options.sweep)
+        print(f"{name}: win rate {row['win_rate']['rate']:.3f}{matched(row)}", flush=True)
         keep(table)
     return table
+
+
+def matched(row: Mapping[str, Any]) -> str:
+    """A row's effective scale and its win rate over static guidance at it, in words; empty where it has none."""
+    if "matched" not in row:
+        return ""
+    beside = row["matched"]
+    return f", {beside['win_rate']['rate']:.3f} over static {beside['scale']:g}"
+
+
+def chosen_rows(options: EvaluateGuidanceOptions, static: float, judge: RewardScorer, device: torch.device) -> Rows:
+    """What ``--ways`` asks for, with the best static scale.
+
+    Raises:
+        ValueError, FileNotFoundError: an evaluator or scorer that cannot be used.
+    """
+    ways, bounds = options.ways, "bound" in options.ways
+    dynamic: dict[str, DynamicGuidance] = {}
+    if "dynamic" in ways or bounds:
+        kinds = load_judge(options.evaluator).kinds
+        tried = [options.evaluators, *((kind,) for kind in kinds), kinds] if "dynamic" in ways else [options.evaluators]
+        dynamic = {
+            " + ".join(some): DynamicGuidance(
+                options.evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
+            )
+            for some in tried
+        }
+    scorer = judge if options.bound_scorer is None else load_scorer(options.bound_scorer).to(device)
+    return Rows(
+        curve=options.sweep if "curve" in ways else (),
+        dynamic=dynamic,
+        per_prompt=options.sweep if bounds else (),
+        bound=scorer if bounds else None,
+        selector=None if options.selector is None else load_scorer(options.selector).to(device),
+        stops=options.stops if "step-ag" in ways else (),
+        usual=usual_ways(static) if "usual" in ways else {},
+        matched=options.matched_prompts > 0,
+    )
 
 
 def prompt_sets(options: EvaluateGuidanceOptions) -> tuple[list[str], list[str]]:
@@ -94,9 +128,17 @@ def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
     report.text(
         f"`{options.model}`, {table['prompts']} prompts x {len(options.seeds)} seeds, {options.num_inference_steps} "
         f"steps, judged by `{options.scorer}`. The best static scale on {table['validation_prompts']} other prompts is "
-        f"{table['best_static']:g}; win rates are over it, with a 95% interval clustered by prompt."
+        f"{table['best_static']:g}; win rates are over it, with a 95% interval clustered by prompt. The effective "
+        "scale is the one at which classifier-free guidance comes nearest to a way; what it does beside is its "
+        "orthogonal share. The last win rate is over classifier-free guidance at that scale. Rows that are called "
+        "bounds were told by a judge: they show how much room there is."
     )
-    report.table([readable(name, row) for name, row in table["rows"].items()])
+    report.table(readable(table["rows"]))
+    curve = table["curve"]
+    for name in curve["values"] if len(curve["scales"]) > 1 else ():
+        points = list(zip(curve["scales"], curve["values"][name], strict=True))
+        caption = f"{name.replace('_', ' ')} of static guidance: {growth(curve, name)} when the scale doubles"
+        report.chart({name: points}, caption, xlabel="scale")
     curves = {
         name: list(enumerate(row["mean_scale_by_step"]))
         for name, row in table["rows"].items()
@@ -106,16 +148,44 @@ def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
     return report.write(out)
 
 
-def readable(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the page's table."""
-    low, high = row["win_rate"]["interval"]
-    cells: dict[str, Any] = {"way": name, "calls": f"{row['nfe']:g}"}
-    cells["win rate"] = f"{row['win_rate']['rate']:.1%} [{low:.1%}, {high:.1%}]"
-    for aspect, gap in row["over_static"].items():
-        cells[aspect.replace("_", " ")] = (
-            f"{row[aspect]['mean']:.3f} ({gap['mean']:+.3f} ± {gap['standard_error']:.3f})"
-        )
-    return cells
+def growth(curve: Mapping[str, Any], name: str) -> str:
+    """How much a value grows when the scale doubles, in words."""
+    return f"{curve['per_doubling'][name]:+.3f}"
+
+
+def readable(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The page's table; a cell that a row has nothing for is empty."""
+    values = dict.fromkeys(name for row in rows.values() for name in row["over_static"])
+    found = []
+    for name, row in rows.items():
+        cells: dict[str, Any] = {"way": name, "calls": f"{row['nfe']:g}", "time": f"{row['seconds_ratio']:.2f}"}
+        cells["scale"] = number(row.get("nominal_scale"))
+        cells["effective"] = number(row.get("effective_scale"))
+        cells["orthogonal"] = number(row.get("orthogonal_share"))
+        cells["win rate"] = won(row["win_rate"])
+        beside = row.get("matched")
+        cells["over CFG at effective scale"] = "" if beside is None else won(beside["win_rate"])
+        for value in values:
+            cells[value.replace("_", " ")] = difference(row, value)
+        found.append(cells)
+    return found
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def won(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{rate['rate']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def difference(row: Mapping[str, Any], value: str) -> str:
+    """A value's mean and its difference from the best static scale's; empty where the row has none."""
+    if value not in row["over_static"]:
+        return ""
+    gap = row["over_static"][value]
+    return f"{row[value]['mean']:.3f} ({gap['mean']:+.3f} ± {gap['standard_error']:.3f})"
 
 
 def run(options: EvaluateGuidanceOptions) -> int:

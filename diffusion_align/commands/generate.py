@@ -58,11 +58,11 @@ def build_guider(options: GenerateOptions) -> Any:
     Raises:
         ValueError, FileNotFoundError: a list without --scales, a replay without --schedule, or what the guider refuses.
     """
-    kind = options.guidance
+    kind, stop = options.guidance, options.guidance_stop
     if kind == "dynamic":
         return DynamicGuidance(
             options.evaluator, options.evaluators, options.candidates, options.weighting,
-            pixel_scorers=options.pixel_scorers, fallback=options.guidance_scale,
+            pixel_scorers=options.pixel_scorers, stop=stop, fallback=options.guidance_scale if stop == 1 else 1.0,
         )  # fmt: skip
     if kind == "replay":
         if options.schedule is None:
@@ -74,11 +74,11 @@ def build_guider(options: GenerateOptions) -> Any:
                 f"--guidance list needs --scales, one per step: {len(options.scales)} scales for "
                 f"--num-inference-steps {options.num_inference_steps}"
             )
-        return TableGuidance(list(options.scales))
+        return TableGuidance(list(options.scales), stop=stop)
     if kind == "interval":
         low, high = options.sigma_interval
-        return ScheduleGuidance(options.guidance_scale, sigma_low=low, sigma_high=high)
-    return ScheduleGuidance(options.guidance_scale, kind, options.power)
+        return ScheduleGuidance(options.guidance_scale, sigma_low=low, sigma_high=high, stop=stop)
+    return ScheduleGuidance(options.guidance_scale, kind, options.power, stop=stop)
 
 
 def from_record(options: GenerateOptions) -> GenerateOptions:

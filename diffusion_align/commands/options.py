@@ -71,6 +71,9 @@ class GenerateOptions(DrawingOptions, Options):
     --scales or --schedule, or searched at every step for every image."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
+    guidance_stop: float = 1.0
+    """Share of the steps, from the first one on, that are guided; the others take the prompt's prediction alone, for
+    half the cost (Step AG). A replay takes it from its record."""
     power: float = 1.0
     """Exponent of the power schedule."""
     sigma_interval: tuple[float, float] = (0.3, 5.0)
@@ -121,6 +124,10 @@ class GenerateOptions(DrawingOptions, Options):
         replayed = self.guidance == "replay" and self.schedule is not None
         if (self.prompt is None) == (self.prompts is None) and not (replayed and self.prompt is None):
             raise ValueError("generate needs a prompt, or --prompts FILE (and not both)")
+        if not 0 <= self.guidance_stop <= 1:
+            raise ValueError(f"--guidance-stop {self.guidance_stop:g}: expected a share of the steps, 0 to 1")
+        if self.guidance == "replay" and self.guidance_stop != 1:
+            raise ValueError("--guidance-stop does not go with --guidance replay, which guides the recorded steps")
         super().check()
 
 
@@ -342,54 +349,3 @@ class AnnotateOptions(DrawingOptions, Options):
         super().check()
         if self.per_prompt < 2:
             raise ValueError(f"--per-prompt {self.per_prompt}: expected at least 2 pictures to compare")
-
-
-@dataclass(frozen=True)
-class EvaluateGuidanceOptions(DrawingOptions, Options):
-    """Compare ways to guide at equal denoiser calls: the best static scale, schedules, dynamic guidance, best of 2."""
-
-    counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
-
-    scorer: str = "scenes-oracle"
-    """Scorer that judges the pictures; no way of guiding sees it."""
-    prompts: str | None = None
-    """File of test prompts; unset: fresh held-out prompts of scenes."""
-    validation_prompts: str | None = None
-    """File of the prompts that the static scale is chosen on; unset: fresh ones of scenes."""
-    num_prompts: int = 500
-    """Test prompts."""
-    num_validation_prompts: int = 250
-    """Validation prompts."""
-    num_inference_steps: int = 20
-    """Sampling steps, two denoiser calls each."""
-    seeds: tuple[int, ...] = (0, 1_000_000, 2_000_000)
-    """Seeds of the repetitions; image i of a repetition has this seed + i."""
-    ways: tuple[Literal["dynamic", "usual"], ...] = ("dynamic", "usual")
-    """Rows of the table: dynamic guidance, and the usual ways (limited interval, linear, cosine, APG, CFG-Zero*)."""
-    static: float | None = None
-    """The best static scale, if it is known; unset: found by the sweep."""
-    sweep: tuple[float, ...] = (1.0, 2.0, 3.5, 5.0, 7.0, 10.0)
-    """Static scales tried on the validation prompts; the best one is the baseline."""
-    evaluator: str = "scenes-sdxl-evaluator"
-    """Evaluator of dynamic guidance."""
-    evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
-    """Judgements used together; each is also tried alone."""
-    candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
-    """Scales that dynamic guidance chooses from."""
-    weighting: Literal["uniform", "linear", "adaptive", "adaptive-signed"] = "uniform"
-    """How the evaluators are weighted."""
-    normalise: Literal["population", "candidates"] = "candidates"
-    """Standardise scores over the noise level's population, or over each image's candidates."""
-    selector: str | None = None
-    """Scorer for a best-of-2 row; unset leaves the row out."""
-    batch_size: int = 32
-    """Images drawn at once."""
-    out: str = "runs/evaluate-guidance"
-    """Folder of table.json and report.html."""
-    device: str = "auto"
-    """cuda, mps, cpu; auto takes a GPU where there is one."""
-
-    def check(self) -> None:
-        super().check()
-        if (self.prompts is None) != (self.validation_prompts is None):
-            raise ValueError("give both --prompts and --validation-prompts, or neither")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from diffusion_align.sampling.control import GuidedStep
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ def effective_scale(guided: Tensor, conditional: Tensor, unconditional: Tensor) 
     predictions are one and the same there is no scale: NaN. A prediction that is the unconditional one has share 0.
 
     Args:
-        guided, conditional, unconditional: noise predictions (B, C, h, w) at the same noisy latents.
+        guided, conditional, unconditional: predictions (B, C, h, w) at the same noisy latents, of the noise or of
+            whatever the model predicts: at one noise level the others are affine in it, and both figures stay.
 
     Raises:
         ValueError: shapes differ.
@@ -43,3 +46,47 @@ def effective_scale(guided: Tensor, conditional: Tensor, unconditional: Tensor) 
     scale = (moved * delta).sum(dim=1) / delta.square().sum(dim=1)
     left, whole = (moved - scale[:, None] * delta).square().sum(dim=1), moved.square().sum(dim=1)
     return EffectiveScale(scale, torch.where(whole > 0, left / whole, torch.zeros_like(whole)))
+
+
+@dataclass(frozen=True)
+class MeanScale:
+    """What a way to guide amounts to over whole runs.
+
+    Attributes:
+        scale: mean w_e over pictures and steps.
+        orthogonal: mean share that no scale explains.
+        by_step: mean w_e of each step, (steps,).
+    """
+
+    scale: float
+    orthogonal: float
+    by_step: list[float]
+
+
+@dataclass
+class ScaleMeter:
+    """Measures every step of the runs it is given to: ``SamplingOptions(on_guided=meter)``.
+
+    It costs two more calls a step, which are not counted as the run's.
+
+    Attributes:
+        found: by step, what was found in each batch.
+    """
+
+    found: dict[int, list[EffectiveScale]] = field(default_factory=dict)
+
+    def __call__(self, step: GuidedStep) -> None:
+        self.found.setdefault(step.view.step, []).append(effective_scale(step.output, *step.plain()))
+
+    def mean(self) -> MeanScale:
+        """Over pictures, then over steps; where both predictions are one there is nothing to count.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        if not self.found:
+            raise ValueError("no step was measured: give the meter to a run as SamplingOptions(on_guided=meter)")
+        steps = [self.found[step] for step in sorted(self.found)]
+        scales = torch.stack([torch.cat([each.scale for each in step]).nanmean() for step in steps])
+        shares = torch.stack([torch.cat([each.orthogonal for each in step]).nanmean() for step in steps])
+        return MeanScale(float(scales.nanmean()), float(shares.nanmean()), scales.tolist())

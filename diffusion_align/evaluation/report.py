@@ -136,7 +136,9 @@ class Report:
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return self._picture(buffer.getvalue(), round(figure.get_figwidth() * 100), caption)
 
-    def chart(self, series: Mapping[str, Sequence[tuple[float, float]]], caption: str, smooth: int = 1) -> Report:
+    def chart(
+        self, series: Mapping[str, Sequence[tuple[float, float]]], caption: str, smooth: int = 1, xlabel: str = "step"
+    ) -> Report:
         """Curves of (step, value) points as ``line_chart`` draws them: sharp, and made in no time. Several have a
         legend; charts that follow each other share a line where there is room."""
         names = "".join(
@@ -144,7 +146,7 @@ class Report:
             for index, name in enumerate(series)
         )
         legend = f'<div class="legend">{names}</div>' if len(series) > 1 else ""
-        drawn = line_chart(series, smooth)
+        drawn = line_chart(series, smooth, xlabel)
         self._blocks.append(f'<figure class="chart">{drawn}{legend}<figcaption>{escape(caption)}</figcaption></figure>')
         return self
 

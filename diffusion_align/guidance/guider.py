@@ -92,6 +92,11 @@ class StepGuidance(BaseGuidance, ABC):
             self.reset()
         self.view = view
 
+    def stopped(self) -> bool:
+        """Whether the bound step comes after the first ``stop`` of the steps, which alone are guided."""
+        view = self.view
+        return view is not None and view.step >= round(self._stop * view.num_steps)
+
     def reset(self) -> None:
         """Forget an earlier run."""
         self.scales, self.branches = [], []

@@ -38,9 +38,11 @@ class ScheduleGuidance(StepGuidance):
         power: of the "power" schedule (2404.13040, sec. 4).
         sigma_low, sigma_high: guidance is on while sigma_low < sigma <= sigma_high and off (scale 1, no null
             prediction) elsewhere (limited interval, 2404.07724), sigma = sqrt((1 - alpha_bar) / alpha_bar).
+        stop: share of the steps, from the first one on, that are guided; the others take the prompt's prediction alone,
+            one call instead of two (Step AG, 2506.08351).
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: an unknown schedule, or ``stop`` outside of [0, 1].
     """
 
     @register_to_config
@@ -51,8 +53,9 @@ class ScheduleGuidance(StepGuidance):
         power: float = 1.0,
         sigma_low: float = 0.0,
         sigma_high: float = math.inf,
+        stop: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(stop=stop)
         if schedule not in SHAPES:
             raise ValueError(f"guidance schedule {schedule!r}: expected one of {', '.join(SHAPES)}")
         self.guidance_scale, self.schedule, self.power = guidance_scale, schedule, power
@@ -62,6 +65,8 @@ class ScheduleGuidance(StepGuidance):
         """Scale of the bound step."""
         view = self.view
         assert view is not None
+        if self.stopped():
+            return 1.0
         signal = view.now.alpha_sq  # 0 at the start of a schedule with zero terminal SNR
         sigma = math.sqrt(view.now.sigma_sq / signal) if signal else math.inf
         if not self.sigma_low < sigma <= self.sigma_high:
@@ -87,14 +92,22 @@ class TableGuidance(StepGuidance):
         per_image: ``table`` is (images,) numbers, constant over the steps.
         branches: per step, whether it takes the null prompt's prediction (2) or not (1), as an earlier run did: a
             scale of 1 gives the same image, but not the same last bit, with and without it. None: where it is needed.
+        stop: share of the steps that are guided, as of :class:`ScheduleGuidance`.
 
     Raises:
-        ValueError: a table that is no such list, or (at the first step) has not the run's steps and images.
+        ValueError: ``stop`` outside of [0, 1]; a table that is no such list, or (at the first step) has not the run's
+            steps and images.
     """
 
     @register_to_config
-    def __init__(self, table: Sequence[Any], per_image: bool = False, branches: Sequence[int] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        table: Sequence[Any],
+        per_image: bool = False,
+        branches: Sequence[int] | None = None,
+        stop: float = 1.0,
+    ) -> None:
+        super().__init__(stop=stop)
         try:
             values = torch.tensor(table, dtype=torch.float32)
         except (TypeError, ValueError):
@@ -106,7 +119,7 @@ class TableGuidance(StepGuidance):
         self._branches = None if branches is None else list(branches)
 
     def wants_null(self) -> bool:
-        if self.view is not None and self._branches is not None:
+        if self.view is not None and self._branches is not None and not self.stopped():
             return self._branches[self.view.step] == 2
         return self.view is None or bool((self.row() > 1).any())
 
@@ -119,6 +132,8 @@ class TableGuidance(StepGuidance):
             raise ValueError(f"guidance table: it has {steps} steps, the run {view.num_steps}")
         if images != 1 and view.rows.stop > images:
             raise ValueError(f"guidance table: it has scales for {images} images, the run has more")
+        if self.stopped():
+            return torch.ones(1)
         row = self.values[0 if self.per_image else view.step]
         return row if images == 1 else row[view.rows.start : view.rows.stop]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffusion_align.devices import send
 from diffusion_align.guidance.guider import DISTILLED, StepGuidance, StepView
 from diffusion_align.process import Level, call_level, model_calls, set_steps
 
-from .control import Moment, StepCallback, StepPlan
+from .control import GuidedStep, Moment, StepCallback, StepPlan
 from .step_noise import StepNoise
 
 
@@ -99,6 +100,8 @@ class BatchRun:
             )
             with torch.set_grad_enabled(bool(self.traced(call.step).any())):
                 output = self.guided(view, times[place])
+                if self.plan.on_guided is not None:
+                    self.plan.on_guided(GuidedStep(view, output, partial(self.plain, view, times[place])))
                 x0 = view.clean(output) if callback is not None and call.closes else None
             extras = step_noise.arguments(self.plan.etas[call.step], output)
             latents = scheduler.step(output, t, latents, **extras, return_dict=False)[0]
@@ -150,6 +153,15 @@ class BatchRun:
             branch.noise_pred = output
         combined: Tensor = guider(branches).pred
         return combined
+
+    @torch.no_grad()
+    def plain(self, view: StepView, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions with the prompts and the null prompts, (B, C, h, w) each; these calls are not counted."""
+        counted, strength = self.calls, self.plan.strengths[view.step]
+        both = self.predict(view.x_t.repeat(2, 1, 1, 1), t, Conditioning.cat([self.cond, self.null]), strength)
+        self.calls = counted
+        cond, null = both.chunk(2)
+        return cond, null
 
     def distilled(self, view: StepView, t: Tensor) -> Tensor:
         """The prediction of a model that takes the guidance scale as an input, (B, C, h, w).

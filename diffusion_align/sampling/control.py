@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.guidance.guider import StepView
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,25 @@ class Moment:
     rows: range
 
 
+@dataclass(frozen=True)
+class GuidedStep:
+    """What a guider made of a step's predictions, for whoever measures it.
+
+    Attributes:
+        view: the step.
+        output: (B, C, h, w), the guider's combination.
+        plain: predicts with prompt and null prompt as classifier-free guidance would, each (B, C, h, w) and without a
+            graph; these calls are not counted as the run's.
+    """
+
+    view: StepView
+    output: Tensor
+    plain: Callable[[], tuple[Tensor, Tensor]]
+
+
+#: Called after every combination of predictions.
+GuidedCallback: TypeAlias = Callable[[GuidedStep], None]
+
 #: Called after every step; latents (B, C, h, w) that it returns replace the step's.
 StepCallback: TypeAlias = Callable[[Moment], Tensor | None]
 
@@ -56,6 +76,7 @@ class SamplingOptions:
         alignment_strength: w in eps_ref + w (eps_policy - eps_ref), for all steps or one per step: 0 is the base
             model, 1 the trained policy, more goes beyond it. Other values than 0 and 1 cost both models' predictions.
         callback: called after every step.
+        on_guided: called after every combination of predictions, to measure guiders.
         on_pictures: called when a batch is done, with its positions among all images and its pixels (B, 3, H, W).
         keep_trajectory: return the latents of every step.
         latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
@@ -70,6 +91,7 @@ class SamplingOptions:
     batch_size: int = 16
     alignment_strength: float | Sequence[float] = 1.0
     callback: StepCallback | None = None
+    on_guided: GuidedCallback | None = None
     on_pictures: Callable[[range, Tensor], None] | None = None
     keep_trajectory: bool = False
     latents: Tensor | None = None
@@ -90,12 +112,14 @@ class StepPlan:
         strengths: alignment strengths.
         copies: runs of this many images are equal.
         graph: (steps, N) bool, which predictions keep their graph.
+        on_guided: called after every combination of predictions.
     """
 
     etas: list[float]
     strengths: list[float]
     copies: list[int]
     graph: Tensor
+    on_guided: GuidedCallback | None = None
 
     @classmethod
     def make(cls, steps: int, images: int, eta: float | Sequence[float], options: SamplingOptions) -> StepPlan:
@@ -111,7 +135,7 @@ class StepPlan:
         if any(batch % run or images % run for run in runs):
             raise ValueError(f"copies: batches of {batch} of {images} images cut through runs of {max(runs)}")
         graph = torch.zeros(steps, images, dtype=torch.bool) if options.graph is None else options.graph
-        return cls(etas, strengths, runs, graph)
+        return cls(etas, strengths, runs, graph, options.on_guided)
 
 
 def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[float]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.adapters.autoencoder import chunk_size
-from diffusion_align.commands.options import AnnotateOptions, EvaluateGuidanceOptions, GenerateOptions
+from diffusion_align.commands.guiding.guidance_options import EvaluateGuidanceOptions
+from diffusion_align.commands.options import AnnotateOptions, GenerateOptions
 from diffusion_align.data import (
     Comparisons,
     PairLoader,

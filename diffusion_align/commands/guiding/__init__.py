@@ -1,0 +1,1 @@
+"""Options and tables of the commands that compare ways to guide."""
