@@ -22,7 +22,7 @@ from .families import NetworkInputs, check_understood, encode_prompts, find_fami
 from .lora_stack import LoraStack, add_policy
 from .parts import Part, frozen_copy
 from .pipeline_parts import PipelineParts
-from .policy_files import Source, load_policy, save_lora, save_network
+from .policy_files import Source, load_negative, load_policy, save_lora, save_network
 
 
 class Adapter(PipelineParts):
@@ -352,4 +352,23 @@ class Adapter(PipelineParts):
         if self.is_lora:
             raise ValueError("a LoRA is trained on this model: load weights before train_lora, or into a fresh model")
         load_policy(self.loras, [Source.parse(source) for source in sources])
+        return self
+
+    def load_negative(self, *sources: str | Path, keep: float = 1.0) -> Adapter:
+        """Load LoRAs as a negative model for ``ContrastiveGuidance``: the network of its null branch, and of no other.
+
+        Its weights are base + ``keep`` delta_positive + delta_negative (Diffusion-NPO, 2505.11245, whose m is 1 -
+        ``keep``), where delta_positive are the LoRAs that were loaded before.
+
+        Args:
+            sources: as of ``load_weights``; of ``train dpo --swap-labels`` runs, or others whose pictures are worse.
+
+        Raises:
+            FileNotFoundError: no such file or folder.
+            ValueError: a whole network, a LoRA that does not fit or changes text encoders, one is loaded already, or a
+                LoRA is being trained.
+        """
+        if self.is_lora:
+            raise ValueError("a LoRA is trained on this model: load the negative model into a fresh one")
+        load_negative(self.loras, [Source.parse(source) for source in sources], keep)
         return self

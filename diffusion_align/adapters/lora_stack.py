@@ -24,6 +24,8 @@ from .lora_names import Address, LoraNames
 
 #: Name of the frozen adapter beside the trained one.
 BESIDE = "beside"
+#: Name of the LoRA that makes the network a negative model; active in nothing but a guider's null branch.
+NEGATIVE = "negative"
 #: Adapters of a part that has none.
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,7 +70,12 @@ class LoraStack:
 
     def __bool__(self) -> bool:
         """Whether a LoRA can be switched off."""
-        return any(adapters(part) for part in self.parts.values())
+        return any(set(adapters(part)) - {NEGATIVE} for part in self.parts.values())
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether a negative model was attached."""
+        return any(NEGATIVE in adapters(part) for part in self.parts.values())
 
     def names(self) -> LoraNames:
         """What files call the model's modules."""
@@ -113,7 +120,12 @@ class LoraStack:
                 layer._disable_adapters = False
 
     def attach(self, lora: Lora) -> None:
-        """Add a frozen LoRA to those that are there; all are active together."""
+        """Add a frozen LoRA to those that are there; all are active together.
+
+        Raises:
+            ValueError: a negative model is there, which holds a share of those that came before it.
+        """
+        self._check_no_negative("load LoRAs before the negative model")
         for name, part in self.parts.items():
             of_part = {address.module: layer for address, layer in lora.items() if address.part == name}
             if of_part:
@@ -138,6 +150,30 @@ class LoraStack:
                     if BESIDE in matrices:
                         matrices[BESIDE].requires_grad_(False)
 
+    def attach_negative(self, lora: Lora, keep: float) -> None:
+        """Add the LoRA of a negative model, which stays inactive: ``lora`` and the ``keep``-fold of what is active now.
+
+        Raises:
+            ValueError: it changes text encoders, or a negative model is there already.
+        """
+        self._check_no_negative("load it once, with all its files")
+        network = self.family.network_name
+        beyond = sorted({address.part for address in lora if address.part != network})
+        if beyond:
+            raise ValueError(
+                f"a negative model changes the network only, but its LoRA changes {', '.join(beyond)}, too"
+            )
+        active = {address: layer for address, layer in self.attached().items() if address.part == network}
+        whole = combined([{address: layer.scaled(keep) for address, layer in active.items()} if keep else {}, lora])
+        attach(self.parts[network], {address.module: layer for address, layer in whole.items()}, NEGATIVE)
+        for layer in self.layers():
+            if isinstance(layer, LoraLayer):
+                layer.set_adapter(sorted(set(layer.lora_A) - {NEGATIVE}), inference_mode=True)
+
+    def _check_no_negative(self, advice: str) -> None:
+        if self.has_negative:
+            raise ValueError(f"a negative model is loaded: {advice}")
+
     def attached(self) -> dict[Address, LowRank]:
         """What the active LoRAs add, as one.
 
@@ -156,7 +192,12 @@ class LoraStack:
         return combined([self.folded, self.attached()])
 
     def fold(self) -> None:
-        """Put every LoRA into the weights beneath it, and keep what was put there."""
+        """Put every LoRA into the weights beneath it, and keep what was put there.
+
+        Raises:
+            ValueError: a negative model is there, which would be lost.
+        """
+        self._check_no_negative("it is for guidance; train or merge a model without it")
         if not self:
             return
         self.folded = {address: layer.copied() for address, layer in self.whole().items()}

@@ -115,6 +115,24 @@ def load_policy(stack: LoraStack, sources: Sequence[Source]) -> None:
     stack.attach(combined(loras))
 
 
+def load_negative(stack: LoraStack, sources: Sequence[Source], keep: float) -> None:
+    """Load LoRAs as a negative model, beside ``keep`` times those that are active.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: as ``read_lora``; a whole network, or what ``LoraStack.attach_negative`` refuses.
+    """
+    loras: list[Lora] = []
+    for source in sources:
+        file = find_lora_file(source.path)
+        if file is None:
+            if not source.path.exists():
+                raise FileNotFoundError(f"{source.path}: no such file or folder; expected the LoRA of a negative model")
+            raise ValueError(f"{source.path}: expected the LoRA of a negative model")
+        loras.append({address: layer.scaled(source.weight) for address, layer in stack.read(file).items()})
+    stack.attach_negative(combined(loras), keep)
+
+
 def base_of(file: Path) -> str | None:
     """What a LoRA file says that it must be loaded on; None for files of 0.1 and of other programs.
 

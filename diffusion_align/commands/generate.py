@@ -23,6 +23,7 @@ from diffusion_align.data.transforms import crop
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
 from diffusion_align.files import check_writable, naming, write_whole
+from diffusion_align.guidance.contrastive import ContrastiveGuidance
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
@@ -31,7 +32,7 @@ from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
-from .opening import open_model
+from .opening import open_contrastive
 from .options import GenerateOptions
 
 #: diffusers' class and what its config changes, by the names of ``--scheduler``.
@@ -75,6 +76,8 @@ def build_guider(options: GenerateOptions) -> Any:
                 f"--num-inference-steps {options.num_inference_steps}"
             )
         return TableGuidance(list(options.scales), stop=stop)
+    if kind == "contrastive":
+        return ContrastiveGuidance(options.guidance_scale, stop)
     if kind == "interval":
         low, high = options.sigma_interval
         return ScheduleGuidance(options.guidance_scale, sigma_low=low, sigma_high=high, stop=stop)
@@ -195,7 +198,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     folder = Path(options.out)
     check_writable(folder)
     device = pick_device(options.device)
-    adapter = open_model(options, device)
+    adapter = open_contrastive(options, device, options.negative_lora, options.negative_keep, options.negative_merge)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.adapters.policy_files import Source
 from diffusion_align.devices import DTYPES
 from diffusion_align.training.policy.model import load_model
 
@@ -21,3 +25,24 @@ def open_model(options: DrawingOptions, device: torch.device) -> Adapter:
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
     return load_model(options, DTYPES[name], device).load_weights(*options.lora)
+
+
+def open_contrastive(
+    options: DrawingOptions, device: torch.device, negative: Sequence[str], keep: float, merge: float | None
+) -> Adapter:
+    """As ``open_model``, with a negative model beside it, or merged once: base + ``merge`` (LoRAs - negative LoRAs).
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: as ``open_model`` and ``Adapter.load_negative``.
+    """
+    if not negative:
+        return open_model(options, device)
+    if merge is None:
+        return open_model(options, device).load_negative(*negative, keep=keep)
+    return open_model(replace(options, lora=contrasted(options.lora, negative, merge)), device)
+
+
+def contrasted(positive: Sequence[str], negative: Sequence[str], weight: float) -> tuple[str, ...]:
+    """Sources that together are weight (delta_positive - delta_negative), for ``Adapter.load_weights`` (2602.18799)."""
+    parsed = [(Source.parse(text), sign) for texts, sign in ((positive, 1), (negative, -1)) for text in texts]
+    return tuple(f"{source.path}:{sign * weight * source.weight:g}" for source, sign in parsed)

@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
 from diffusion_align.training.policy.model_options import ModelOptions
 
+#: How ``generate`` can guide.
+GuidanceKind = Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic", "contrastive"]
+
 
 class Options:
     """What every command's options share."""
@@ -66,9 +69,9 @@ class GenerateOptions(DrawingOptions, Options):
         "tcd",
     ] = "default"
     """Sampler; default is the model's own."""
-    guidance: Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic"] = "constant"
+    guidance: GuidanceKind = "constant"
     """How the guidance scale is chosen: fixed, by a schedule whose mean is --guidance-scale, in a noise interval, from
-    --scales or --schedule, or searched at every step for every image."""
+    --scales or --schedule, or searched at every step for every image. contrastive: fixed, away from --negative-lora."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
     guidance_stop: float = 1.0
@@ -95,6 +98,13 @@ class GenerateOptions(DrawingOptions, Options):
     """For dynamic guidance: scorers that also judge decoded predictions (expensive: one decoding per candidate)."""
     alignment_strength: float = 1.0
     """With --lora: 0 draws with the model without LoRAs, 1 with them, more goes beyond."""
+    negative_lora: tuple[str, ...] = ()
+    """A negative model, e.g. of train dpo --swap-labels: LoRAs as --lora takes them. With --guidance contrastive it is
+    the null branch's network, which costs a call of its own; or see --negative-merge."""
+    negative_keep: float = 1.0
+    """For contrastive guidance: share of --lora that the negative model has, too."""
+    negative_merge: float | None = None
+    """Instead of contrastive guidance: draw with base + W (LoRA - negative LoRA), merged once, at no further cost."""
     search: Literal["none", "best-of-n", "fk", "gradient"] = "none"
     """Steer with --scorer: keep the best of --particles images, resample particles, or follow the reward's gradient."""
     scorer: str | None = None
@@ -128,6 +138,12 @@ class GenerateOptions(DrawingOptions, Options):
             raise ValueError(f"--guidance-stop {self.guidance_stop:g}: expected a share of the steps, 0 to 1")
         if self.guidance == "replay" and self.guidance_stop != 1:
             raise ValueError("--guidance-stop does not go with --guidance replay, which guides the recorded steps")
+        if self.guidance == "contrastive" and not self.negative_lora:
+            raise ValueError("--guidance contrastive needs --negative-lora")
+        if self.negative_lora and (self.guidance == "contrastive") == (self.negative_merge is not None):
+            raise ValueError("--negative-lora goes with either --guidance contrastive or --negative-merge")
+        if self.negative_merge is not None and not self.negative_lora:
+            raise ValueError("--negative-merge needs --negative-lora")
         super().check()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffusion_align.adapters import Adapter
 from diffusion_align.sampling.control import GuidedStep
 
 
@@ -70,13 +71,15 @@ class ScaleMeter:
     It costs two more calls a step, which are not counted as the run's.
 
     Attributes:
+        model: whose classifier-free guidance it is put beside; None: the run's own.
         found: by step, what was found in each batch.
     """
 
+    model: Adapter | None = None
     found: dict[int, list[EffectiveScale]] = field(default_factory=dict)
 
     def __call__(self, step: GuidedStep) -> None:
-        self.found.setdefault(step.view.step, []).append(effective_scale(step.output, *step.plain()))
+        self.found.setdefault(step.view.step, []).append(effective_scale(step.output, *step.plain(self.model)))
 
     def mean(self) -> MeanScale:
         """Over pictures, then over steps; where both predictions are one there is nothing to count.

@@ -155,11 +155,16 @@ class BatchRun:
         return combined
 
     @torch.no_grad()
-    def plain(self, view: StepView, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions with the prompts and the null prompts, (B, C, h, w) each; these calls are not counted."""
-        counted, strength = self.calls, self.plan.strengths[view.step]
-        both = self.predict(view.x_t.repeat(2, 1, 1, 1), t, Conditioning.cat([self.cond, self.null]), strength)
-        self.calls = counted
+    def plain(self, view: StepView, t: Tensor, model: Adapter | None = None) -> tuple[Tensor, Tensor]:
+        """Predictions of the run's model or ``model`` with the prompts and the null prompts, (B, C, h, w) each; these
+        calls are not counted."""
+        x_t, conds = view.x_t.repeat(2, 1, 1, 1), Conditioning.cat([self.cond, self.null])
+        if model is None:
+            counted = self.calls
+            both = self.predict(x_t, t, conds, self.plan.strengths[view.step])
+            self.calls = counted
+        else:
+            both = model.predict(x_t, t.expand(len(x_t)), conds).output
         cond, null = both.chunk(2)
         return cond, null
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.guidance.guider import StepView
 
 
@@ -48,13 +48,13 @@ class GuidedStep:
     Attributes:
         view: the step.
         output: (B, C, h, w), the guider's combination.
-        plain: predicts with prompt and null prompt as classifier-free guidance would, each (B, C, h, w) and without a
-            graph; these calls are not counted as the run's.
+        plain: predicts with prompt and null prompt as classifier-free guidance would, by the run's model or the one
+            that it is given, each (B, C, h, w) and without a graph; these calls are not counted as the run's.
     """
 
     view: StepView
     output: Tensor
-    plain: Callable[[], tuple[Tensor, Tensor]]
+    plain: Callable[[Adapter | None], tuple[Tensor, Tensor]]
 
 
 #: Called after every combination of predictions.

@@ -68,7 +68,7 @@ def test_measuring_changes_no_picture(adapter: Adapter) -> None:
     plain = sample(adapter, PROMPTS, num_inference_steps=2, guidance=3.0, seeds=[1, 2])
     watched = sample(adapter, PROMPTS, num_inference_steps=2, guidance=3.0, seeds=[1, 2], options=options)
     assert torch.equal(plain.images, watched.images)
-    cond, null = seen[1].plain()
+    cond, null = seen[1].plain(None)
     torch.testing.assert_close(null + 3 * (cond - null), seen[1].output, rtol=1e-4, atol=1e-5)
 
 
