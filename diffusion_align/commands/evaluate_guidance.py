@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.held_out import fresh_prompts
 
 from .guiding.guidance_options import EvaluateGuidanceOptions
-from .opening import open_model
+from .guiding.learned_ways import LearnedWays, check_schedule
+from .opening import open_contrastive
 
 
 def guidance_table(
@@ -36,13 +38,14 @@ def guidance_table(
         ValueError, FileNotFoundError: a file, model or setting that cannot be used.
     """
     test, validation = prompt_sets(options)
+    check_schedule(options)
     device = pick_device(options.device)
-    adapter = open_model(options, device)
+    adapter = open_contrastive(options, device, options.negative_lora, options.negative_keep, None)
     judge = load_scorer(options.scorer).to(device)
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
     tried: dict[float, float] = {}
+    chosen_on = GuidanceComparison(adapter, judge, validation, **settings)
     if options.static is None:
-        chosen_on = GuidanceComparison(adapter, judge, validation, **settings)
         tried = sweep(chosen_on, {scale: chosen_on.guided(float(scale)) for scale in options.sweep})
         print(f"mean reward of static scales on {len(validation)} validation prompts: {tried}", flush=True)
     static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
@@ -63,7 +66,10 @@ def guidance_table(
         "matched_prompts": options.matched_prompts,
         "rows": {},
     }
-    for name, row in compare_guidance(comparison, static, chosen_rows(options, static, judge, device)):
+    learned = LearnedWays(options, static, comparison, chosen_on)
+    rows = replace(chosen_rows(options, static, judge, device), ways=learned.ways())
+    for name, row in compare_guidance(comparison, static, rows):
+        table["chosen_on_validation"] = learned.chosen
         table["rows"][name] = row
         table["curve"] = slopes(table["rows"], options.sweep)
         print(f"{name}: win rate {row['win_rate']['rate']:.3f}{matched(row)}", flush=True)

@@ -23,6 +23,7 @@ from diffusion_align.data.transforms import crop
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
 from diffusion_align.files import check_writable, naming, write_whole
+from diffusion_align.guidance.annealing import AnnealingGuidance, AnnealingSchedule
 from diffusion_align.guidance.contrastive import ContrastiveGuidance
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
@@ -76,6 +77,8 @@ def build_guider(options: GenerateOptions) -> Any:
                 f"--num-inference-steps {options.num_inference_steps}"
             )
         return TableGuidance(list(options.scales), stop=stop)
+    if kind == "annealing":
+        return AnnealingGuidance(stop=stop).use(AnnealingSchedule.load(options.schedule or ""))
     if kind == "contrastive":
         return ContrastiveGuidance(options.guidance_scale, stop)
     if kind == "interval":

@@ -9,7 +9,18 @@ from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
 from diffusion_align.training.policy.model_options import ModelOptions
 
 #: How ``generate`` can guide.
-GuidanceKind = Literal["constant", "linear", "cosine", "power", "interval", "list", "replay", "dynamic", "contrastive"]
+GuidanceKind = Literal[
+    "constant",
+    "linear",
+    "cosine",
+    "power",
+    "interval",
+    "list",
+    "replay",
+    "dynamic",
+    "annealing",
+    "contrastive",
+]
 
 
 class Options:
@@ -71,7 +82,8 @@ class GenerateOptions(DrawingOptions, Options):
     """Sampler; default is the model's own."""
     guidance: GuidanceKind = "constant"
     """How the guidance scale is chosen: fixed, by a schedule whose mean is --guidance-scale, in a noise interval, from
-    --scales or --schedule, or searched at every step for every image. contrastive: fixed, away from --negative-lora."""
+    --scales or --schedule, or searched at every step for every image. annealing: by a
+    learned --schedule, from noise level and disagreement; contrastive: fixed, away from --negative-lora."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
     guidance_stop: float = 1.0
@@ -84,7 +96,8 @@ class GenerateOptions(DrawingOptions, Options):
     scales: tuple[float, ...] = ()
     """For list guidance: one scale per step."""
     schedule: str | None = None
-    """For replay: the .json record of a picture. Without a prompt, it also gives prompt, seed and steps."""
+    """For replay: the .json record of a picture. Without a prompt, it also gives prompt, seed and steps. For annealing:
+    the file that evaluate guidance --fit wrote."""
     evaluator: str = "scenes-sdxl-evaluator"
     """For dynamic guidance: a shipped evaluator, the folder that train evaluator wrote, or a published judge:
     latent-clip:PATH, lrm:FOLDER."""
@@ -138,10 +151,14 @@ class GenerateOptions(DrawingOptions, Options):
             raise ValueError(f"--guidance-stop {self.guidance_stop:g}: expected a share of the steps, 0 to 1")
         if self.guidance == "replay" and self.guidance_stop != 1:
             raise ValueError("--guidance-stop does not go with --guidance replay, which guides the recorded steps")
+        if self.guidance == "annealing" and self.schedule is None:
+            raise ValueError("--guidance annealing needs --schedule, the file that evaluate guidance --fit wrote")
         if self.guidance == "contrastive" and not self.negative_lora:
             raise ValueError("--guidance contrastive needs --negative-lora")
         if self.negative_lora and (self.guidance == "contrastive") == (self.negative_merge is not None):
             raise ValueError("--negative-lora goes with either --guidance contrastive or --negative-merge")
+        if self.negative_keep != 1 and self.guidance != "contrastive":
+            raise ValueError("--negative-keep goes with --guidance contrastive")
         if self.negative_merge is not None and not self.negative_lora:
             raise ValueError("--negative-merge needs --negative-lora")
         super().check()

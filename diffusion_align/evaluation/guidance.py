@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,12 @@ class GuidanceComparison:
         self.steps, self.seeds, self.batch_size, self.bf16 = steps, list(seeds), batch_size, bf16
         self.measured = min(measured, len(self.prompts))
 
+    def of(self, adapter: Adapter) -> GuidanceComparison:
+        """The same setting for another model."""
+        other = copy.copy(self)
+        other.adapter = adapter
+        return other
+
     def guided(self, guider: Any, steps: int | None = None) -> Draw:
         """Drawing with a guider, a scale or a table, in ``steps`` steps or as many as all."""
 
@@ -164,8 +171,8 @@ class GuidanceComparison:
         return replace(trial, effective=self.effective(draw)) if self.measured else trial
 
     def effective(self, draw: Draw) -> MeanScale:
-        """Which scale a way amounts to."""
-        meter, prompts = ScaleMeter(), self.prompts[: self.measured]
+        """Which scale of this model's classifier-free guidance a way amounts to."""
+        meter, prompts = ScaleMeter(self.adapter), self.prompts[: self.measured]
         options = SamplingOptions(batch_size=self.batch_size, on_guided=meter)
         for seed in self.seeds:
             with fast_autocast(self.adapter.device, self.bf16):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Rows:
     selector: RewardScorer | None = None
     stops: Sequence[float] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
-    ways: Sequence[Way] = ()
+    ways: Iterable[Way] = ()
     matched: bool = False
 
 
@@ -150,7 +151,7 @@ def compare_guidance(comparison: GuidanceComparison, static: float, rows: Rows) 
                 yield from table.rows(picked_by(comparison, rows.bound, guider))
     if rows.per_prompt:
         yield from table.rows(best_per_prompt(comparison, rows.per_prompt))
-    for way in (*other_ways(comparison, static, rows), *rows.ways):
+    for way in chain(other_ways(comparison, static, rows), rows.ways):
         yield from table.rows(way)
 
 

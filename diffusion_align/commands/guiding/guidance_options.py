@@ -59,6 +59,20 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
     """How the evaluators are weighted."""
     normalise: Literal["population", "candidates"] = "candidates"
     """Standardise scores over the noise level's population, or over each image's candidates."""
+    negative_lora: tuple[str, ...] = ()
+    """A negative model, as of generate: adds a row of contrastive guidance, at the scale of --sweep that is best on the
+    validation prompts, and one of both LoRAs merged."""
+    negative_keep: float = 1.0
+    """Share of --lora that the negative model has, too."""
+    merge_weights: tuple[float, ...] = (0.5, 1.0)
+    """W of base + W (LoRA - negative LoRA); the best on the validation prompts is the row. None given: no such row."""
+    fit: str | None = None
+    """File to write: learn an annealing schedule s(t, |delta|) between the least and the largest of --candidates, from
+    rollouts of the validation prompts that --scorer judges, and add its row; generate --guidance annealing takes it."""
+    fit_rollouts: int = 8
+    """Pictures of each validation prompt, with random schedules, that it is learned from."""
+    annealing: str | None = None
+    """A schedule that --fit wrote before: adds its row."""
     selector: str | None = None
     """Scorer for a best-of-2 row; unset leaves the row out."""
     batch_size: int = 32
@@ -75,5 +89,9 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
         super().check()
         if self.matched_prompts < 0:
             raise ValueError(f"--matched-prompts {self.matched_prompts}: expected at least 0")
+        if self.fit is not None and self.annealing is not None:
+            raise ValueError("--fit learns a schedule, --annealing takes one: give one of them")
+        if self.fit is not None and (self.fit_rollouts < 2 or not 0 < min(self.candidates) < max(self.candidates)):
+            raise ValueError("--fit needs --fit-rollouts of at least 2, and --candidates that differ and are above 0")
         if any(not 0 < stop < 1 for stop in self.stops):
             raise ValueError(f"--stops {' '.join(f'{stop:g}' for stop in self.stops)}: expected shares between 0 and 1")
