@@ -28,6 +28,30 @@ def bradley_terry_loss(difference: Tensor, preferred: Tensor, weight: Tensor | N
     return (losses * factor).sum() / factor.sum().clamp(min=1e-12)
 
 
+def thurstone_logit(difference: Tensor, variance: Tensor) -> Tensor:
+    """z of P(0 over 1) = Phi(z), z = difference / sqrt(2 variance): both scores have that variance (Thurstone, case V;
+    DiNa-LRM, 2602.11146, where it grows with the noise). Same shape."""
+    return difference / torch.sqrt(2 * variance)
+
+
+def thurstone_loss(z: Tensor, preferred: Tensor) -> Tensor:
+    """Cross-entropy of P(0 over 1) = Phi(z) with soft labels: -p log Phi(z) - (1 - p) log Phi(-z).
+
+    A proper score, so that a learned variance is calibrated; DiNa-LRM's fidelity loss 1 - sqrt(P) is not.
+
+    Args:
+        z: (B, ...), as of ``thurstone_logit``.
+        preferred: like ``z``, P(image 0 is preferred) in [0, 1]; NaN rows do not count.
+
+    Returns:
+        The mean over what was judged, a scalar; 0 if nothing was.
+    """
+    judged = ~preferred.isnan()
+    label = preferred.nan_to_num(0.5)
+    losses = -label * torch.special.log_ndtr(z) - (1 - label) * torch.special.log_ndtr(-z)
+    return (losses * judged).sum() / judged.sum().clamp(min=1)
+
+
 def uncertain_difference(mean: Tensor, variance: Tensor) -> Tensor:
     """Logit of E[sigmoid(z)] for z ~ N(mean, variance), by the probit approximation (HPSv3, EditReward).
 

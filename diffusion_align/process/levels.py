@@ -48,6 +48,10 @@ class Level(Generic[Number]):
         """The noise in ``x`` whose clean latents are ``x0``, (B, C, h, w)."""
         return (x - self.alpha * x0) / self.sigma
 
+    def flow_sigma(self) -> Number:
+        """sigma / (alpha + sigma): the same noise-to-image ratio on the straight path (1 - s) x0 + s eps."""
+        return self.sigma / (self.alpha + self.sigma)
+
     def map(self: Level[Tensor], function: Callable[[Tensor], Tensor]) -> Level[Tensor]:
         """The level with ``function`` applied to all four tensors."""
         return Level(*(function(getattr(self, field.name)) for field in fields(self)))

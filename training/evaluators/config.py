@@ -21,6 +21,10 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
     # -- evaluator
     kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")
     """What it judges; all kinds share one tower on the noisy latents. value needs scale_0 and scale_1 in dataset."""
+    loss_type: Literal["bradley_terry", "thurstone"] = "bradley_terry"
+    """Of the kind preference. bradley_terry: P = sigmoid(difference), weighted by alpha_bar; thurstone: P =
+    Phi(difference / sqrt(2 v)) with v = scale sigma^2 + floor, both learned, so that scores keep one scale at every
+    noise level (DiNa-LRM). eval/calibration/preference tells confidence minus accuracy by timestep."""
     width: Positive = 48
     """Channels of the tower."""
     features: Positive = 128
@@ -54,5 +58,7 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
 
     def check(self) -> None:
         super().check()
+        if self.loss_type == "thurstone" and "preference" not in self.kinds:
+            raise ValueError("loss_type thurstone is of the kind preference: add it to kinds")
         if "fidelity" in self.kinds and self.real_dataset is None:
             raise ValueError("kinds has fidelity, which tells generated from real pictures: give real_dataset")

@@ -29,7 +29,7 @@ def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -
     Raises:
         ValueError: they are of other shapes.
     """
-    shapes = [replace(each.settings, kinds=KINDS) for each in (evaluator, other)]
+    shapes = [replace(each.settings, kinds=KINDS, preference_loss="bradley_terry") for each in (evaluator, other)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"towers = {name!r}: is of {shapes[1]}, expected {shapes[0]}")
     evaluator.picture.load_state_dict(other.picture.state_dict())
@@ -101,6 +101,7 @@ def evaluator_job(
         tuple(config.kinds),
         config.width,
         config.features,
+        config.loss_type,
     )
     torch.manual_seed(config.seed)
     evaluator = LatentEvaluator(settings).to(accelerator.device)

@@ -14,12 +14,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch
 from diffusion_align.guidance.judges.evaluator import BINS, HIGH, LOW, LatentEvaluator
-from diffusion_align.objectives.ranking import bradley_terry_loss
+from diffusion_align.objectives.ranking import bradley_terry_loss, thurstone_logit, thurstone_loss
 from diffusion_align.process import log_snr
 from diffusion_align.process.levels import from_log_snr
 
 from .config import EvaluatorConfig
 from .noisy_pairs import EncodedPairs, NoisyBatch, known_scales, noised, seeded_batches
+
+#: Bins of timesteps that calibration is reported in.
+CALIBRATION_BINS = 5
 
 
 class TrainableEvaluator:
@@ -96,6 +99,9 @@ class EvaluatorMethod:
         for kind in self.config.kinds:
             metrics[f"loss/{kind}"] = getattr(self, kind)(moved, parts)
         loss = torch.stack(list(metrics.values())).sum()
+        learned = self.trained.evaluator.log_variance
+        if learned is not None:
+            metrics |= zip(("variance/scale", "variance/floor"), learned.exp(), strict=True)
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in metrics.items()}
 
     def alignment(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -162,11 +168,25 @@ class EvaluatorMethod:
         ) / 2
 
     def preference(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Bradley-Terry on the judged pairs, weighted by alpha_bar: near 0 where noise hides what was preferred."""
+        """On the judged pairs, Bradley-Terry, weighted by alpha_bar: near 0 where noise hides what was preferred; or
+        Thurstone, whose variance grows with the noise instead."""
         batch, (pictures, texts) = batches["generated"], parts["generated"]
         first, second = self.pair_scores("preference", batch, pictures, texts)
+        if self.trained.evaluator.settings.thurstone:
+            return thurstone_loss(self.logit(first - second, batch.t), batch.pairs.labels[:, 0])
         weight = self.adapter.path.at(batch.t).alpha_sq.flatten()
         return bradley_terry_loss(first - second, batch.pairs.labels[:, 0], weight)
+
+    def logit(self, difference: Tensor, t: Tensor) -> Tensor:
+        """z of Phi(z), by the learned variance at timesteps t (B,)."""
+        sigma = self.adapter.path.at(t).flow_sigma().flatten()
+        return thurstone_logit(difference, self.trained.evaluator.variance(sigma))
+
+    def probability(self, difference: Tensor, t: Tensor) -> Tensor:
+        """P(the first picture is preferred) (B,) by differences of the preference scores at timesteps t."""
+        if self.trained.evaluator.settings.thurstone:
+            return torch.special.ndtr(self.logit(difference, t))
+        return difference.sigmoid()
 
     def task(self, batches: dict[str, NoisyBatch], parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Squared error against the teacher's standardised reward."""
@@ -216,10 +236,13 @@ def calibrate(evaluator: LatentEvaluator, adapter: Adapter, examples: EncodedPai
 def evaluate(
     evaluator: LatentEvaluator, method: EvaluatorMethod, examples: EncodedPairs, aspect: str
 ) -> dict[str, float]:
-    """How often each kind tells the better one of a decisive pair, by thirds of the timesteps."""
+    """How often each kind tells the better one of a decisive pair, by thirds of the timesteps, and how far confidence
+    exceeds that for the kind preference, by fifths."""
     adapter = method.adapter
     right: dict[str, list[Tensor]] = {}
     thirds: list[Tensor] = []
+    confidence: list[Tensor] = []
+    times: list[Tensor] = []
     for batch in seeded_batches(examples, adapter.path):
         batch = batch.to(adapter.device)
         level = log_snr(adapter.path.at(batch.t).alpha_sq.flatten())
@@ -229,6 +252,10 @@ def evaluate(
             for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)
         ]
         thirds.append(batch.t * 3 // adapter.path.num_timesteps)
+        times.append(batch.t)
+        if "preference" in evaluator.settings.kinds:
+            probability = method.probability(sides[0]["preference"] - sides[1]["preference"], batch.t)
+            confidence.append(torch.maximum(probability, 1 - probability))
         for kind in evaluator.settings.kinds:
             if kind == "fidelity":
                 continue  # both pictures are generated
@@ -243,4 +270,26 @@ def evaluate(
         together = torch.cat(hits)
         for third, name in enumerate(("clean", "middle", "noisy")):
             metrics[f"accuracy/{kind}/{name}"] = float(together[where == third].nanmean())
+    if confidence:
+        found = calibration(torch.cat(confidence), torch.cat(right["preference"]), torch.cat(times), adapter)
+        metrics |= {f"calibration/preference/{name}": value for name, value in found.items()}
     return metrics
+
+
+def calibration(confidence: Tensor, hits: Tensor, t: Tensor, adapter: Adapter) -> dict[str, float]:
+    """Mean confidence less accuracy, by fifths of the timesteps: above 0 the evaluator is too sure.
+
+    Args:
+        confidence: (N,) max(P, 1 - P).
+        hits: (N,) 1 where the better picture had the higher score, else 0; NaN where none is better.
+        t: (N,) timesteps.
+
+    Returns:
+        By the fifth's timesteps, as "0-199"; NaN where no pair is judged.
+    """
+    steps, found = adapter.path.num_timesteps, {}
+    for k in range(CALIBRATION_BINS):
+        first, end = k * steps // CALIBRATION_BINS, (k + 1) * steps // CALIBRATION_BINS
+        here = (t >= first) & (t < end) & ~hits.isnan()
+        found[f"{first}-{end - 1}"] = float((confidence[here] - hits[here]).mean())
+    return found

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class EvaluatorSettings:
         kinds: what it judges, of ``KINDS``.
         width: channels after the first convolution; doubled with every halving.
         features: width of the picture's and the prompt's embeddings.
+        preference_loss: what the kind preference was trained with: "bradley_terry", or "thurstone", which learned the
+            variance of its scores, too.
     """
 
     latent_channels: int
@@ -46,6 +49,23 @@ class EvaluatorSettings:
     kinds: tuple[str, ...] = ("alignment", "fidelity", "preference")
     width: int = 48
     features: int = 128
+    preference_loss: str = "bradley_terry"
+
+    @property
+    def thurstone(self) -> bool:
+        """Whether the kind preference knows the variance of its scores."""
+        return self.preference_loss == "thurstone" and "preference" in self.kinds
+
+    def to_json(self) -> dict[str, Any]:
+        """As evaluator.json holds them; without what evaluators had not before it was there, unless it is used."""
+        fields = asdict(self)
+        if not self.thurstone:
+            del fields["preference_loss"]
+        return fields
+
+
+#: Scale and floor of the variance that a Thurstone evaluator starts from, DiNa-LRM's.
+VARIANCE = (2.0, 0.05)
 
 
 class Block(nn.Module):
@@ -123,6 +143,7 @@ class LatentEvaluator(nn.Module):
 
     mean: Tensor
     std: Tensor
+    log_variance: nn.Parameter | None
     clean = False
     calibrated = True
 
@@ -147,6 +168,8 @@ class LatentEvaluator(nn.Module):
         self.scale_value = (
             nn.Linear(LEADING * settings.embed_dim, SCALE_FEATURES) if "value" in settings.kinds else None
         )
+        # Logarithms of scale and floor in v = scale sigma^2 + floor.
+        self.log_variance = nn.Parameter(torch.tensor(VARIANCE).log()) if settings.thurstone else None
         self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
         self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
 
@@ -171,6 +194,17 @@ class LatentEvaluator(nn.Module):
         assert self.scale_value is not None
         weights: Tensor = self.scale_value(leading)
         return (weights * scale_features(scale).to(weights)).sum(dim=-1)
+
+    def variance(self, flow_sigma: Tensor) -> Tensor:
+        """Variance (B,) of the preference scores at noise sigma (B,) of the straight path (DiNa-LRM, 2602.11146).
+
+        Raises:
+            ValueError: it was not trained by the Thurstone loss.
+        """
+        if self.log_variance is None:
+            raise ValueError("this evaluator was trained without loss_type thurstone: its scores have no variance")
+        scale, floor = self.log_variance.exp()
+        return scale * flow_sigma.square() + floor
 
     def forward(self, x: Tensor, log_snr: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """Features of M latents (M, C, h, w) at ``log_snr`` (M,), (M, F), and of N prompts (``text``)."""
@@ -231,7 +265,7 @@ class LatentEvaluator(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write evaluator.json and model.safetensors; returns the folder."""
         with sealed_folder(Path(folder)) as place:
-            write_whole(place / "evaluator.json", json.dumps(asdict(self.settings), indent=2).encode() + b"\n")
+            write_whole(place / "evaluator.json", json.dumps(self.settings.to_json(), indent=2).encode() + b"\n")
             save_tensors(place / "model.safetensors", self.state_dict())
         return place
 
