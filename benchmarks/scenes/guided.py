@@ -1,14 +1,16 @@
 """Ways to guide on the embedded world: what ``diffusion-align evaluate guidance`` measures, and what a step costs.
 
 Parts: ``table`` (win rates over the best static scale, effective scales, win rates over static guidance at those),
-``uneven`` (the same of scenes-uneven, whose prompts want different scales), ``overhead`` (dynamic guidance's time over
-static guidance's), ``flops`` (what it adds to a step of SDXL, counted).
+``uneven`` (the same of scenes-uneven, whose prompts want different scales), ``contrastive`` (a DPO model guided away
+from one that was trained on exchanged preferences, both trained here unless they are there), ``overhead`` (dynamic
+guidance's time over static guidance's), ``flops`` (what it adds to a step of SDXL, counted).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +18,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion_align import load_recipe, train
 from diffusion_align.adapters import Conditioning, load_adapter
+from diffusion_align.adapters.lora_files import LORA_FILE
 from diffusion_align.commands.evaluate_guidance import guidance_table
 from diffusion_align.commands.guiding.guidance_options import EvaluateGuidanceOptions, RowGroup
 from diffusion_align.devices import fast_autocast
@@ -40,6 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--ways", nargs="*", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--matched", type=int, default=32, help="prompts that effective scales are measured on")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions")
+    parser.add_argument("--fit-rollouts", type=int, default=8, help="a prompt, for the learned schedule; 0: none")
+    parser.add_argument("--train-steps", type=int, default=None, help="of contrastive's models; the recipe's if unset")
+    parser.add_argument("--work", type=Path, default=Path("runs/scenes-guidance"), help="schedules and trained models")
     parser.add_argument("--static", type=float, default=None, help="best static scale, if known: no sweep")
     parser.add_argument("--selector", default=None, help="scorer of the best-of-2 row, e.g. scenes-vp")
     parser.add_argument("--rounds", type=int, default=10, help="of the timing")
@@ -71,6 +78,24 @@ def uneven(args: argparse.Namespace) -> dict[str, Any]:
     return measured_table(args, "uneven", UNEVEN)
 
 
+def contrastive(args: argparse.Namespace) -> dict[str, Any]:
+    """The comparison on a DPO model, with its negative model in the null branch and both merged."""
+    folders = [trained(args, name, swap) for name, swap in (("dpo", False), ("npo", True))]
+    settings = {"lora": (str(folders[0]),), "negative_lora": (str(folders[1]),)}
+    few = argparse.Namespace(**{**vars(args), "ways": ["curve"], "fit_rollouts": 0, "selector": None})
+    return measured_table(few, "contrastive", settings)
+
+
+def trained(args: argparse.Namespace, name: str, swap: bool) -> Path:
+    """Folder of a finished run of the recipe scenes_dpo, trained now if it is not there."""
+    out: Path = args.work / name
+    config = replace(load_recipe("scenes_dpo"), output_dir=str(out), swap_labels=swap, report_to="none")
+    config = config if args.train_steps is None else replace(config, max_steps=args.train_steps)
+    if not (out / LORA_FILE).is_file():
+        train(config)
+    return out
+
+
 def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]) -> dict[str, Any]:
     """A guidance table, written after each row: it takes an hour.
 
@@ -79,7 +104,8 @@ def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]
     options = EvaluateGuidanceOptions(
         num_prompts=args.prompts, num_validation_prompts=max(1, args.prompts // 2), selector=args.selector,
         ways=tuple(args.ways), static=args.static, matched_prompts=args.matched,
-        seeds=tuple(1_000_000 * i for i in range(args.seeds)), **settings,
+        seeds=tuple(1_000_000 * i for i in range(args.seeds)), fit_rollouts=max(2, args.fit_rollouts),
+        fit=str(args.work / f"annealing-{part}.json") if args.fit_rollouts else None, **settings,
     )  # fmt: skip
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
@@ -138,4 +164,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "flops": flops,
     "table": table,
     "uneven": uneven,
+    "contrastive": contrastive,
 }
