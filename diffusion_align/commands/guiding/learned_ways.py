@@ -90,8 +90,9 @@ class LearnedWays:
         )  # fmt: skip
         found = fit_annealing(rollouts, low, high)
         self.chosen["annealing"] = {"explained": found.explained, "rollouts": float(found.rollouts)}
+        share = f"{found.explained:.1%}" if found.explained > 0 else "nothing"
         hint = "" if found.explained > 0 else ": they do not tell scales apart, more --fit-rollouts may"
-        print(f"annealing: {found.rollouts} rollouts explain {found.explained:.1%} of the reward{hint}", flush=True)
+        print(f"annealing: {found.rollouts} rollouts explain {share} of the reward{hint}", flush=True)
         return found.schedule.save(file)
 
 
