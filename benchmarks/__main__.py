@@ -11,6 +11,7 @@ BENCHMARKS = {
     "dpo-script": ("dpo_script", "whole runs against diffusers' own script: time, memory, win rates"),
     "scenes-dpo-inpo": ("scenes.dpo_inpo", "win rates of DPO and InPO over the base, three training seeds"),
     "scenes-noise-draws": ("scenes.noise_draws", "fixed noise with remembered reference errors: win rates, speed"),
+    "scenes-off-policy": ("scenes.off_policy", "DPO, InPO and SmPO on pairs of the policy's own pictures and others'"),
     "scenes-rewards": (
         "scenes.reward_scorers",
         "scorers trained on the embedded world: accuracy, calibration, speed, use",

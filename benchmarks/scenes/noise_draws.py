@@ -95,15 +95,19 @@ def record(config: DPOConfig, policy: Sampled, base: Sampled) -> dict[str, Any]:
     """One run: won, tied or lost on each prompt, mean scores, and what its log says of speed and remembered rows."""
     assert policy.reward is not None
     assert base.reward is not None
-    signs = torch.sign(policy.reward.reward - base.reward.reward).tolist()
     lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     found = {
-        "outcomes": "".join(next(name for name, score in SCORE.items() if score == sign) for sign in signs),
+        "outcomes": outcomes((policy.reward.reward - base.reward.reward).numpy()),
         "scores": mean_scores(policy),
         "pairs_per_second": float(np.median([line["samples_per_second"] for line in lines])),
     }
     hits = [line["reference_hits"] for line in lines if "reference_hits" in line]
     return found | ({"reference_hits": float(np.mean(hits))} if hits else {})
+
+
+def outcomes(gains: np.ndarray) -> str:
+    """A letter of ``SCORE`` for each prompt, from the policy's reward minus the base's (N,)."""
+    return "".join(next(name for name, score in SCORE.items() if score == sign) for sign in np.sign(gains).tolist())
 
 
 def mean_scores(sampled: Sampled) -> dict[str, float]:
