@@ -10,6 +10,7 @@ is written after every point, points that it holds are not measured again, and k
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -60,6 +61,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 #: Sampling steps of the pictures that are made here; the shipped ones had 20.
 DRAWING_STEPS = 10
 
+#: Metrics of a run that are kept.
+LOGGED = ("implicit_accuracy", "margin", "rewards/chosen", "rewards/rejected", "chosen_error_up", "moved")
+
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-off-policy", description=__doc__)
@@ -77,12 +81,12 @@ def main(argv: list[str]) -> None:
     if args.steps % args.every:
         parser.error(f"--steps {args.steps} is no multiple of --every {args.every}: its end would not be measured")
     settings = SamplingSettings(num_inference_steps=args.sampling_steps)
-    result = read_parts(args.out, ("prompts", "sampling", "pairs", "base_scores", "data", "rows", "summary"))
+    result = read_parts(args.out, ("prompts", "sampling", "pairs", "base_scores", "data", "rows", "logs", "summary"))
     wanted = {"prompts": args.prompts, "sampling": vars(settings), "pairs": args.pairs}
     for name, value in wanted.items():
         if result.get(name, value) != value:
             raise SystemExit(f"{args.out} was measured with {name} = {result[name]}, not {value}: give another --out")
-    result = {"data": {}, "rows": {}} | result | wanted
+    result = {"data": {}, "rows": {}, "logs": {}} | result | wanted
     datasets = {}
     for data in args.data:
         datasets[data] = prepare_data(data, args.work, args.pairs)
@@ -91,15 +95,18 @@ def main(argv: list[str]) -> None:
     points = range(args.every, args.steps + 1, args.every)
     # All come to a point before one goes on to the next: what there is can be compared at any time.
     for seed, step, data, method in product(args.seeds, points, args.data, args.methods):
-        row = result["rows"].setdefault(row_name(data, method, seed), {})
+        name, folder = row_name(data, method, seed), args.work / f"{data}-{args.pairs}-{method}-{seed}"
+        row = result["rows"].setdefault(name, {})
         if str(step) in row:
+            result["logs"].setdefault(name, {}).update(learned(folder, args.every))
             continue
         if exam is None:
             exam = Exam.prepare(load_adapter("scenes-sdxl"), held_out_prompts(args.prompts), None, settings)
             result["base_scores"] = mean_scores(exam.base)
-        config = settings_of(data, method, seed, step, datasets[data], args)
+        config = settings_of(method, seed, step, datasets[data], folder, args)
         train(config)
         row[str(step)] = point(config, exam)
+        result["logs"].setdefault(name, {}).update(learned(folder, args.every))
         result["summary"] = summarize(result["rows"])
         write_result("scenes_off_policy", result, args.out)
 
@@ -127,10 +134,9 @@ def told(dataset: str, sources: Sequence[str]) -> dict[str, Any]:
     return {"pictures of": list(sources), "sampling steps": DRAWING_STEPS, **counts}
 
 
-def settings_of(data: str, method: str, seed: int, step: int, dataset: str, args: argparse.Namespace) -> DPOConfig:
+def settings_of(method: str, seed: int, step: int, dataset: str, folder: Path, args: argparse.Namespace) -> DPOConfig:
     """A run to ``step``, which goes on from its last checkpoint."""
     recipe, options = METHODS[method]
-    folder = args.work / f"{data}-{args.pairs}-{method}-{seed}"
     config = load_recipe(
         recipe,
         **options,
@@ -164,6 +170,19 @@ def point(config: DPOConfig, exam: Exam) -> dict[str, Any]:
     }
     print(f"{folder}, step {step}: {clustered_win_rate([differences(found)])}", flush=True)
     return found
+
+
+def learned(folder: Path, every: int) -> dict[str, dict[str, float]]:
+    """What a run has logged, by the point that ends the steps of which it is the mean."""
+    log = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    by_point: dict[int, list[dict[str, float]]] = {}
+    for line in lines:
+        by_point.setdefault(-(-line["step"] // every) * every, []).append(line)
+    return {
+        str(step): {name: float(np.mean([line[name] for line in found])) for name in LOGGED}
+        for step, found in by_point.items()
+    }
 
 
 def differences(found: Mapping[str, Any]) -> list[float]:
