@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     if args.steps % args.every:
         parser.error(f"--steps {args.steps} is no multiple of --every {args.every}: its end would not be measured")
     settings = SamplingSettings(num_inference_steps=args.sampling_steps)
-    result = read_parts(args.out, ("prompts", "sampling", "pairs", "base_scores", "data", "rows", "logs", "summary"))
+    result = read_parts(args.out, ("prompts", "sampling", "pairs", "base_scores", "data", "rows", "logs"))
     wanted = {"prompts": args.prompts, "sampling": vars(settings), "pairs": args.pairs}
     for name, value in wanted.items():
         if result.get(name, value) != value:
@@ -107,8 +107,8 @@ def main(argv: list[str]) -> None:
         train(config)
         row[str(step)] = point(config, exam)
         result["logs"].setdefault(name, {}).update(learned(folder, args.every))
-        result["summary"] = summarize(result["rows"])
-        write_result("scenes_off_policy", result, args.out)
+        write_result("scenes_off_policy", result | {"summary": summarize(result["rows"])}, args.out)
+    write_result("scenes_off_policy", result | {"summary": summarize(result["rows"])}, args.out)
 
 
 def row_name(data: str, method: str, seed: int) -> str:
@@ -227,18 +227,19 @@ def curve_point(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def way_to(dpo: Mapping[str, list[dict[str, Any]]], other: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """When a method's win rate first is DPO's at DPO's end, and how far it is from it after half of DPO's steps.
 
-    ``half_minus_final`` compares prompt by prompt, in win rate (a win counts 1, a tie 0.5).
+    ``half`` is the first point at half of DPO's steps or beyond. ``half_minus_final`` compares prompt by prompt, in win
+    rate (a win counts 1, a tie 0.5). ``in_half_the_steps`` is None where no point can say it.
     """
-    end = max(dpo, key=int)
-    final = rates_of(dpo[end])
-    rates = {int(step): rates_of(points) for step, points in other.items()}
+    end = int(max(dpo, key=int))
+    final, rates = rates_of(dpo[str(end)]), {int(step): rates_of(points) for step, points in other.items()}
     reached = min((step for step, found in rates.items() if found.mean() >= final.mean()), default=None)
-    half = max((step for step in rates if 2 * step <= int(end)), default=None)
+    half = min((step for step in rates if 2 * step >= end), default=None)
+    in_half = True if reached is not None and 2 * reached <= end else None if half in (None, reached) else False
     way: dict[str, Any] = {
-        "dpo_steps": int(end),
+        "dpo_steps": end,
         "dpo_win_rate": float(final.mean()),
         "reached_at_step": reached,
-        "in_half_the_steps": None if half is None else reached is not None and 2 * reached <= int(end),
+        "in_half_the_steps": in_half,
     }
     if half is not None:
         gap = paired_difference(rates[half].tolist(), final.tolist())

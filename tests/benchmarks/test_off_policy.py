@@ -26,6 +26,13 @@ def test_the_way_to_the_last_win_rate_of_dpo() -> None:
     assert (told["late"]["reached_at_step"], told["late"]["in_half_the_steps"]) == (40, False)
     assert told["late"]["half_minus_final"] == pytest.approx(0.25 - 0.75)
     assert summary["x"]["curves"]["dpo"]["40"]["win_rate"] == 0.75
+    # Between 20 and 40 lies half of 60.
+    longer = {**dpo, "60": found("WWWL", 60)}
+    told = summarize(rows | {"x, dpo, seed 0": longer})["x"]["to_dpo"]
+    assert (told["late"]["reached_at_step"], told["late"]["half"], told["late"]["in_half_the_steps"]) == (40, 40, None)
+    never = {"40": found("LLLL", 40)}
+    told = summarize({"x, dpo, seed 0": longer, "x, never, seed 0": never})["x"]["to_dpo"]["never"]
+    assert (told["reached_at_step"], told["in_half_the_steps"]) == (None, False)
     # Seeds are one point, prompt by prompt.
     both = summarize(rows | {"x, dpo, seed 1": {"40": found("LLLL", 40)}})["x"]
     assert both["curves"]["dpo"]["40"]["seeds"] == 2
