@@ -4,7 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-faults lint bench install clean
+.PHONY: demo test test-fast test-faults lint style bench install clean
+
+# mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
+TYPES := cd $(VENV) && bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
 
 # The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of files change.
 SOURCES := $(shell find diffusion_align rewards training -type f -not -name '*.pyc' 2>/dev/null)
@@ -29,8 +32,15 @@ $(VENV)/.tree-%: | $(BIN)/python
 demo: $(STAMP)
 	$(BIN)/diffusion-align demo
 
-test: $(STAMP) lint
-	$(BIN)/pytest
+# mypy keeps one core busy for half a minute: it runs beside the tests, and what it says comes after theirs.
+test: $(STAMP) style
+	@($(TYPES)) >$(VENV)/types.log 2>&1 & types=$$!; \
+	$(BIN)/pytest; tests=$$?; \
+	wait $$types; types=$$?; \
+	cat $(VENV)/types.log; \
+	if [ $$tests -ne 0 ]; then echo "make test: pytest failed with status $$tests, see above" >&2; fi; \
+	if [ $$types -ne 0 ]; then echo "make test: mypy failed with status $$types, see above" >&2; fi; \
+	[ $$tests -eq 0 ] && [ $$types -eq 0 ]
 
 # Without what is marked slow: whatever takes over half a second (trainings, notebooks, several processes).
 test-fast: $(STAMP) lint
@@ -41,11 +51,12 @@ test-faults: $(STAMP)
 	$(BIN)/pytest -m "faults or not faults" tests/faults
 	$(BIN)/python -m benchmarks faults
 
-# mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
-lint: $(STAMP)
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd $(VENV) && bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
+
+lint: style
+	$(TYPES)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks dpo-step --model scenes-sdxl --vs baseline
