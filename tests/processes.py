@@ -71,7 +71,7 @@ def train_on_two_nodes(config: TrainConfig, recipe: Path) -> list[dict[str, floa
 
 
 class TwoProcesses:
-    """Two processes that train one recipe after another: only the first waits for their imports."""
+    """Two processes that train one recipe, or run one command, after another: only the first waits for imports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._runs, self._stack = folder, 0, ExitStack()
@@ -89,6 +89,20 @@ class TwoProcesses:
         save_config(config, recipe)
         if config.resume_from_checkpoint is not None:  # what is saved is to repeat a run, not to go on with it
             recipe.write_text(f"{recipe.read_text()}resume_from_checkpoint: {config.resume_from_checkpoint}\n")
+        self._done(config.method, recipe, *launched)
+        return lines(config.output_dir)
+
+    def command(self, *arguments: str) -> list[str]:
+        """What ``diffusion-align`` with these arguments says in each process; it must succeed."""
+        self._runs += 1
+        file = self.folder / f"{self._runs}.json"
+        file.write_text(json.dumps(arguments))
+        before = [len(log.read_text()) if log.exists() else 0 for log in self._logs]
+        self._done("command", file)
+        return [log.read_text()[start:] for log, start in zip(self._logs, before, strict=True)]
+
+    def _done(self, what: str, file: Path, *launched: str) -> None:
+        """Returns when both have done it."""
         if not self._started:
             command = [sys.executable, "-m", "tests.training.engine.trains_recipes"]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -96,12 +110,11 @@ class TwoProcesses:
                 self._started.append(self._stack.enter_context(running(command, *each, **pipes)))
         for process in self._started:
             assert process.stdin is not None
-            process.stdin.write(" ".join([config.method, str(recipe), *launched]) + "\n")
+            process.stdin.write(" ".join([what, str(file), *launched]) + "\n")
             process.stdin.flush()
         for process, log in zip(self._started, self._logs, strict=True):
             assert process.stdout is not None
-            assert process.stdout.readline() == f"{recipe}\n", log.read_text()
-        return lines(config.output_dir)
+            assert process.stdout.readline() == f"{file}\n", log.read_text()
 
     def log(self) -> str:
         """What the first process has written so far."""

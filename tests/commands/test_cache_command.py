@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from diffusion_align.cli import main
 from diffusion_align.data import CacheError
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.loading import build_pair_source
-from tests.processes import ranks, running
+from tests.processes import TwoProcesses
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +100,11 @@ def test_a_cache_may_outlive_its_data_set(adapter: Adapter, data: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_two_commands_make_one_cache(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "diffusion_align.cli", "cache", *flags]
-    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    with ExitStack() as stack:
-        started = [stack.enter_context(running(command, *each)) for each in zip(ranks(), logs, strict=True)]
-        for process, log in zip(started, logs, strict=True):
-            assert process.wait(timeout=300) == 0, log.read_text()
+def test_two_commands_make_one_cache(flags: list[str], two_processes: TwoProcesses, tmp_path: Path) -> None:
+    first, second = two_processes.command("cache", *flags)
     assert main(["cache", "verify", str(tmp_path / "cache"), "--data"]) == 0
-    assert "pairs," in logs[0].read_text()
-    assert "pairs," not in logs[1].read_text()
+    assert "pairs," in first
+    assert "pairs," not in second
     assert main(["cache", *flags, "--cache-dir", str(tmp_path / "alone")]) == 0
     together, alone = (
         {file.name: file.read_bytes() for file in (tmp_path / name).glob("*.safetensors")}
