@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,11 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.cli import main
 from diffusion_align.commands.train import run
 from diffusion_align.data import PairBatch
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.checkpoint import CheckpointError
-from diffusion_align.training.engine.loop import run_loop
+from diffusion_align.training.engine.loop import TrainResult, run_loop
 from diffusion_align.training.online.config import GRPOConfig, NFTConfig
 from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig
@@ -36,12 +39,11 @@ from tests.brightness import Brightness
 from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_on_two_nodes
 
 
-@pytest.fixture
-def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
+def build_config(model: Path, pairs: Path, folder: Path) -> DPOConfig:
     return DPOConfig(
-        model=str(sdxl_folder),
-        dataset=str(pairs_folder),
-        output_dir=str(tmp_path / "run"),
+        model=str(model),
+        dataset=str(pairs),
+        output_dir=str(folder / "run"),
         max_steps=4,
         per_device_train_batch_size=2,
         learning_rate=1e-3,
@@ -53,6 +55,17 @@ def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
     )
 
 
+@pytest.fixture
+def config(sdxl_folder: Path, pairs_folder: Path, tmp_path: Path) -> DPOConfig:
+    return build_config(sdxl_folder, pairs_folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(sdxl_folder: Path, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run with these settings, which nothing may change."""
+    return train(build_config(sdxl_folder, pairs_folder, tmp_path_factory.mktemp("plain")))
+
+
 def weights(result: Any) -> dict[str, Tensor]:
     assert result.weights is not None
     return load_file(result.weights)
@@ -62,21 +75,19 @@ def weights(result: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_weights_settings_and_metrics(config: DPOConfig) -> None:
-    result = train(config)
-    assert result.weights == Path(config.output_dir) / "pytorch_lora_weights.safetensors"
-    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
-    assert again == config
-    assert [line["step"] for line in lines(config.output_dir)] == [1, 2, 3, 4]
-    assert {"loss", "implicit_accuracy", "error_chosen", "grad_norm", "learning_rate"} <= set(result.history[0])
+def test_a_run_leaves_weights_settings_and_metrics(plain: TrainResult, config: DPOConfig) -> None:
+    assert plain.weights == plain.output_dir / "pytorch_lora_weights.safetensors"
+    again = load_config(DPOConfig, plain.output_dir / "config.yaml")
+    assert again == replace(config, output_dir=str(plain.output_dir))
+    assert [line["step"] for line in lines(plain.output_dir)] == [1, 2, 3, 4]
+    assert {"loss", "implicit_accuracy", "error_chosen", "grad_norm", "learning_rate"} <= set(plain.history[0])
 
 
 @pytest.mark.slow
-def test_the_saved_settings_repeat_the_run(config: DPOConfig, tmp_path: Path) -> None:
-    first = train(config)
-    again = load_config(DPOConfig, Path(config.output_dir) / "config.yaml")
+def test_the_saved_settings_repeat_the_run(plain: TrainResult, tmp_path: Path) -> None:
+    again = load_config(DPOConfig, plain.output_dir / "config.yaml")
     second = train(replace(again, output_dir=str(tmp_path / "again")))
-    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(second).values(), strict=True))
 
 
 @pytest.mark.slow
@@ -94,7 +105,7 @@ def test_full_finetuning_leaves_the_reference_alone(config: DPOConfig) -> None:
 
 @pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: Path) -> None:
-    config = replace(config, learning_rate=1e-4)
+    config = replace(config, learning_rate=1e-4, max_steps=2)
     whole = train(replace(config, per_device_train_batch_size=4))
     parts = train(replace(config, gradient_accumulation_steps=2, output_dir=str(tmp_path / "parts")))
     for a, b in zip(whole.history, parts.history, strict=True):
@@ -104,28 +115,27 @@ def test_accumulated_micro_batches_equal_one_batch(config: DPOConfig, tmp_path: 
 
 @pytest.mark.slow
 def test_warmup_rises_to_the_learning_rate(config: DPOConfig) -> None:
-    history = train(replace(config, warmup_steps=2)).history
-    assert [line["learning_rate"] for line in history] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+    history = train(replace(config, warmup_steps=2, max_steps=3)).history
+    assert [line["learning_rate"] for line in history] == pytest.approx([5e-4, 1e-3, 1e-3])
 
 
 @pytest.mark.slow
-def test_ema_weights_are_the_ones_saved(config: DPOConfig, tmp_path: Path) -> None:
-    plain = weights(train(config))
+def test_ema_weights_are_the_ones_saved(plain: TrainResult, config: DPOConfig, tmp_path: Path) -> None:
+    last = weights(plain)
     averaged = weights(train(replace(config, use_ema=True, ema_decay=0.5, output_dir=str(tmp_path / "ema"))))
-    name = next(name for name in plain if "lora_B" in name or "lora.up" in name)
-    assert not torch.equal(plain[name], averaged[name])
-    assert averaged[name].norm() < plain[name].norm()
+    name = next(name for name in last if "lora_B" in name or "lora.up" in name)
+    assert not torch.equal(last[name], averaged[name])
+    assert averaged[name].norm() < last[name].norm()
     checkpoint = tmp_path / "ema" / "checkpoint-00000004"
     assert all(
         torch.equal(t, averaged[n]) for n, t in load_file(checkpoint / "pytorch_lora_weights.safetensors").items()
     )
     raw = load_file(checkpoint / "policy.safetensors")
-    assert any(torch.equal(t, plain[name]) for t in raw.values())
+    assert any(torch.equal(t, last[name]) for t in raw.values())
 
 
 @pytest.mark.slow
-def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Path) -> None:
-    plain = train(config)
+def test_cached_latents_train_like_encoded_ones(plain: TrainResult, config: DPOConfig, tmp_path: Path) -> None:
     cached = train(replace(config, cache_dir=str(tmp_path / "cache"), output_dir=str(tmp_path / "cached")))
     for a, b in zip(plain.history, cached.history, strict=True):
         assert a["error_chosen"] == pytest.approx(b["error_chosen"], rel=2e-3)
@@ -134,20 +144,20 @@ def test_cached_latents_train_like_encoded_ones(config: DPOConfig, tmp_path: Pat
 
 @pytest.mark.slow
 def test_streamed_pairs_train(config: DPOConfig) -> None:
-    streamed = replace(config, streaming=True, max_steps=2)
+    streamed = replace(config, streaming=True, max_steps=1)
     with pytest.raises(ValueError, match="aspect_ratio_buckets need a data set with random access"):
         train(replace(streamed, aspect_ratio_buckets=True))
-    assert train(streamed).step == 2
+    assert train(streamed).step == 1
 
 
 @pytest.mark.slow
 def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Path) -> None:
-    values = {**vars(config), "max_steps": 2}
+    values = {**vars(config), "max_steps": 1}
     result = train(InPOConfig(**values, inversion_steps=3, renoise_iterations=1))
-    assert result.step == 2
+    assert result.step == 1
     assert result.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     for own in ({"inversion_steps": 1, "renoise_iterations": 1}, {"inversion_steps": 3}):
-        other = train(InPOConfig(**{**values, "max_steps": 1, "output_dir": str(tmp_path / str(own))}, **own))
+        other = train(InPOConfig(**{**values, "output_dir": str(tmp_path / str(own))}, **own))
         assert other.history[0]["error_chosen"] != result.history[0]["error_chosen"]
 
 
@@ -156,24 +166,26 @@ def test_validation_compares_with_the_base(config: DPOConfig) -> None:
     result = train(
         replace(
             config,
-            eval_steps=2,
-            num_validation_prompts=4,
+            max_steps=2,
+            eval_steps=1,
+            num_validation_prompts=2,
             validation_inference_steps=2,
             validation_scorer="scenes-oracle",
         )
     )
     evaluations = [line for line in result.history if "eval/win_rate" in line]
-    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    assert [line["step"] for line in evaluations] == [0, 1, 2]
     assert evaluations[0]["eval/win_rate"] == 0.5
-    assert (Path(config.output_dir) / "samples" / "step-000004.png").is_file()
+    assert (Path(config.output_dir) / "samples" / "step-000002.png").is_file()
 
 
 @pytest.mark.slow
 def test_an_earlier_run_is_never_mixed_with_a_new_one(config: DPOConfig) -> None:
-    train(replace(config, save_steps=2))
-    with pytest.raises(CheckpointError, match="holds checkpoint-00000004 of an earlier run: pass --resume-from"):
+    config = replace(config, max_steps=1)
+    train(config)
+    with pytest.raises(CheckpointError, match="holds checkpoint-00000001 of an earlier run: pass --resume-from"):
         train(config)
-    assert train(replace(config, overwrite_output_dir=True)).step == 4
+    assert train(replace(config, overwrite_output_dir=True)).step == 1
 
 
 @pytest.mark.parametrize(
@@ -255,19 +267,25 @@ def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Pat
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(
-    config: DPOConfig, tmp_path: Path, cli_train: CliTrain
+    config: DPOConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(config, max_steps=2000, save_steps=2000)
-    process = cli_train(config, tmp_path / "recipe.yaml")
-    wait_for(Path(config.output_dir) / "metrics.jsonl", process)
-    while not lines(config.output_dir):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    save_config(config, tmp_path / "recipe.yaml")
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        while not (Path(config.output_dir) / "metrics.jsonl").exists() or not lines(config.output_dir):
+            time.sleep(0.02)
+        if signal.getsignal(signal.SIGTERM) is not usual:  # else it would end the tests
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(["train", "dpo", "--config", str(tmp_path / "recipe.yaml")]) == 130
+    output = capsys.readouterr().out
     assert "stopped by SIGTERM" in output
     assert "--resume-from-checkpoint latest" in output
     assert len(list(Path(config.output_dir).glob("checkpoint-*"))) == 1
+    assert signal.getsignal(signal.SIGTERM) is usual
 
 
 @pytest.mark.slow
@@ -279,24 +297,24 @@ def test_two_processes_draw_and_learn_as_one(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
     shared: dict[str, Any] = {
-        "model": str(sdxl_folder), "dataset": str(prompts), "num_inference_steps": 3, "guidance_scale": 2.0,
-        "num_generations": 2, "max_steps": 3, "lora_rank": 4, "learning_rate": 1e-4, "logging_steps": 1,
+        "model": str(sdxl_folder), "dataset": str(prompts), "num_inference_steps": 2, "guidance_scale": 2.0,
+        "num_generations": 2, "max_steps": 2, "lora_rank": 4, "learning_rate": 1e-4, "logging_steps": 1,
         "report_to": "none", "progress": False,
     }  # fmt: skip
-    fused = {"train_steps": 3, "fused_rollouts": True, "gradient_accumulation_steps": 2, "kl_beta": 0.1}
+    fused = {"train_steps": 2, "fused_rollouts": True, "gradient_accumulation_steps": 2, "kl_beta": 0.1}
     methods: dict[str, tuple[type[TrainConfig], dict[str, Any]]] = {
-        "grpo": (GRPOConfig, {"train_steps": 3}),
+        "grpo": (GRPOConfig, {"train_steps": 2}),
         "fused": (GRPOConfig, fused),
-        "nft": (NFTConfig, {"updates_per_picture": 3}),
-        "online-dpo": (OnlineDPOConfig, {"updates_per_picture": 6, "reference": "ema", "beta": 50.0}),
+        "nft": (NFTConfig, {"updates_per_picture": 2}),
+        "online-dpo": (OnlineDPOConfig, {"updates_per_picture": 4, "reference": "ema", "beta": 50.0}),
     }
     method, items = methods[name]
     build: Callable[..., TrainConfig] = partial(method, **shared, **items)
-    one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=24))
-    two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=12)
+    one = train(build(output_dir=str(tmp_path / "one"), prompts_per_rollout=4, per_device_train_batch_size=16))
+    two = build(output_dir=str(tmp_path / "two"), prompts_per_rollout=2, per_device_train_batch_size=8)
     for a, b in zip(one.history, two_processes.train(two), strict=True):
         assert a["reward"] == pytest.approx(b["reward"], abs=1e-4)
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], abs=5e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
