@@ -45,7 +45,7 @@ def test_the_whole_step_starts_where_the_half_step_did(settings: dict[str, Any])
     """On the same pictures, aimed at their chances against those of the policy in between."""
     own: dict[str, Any] = {"num_generations": 4, "prompts_per_rollout": 2, "updates_per_picture": 2}
     own |= {"extragradient": True, "loss_type": "ipo", "judge_temperature": 0.05, "scorers": ("a", "b"), "beta": 100.0}
-    config = OnlineDPOConfig(**{**settings, **own, "rollout_batch_size": 8, "max_steps": 2})
+    config = OnlineDPOConfig(**{**settings, **own, "rollout_batch_size": 8, "num_inference_steps": 2, "max_steps": 2})
     scorer = Ensemble([Brightness(), Redness()], standardise="none")
     method = build_job(config, build_accelerator(config), None, scorer).method
     assert isinstance(method, OnlineDPOMethod)
