@@ -62,15 +62,22 @@ def errors_by_hand(adapter: Adapter, pictures: PairBatch) -> np.ndarray:
     return np.stack(found)
 
 
+@pytest.fixture(scope="module")
+def errors(adapter: Adapter, batch: PairBatch) -> np.ndarray:
+    return errors_by_hand(adapter, labelled(batch, None))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["kto", "bco"])
-def test_the_loss_of_labelled_pictures_is_the_published_one(loss_type: Any, adapter: Adapter, batch: PairBatch) -> None:
+def test_the_loss_of_labelled_pictures_is_the_published_one(
+    loss_type: Any, adapter: Adapter, batch: PairBatch, errors: np.ndarray
+) -> None:
     config = KTOConfig(loss_type=loss_type, beta=BETA, desirable_weight=1.25)
     method = LabelledMethod(config, adapter, None, drawn_noise(config, adapter))  # type: ignore[arg-type]
     pictures = labelled(batch, None)
     assert len(set(pictures.seeds.tolist())) == 8
     loss, metrics = method.loss(batch)
-    e, f = errors_by_hand(adapter, pictures)
+    e, f = errors
     r, y = BETA / 2 * (f - e), np.array([1.0] * 4 + [-1.0] * 4)
     w = np.where(y > 0, 1.25, 1.0)
     if loss_type == "kto":
