@@ -73,6 +73,10 @@ class Short:
         raise Enough
 
 
+#: All runs ask torch's rules for shapes the same questions.
+SHAPES = RememberedShapes()
+
+
 @pytest.fixture
 def device() -> Iterator[None]:
     """Runs are on ``meta``."""
@@ -98,7 +102,7 @@ def waits(config: RunConfig, model: Path) -> list[str]:
         job = build_job(config, accelerator, adapter.to("meta"), reward)
     adapter.unet.to("meta")  # peft makes LoRA weights on the CPU
     optimizer, short = FusedSGD(list(job.trained.trainable_parameters().values())), Short(job.method, steps)
-    with RememberedShapes(), Traffic() as traffic, pytest.raises(Enough):
+    with SHAPES, Traffic() as traffic, pytest.raises(Enough):
         run_loop(config, job.trained, short, accelerator, bare_optimizer=optimizer)  # type: ignore[arg-type]
     return traffic.waits
 
@@ -138,7 +142,7 @@ def settings(pairs_folder: Path, tmp_path: Path) -> dict[str, Any]:
 def test_a_cached_pair_step_waits_for_nothing(
     kind: Any, fields: dict[str, Any], settings: dict[str, Any], sdxl_folder: Path, tmp_path: Path, device: None
 ) -> None:
-    config = kind(cache_dir=str(tmp_path / "cache"), max_steps=4, **settings, **fields)
+    config = kind(cache_dir=str(tmp_path / "cache"), max_steps=3, **settings, **fields)
     found = waits(config, sdxl_folder)
     assert all("metrics.py" in wait for wait in found), found  # the run's one log line
 
@@ -152,26 +156,29 @@ def test_soft_labels_are_sent_without_waiting(sdxl_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "fields"),
+    ("kind", "fields", "longer"),
     [
-        (GRPOConfig, {"train_steps": 2}),
-        (GRPOConfig, {"train_steps": 2, "fused_rollouts": True, "per_device_train_batch_size": 8}),
-        (NFTConfig, {}),
+        (GRPOConfig, {"train_steps": 2}, [{"num_inference_steps": 3}, {"max_steps": 2}]),  # more sampling, or an update
+        (
+            GRPOConfig,
+            {"train_steps": 2, "fused_rollouts": True, "per_device_train_batch_size": 8},
+            [{"num_inference_steps": 3}],
+        ),
+        (NFTConfig, {}, [{"num_inference_steps": 3}]),
     ],
 )
-def test_a_rollout_waits_no_more_often_with_more_sampling_steps(
-    kind: Any, fields: dict[str, Any], settings: dict[str, Any], sdxl_folder: Path, device: None
+def test_a_longer_rollout_and_more_updates_of_it_wait_no_more_often(
+    kind: Any,
+    fields: dict[str, Any],
+    longer: list[dict[str, Any]],
+    settings: dict[str, Any],
+    sdxl_folder: Path,
+    device: None,
 ) -> None:
-    config = kind(num_generations=2, prompts_per_rollout=2, max_steps=1, num_inference_steps=3, **settings | fields)
-    assert len(waits(config, sdxl_folder)) == len(waits(replace(config, num_inference_steps=4), sdxl_folder))
-
-
-@pytest.mark.slow
-def test_policy_gradient_updates_wait_for_nothing(settings: dict[str, Any], sdxl_folder: Path, device: None) -> None:
-    config = GRPOConfig(
-        num_generations=2, prompts_per_rollout=2, train_steps=2, num_inference_steps=3, max_steps=1, **settings
-    )
-    assert len(waits(config, sdxl_folder)) == len(waits(replace(config, max_steps=2), sdxl_folder))
+    config = kind(num_generations=2, prompts_per_rollout=2, max_steps=1, num_inference_steps=2, **settings | fields)
+    expected = len(waits(config, sdxl_folder))
+    for changes in longer:
+        assert len(waits(replace(config, **changes), sdxl_folder)) == expected, changes
 
 
 @pytest.mark.slow
