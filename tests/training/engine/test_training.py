@@ -41,18 +41,9 @@ from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_on_two_nodes
 
 def build_config(model: Path, pairs: Path, folder: Path) -> DPOConfig:
     return DPOConfig(
-        model=str(model),
-        dataset=str(pairs),
-        output_dir=str(folder / "run"),
-        max_steps=4,
-        per_device_train_batch_size=2,
-        learning_rate=1e-3,
-        beta=500.0,
-        lora_rank=4,
-        logging_steps=1,
-        report_to="none",
-        progress=False,
-    )
+        model=str(model), dataset=str(pairs), output_dir=str(folder / "run"), max_steps=4, logging_steps=1,
+        per_device_train_batch_size=2, learning_rate=1e-3, beta=500.0, lora_rank=4, report_to="none", progress=False,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -163,16 +154,8 @@ def test_inpo_trains_and_reads_its_own_settings(config: DPOConfig, tmp_path: Pat
 
 @pytest.mark.slow
 def test_validation_compares_with_the_base(config: DPOConfig) -> None:
-    result = train(
-        replace(
-            config,
-            max_steps=2,
-            eval_steps=1,
-            num_validation_prompts=2,
-            validation_inference_steps=2,
-            validation_scorer="scenes-oracle",
-        )
-    )
+    few: dict[str, Any] = {"max_steps": 2, "num_validation_prompts": 2, "validation_inference_steps": 2}
+    result = train(replace(config, eval_steps=1, validation_scorer="scenes-oracle", **few))
     evaluations = [line for line in result.history if "eval/win_rate" in line]
     assert [line["step"] for line in evaluations] == [0, 1, 2]
     assert evaluations[0]["eval/win_rate"] == 0.5
