@@ -32,7 +32,7 @@ def settings(sdxl_folder: Path, tmp_path: Path) -> dict[str, Any]:
     prompts.write_text("a red circle\ntwo blue squares\na green star\na yellow triangle")
     return {
         "model": str(sdxl_folder), "dataset": str(prompts), "output_dir": str(tmp_path / "run"),
-        "num_inference_steps": 4, "guidance_scale": 2.0, "num_generations": 2, "prompts_per_rollout": 2,
+        "num_inference_steps": 3, "guidance_scale": 2.0, "num_generations": 2, "prompts_per_rollout": 2,
         "rollout_batch_size": 2, "train_steps": 2, "per_device_train_batch_size": 8, "max_steps": 3, "save_steps": 2,
         "learning_rate": 2e-3, "lora_rank": 4, "logging_steps": 1, "report_to": "none", "progress": False,
     }  # fmt: skip
@@ -70,7 +70,7 @@ def assert_same_update(config: GRPOConfig) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train_steps": 4, "per_device_train_batch_size": 16},
+        {"train_steps": 3, "per_device_train_batch_size": 12},
         {"kl_beta": 0.5, "rollout_batch_size": 3},  # random steps, batches that cut through a prompt's pictures
         {"stochastic_steps": "window", "kl_beta": 0.5},
         {"guidance_scale": 1.0, "shared_noise": False},
@@ -145,9 +145,9 @@ def test_a_sharded_policy_cannot_be_fused(settings: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_what_pictures_of_a_prompt_share_is_predicted_once(settings: dict[str, Any]) -> None:
     """From shared noise, two pictures of a prompt are the same until the first fresh noise."""
-    settings |= {"train_steps": 4, "per_device_train_batch_size": 16}
-    assert first_update(GRPOConfig(**settings))[2] == 2 * (0.5 + 3)
-    assert first_update(GRPOConfig(**settings, shared_noise=False))[2] == 2 * 4
+    settings |= {"train_steps": 3, "per_device_train_batch_size": 12}
+    assert first_update(GRPOConfig(**settings))[2] == 2 * (0.5 + 2)
+    assert first_update(GRPOConfig(**settings, shared_noise=False))[2] == 2 * 3
 
 
 @pytest.fixture
