@@ -239,7 +239,6 @@ def test_figures_are_averaged_by_timestep() -> None:
         (lambda: GRPOConfig(stop_on=("spread",), eval_steps=1), "stop_on spread needs an ensemble"),
         (lambda: DPOConfig(entanglement_steps=1, torch_compile=True), "set torch_compile to false"),
     ],
-    ids=str,
 )
 def test_settings_that_cannot_work_are_refused(config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
