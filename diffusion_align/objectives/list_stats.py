@@ -22,7 +22,7 @@ class ListStats:
         mask: (B, K) bool, which pictures there are; None: all.
         moved: m = mean (output - reference's output)^2, (B, K) float32 without graph: how far the policy has moved, in
             the space of the errors. mean d (output - reference's output) = (e + m - e_ref) / 2 for d = output - target.
-        overlap: q = mean d_1 d_k, (B, K) float32 without graph: of each picture's d with the first one's. Of pairs the
+        overlap: of pairs q = mean d_1 d_k, (B, K) float32 without graph: of each picture's d with the first one's; the
             second is <d_w, d_l>.
     """
 

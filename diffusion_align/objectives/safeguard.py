@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .losses.pair_losses import logit
 from .pair_stats import PairStats
 
 
@@ -38,6 +39,12 @@ def safeguard_factor(
         e, q = ((w * part).sum().expand_as(e) for part in (e, q))
     found = ((1 - mu) * e / (q + 1e-9)).clamp(0, 1)
     return torch.where(q > 0, found, 1.0)
+
+
+def weighted_factor(stats: PairStats, beta: float, mu: float, over: Literal["sample", "batch"]) -> Tensor:
+    """``safeguard_factor`` with the weights sig(-u) that DPO gives pairs where there is a reference."""
+    weight = torch.sigmoid(-logit(stats, beta)) if stats.has_reference else None
+    return safeguard_factor(stats, mu, over, weight)
 
 
 def with_rejected_gradient(stats: PairStats, factor: Tensor) -> PairStats:

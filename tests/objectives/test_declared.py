@@ -16,6 +16,9 @@ def test_the_source_and_the_registry_name_the_same_losses() -> None:
 
 
 def test_settings_list_the_losses_without_importing_torch() -> None:
-    code = "import sys, diffusion_align.training.pairs.config as c; print(c.LossType.__args__, 'torch' in sys.modules)"
+    code = (
+        "import sys, diffusion_align.training.pairs.config, diffusion_align.training.policy.preference_config as c; "
+        "print(c.LossType.__args__, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [*str(tuple(PREFERENCE_LOSSES)).split(), "False"]

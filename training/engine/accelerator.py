@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from diffusion_align.devices import computes_bf16
 from diffusion_align.files import check_writable
@@ -64,3 +66,17 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         project_dir=config.output_dir,
         cpu=not torch.cuda.is_available(),
     )
+
+
+def filled_steps(config: RunConfig, accelerator: Accelerator, wanted: Tensor, items: int) -> Tensor:
+    """Places of ``wanted`` (N,) bool in order, filled up with the first others to a whole number of optimiser steps
+    that is the same in all processes; called by all together.
+
+    Args:
+        items: training items of each.
+    """
+    used = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    together = used // math.gcd(used, items)
+    needed = torch.tensor([-(-int(wanted.sum()) // together) * together], device=accelerator.device)
+    count = int(accelerator.gather(needed).max())
+    return (~wanted).int().argsort(stable=True)[:count].sort().values

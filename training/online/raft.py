@@ -3,7 +3,6 @@ scorers like."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.process import average
 from diffusion_align.rewards import RewardScorer
+from diffusion_align.training.engine.accelerator import filled_steps
 from diffusion_align.training.engine.protocols import Job
 from diffusion_align.training.policy.guided import GuidedPolicy
 
@@ -53,25 +53,17 @@ class RAFTMethod:
     def draw(self, number: int) -> Rollout:
         """What is kept of a rollout; ``trust`` is each picture's weight."""
         found = self.passing(number) if self.config.keep_by == "all" else self.best(number)
-        return replace(found, trust=found.trust * found.advantage.clamp(min=0)) if self.weighted else found
-
-    @property
-    def weighted(self) -> bool:
-        """Whether pictures are weighed by their advantage."""
-        return self.config.advantage_weights
+        if not self.config.advantage_weights:
+            return found
+        return replace(found, trust=found.trust * found.advantage.clamp(min=0))
 
     def passing(self, number: int) -> Rollout:
         """The pictures that pass every scorer's threshold, filled up with others, of weight 0, to a whole number of
         optimiser steps that is the same in all processes."""
-        config, accelerator = self.config, self.accelerator
+        config = self.config
         rollout = self.engine.draw(number)
-        members = rollout.reward[:, None] if rollout.members is None else rollout.members
-        passed = passes(members.unflatten(0, (-1, config.num_generations)), config.keep_quantile).flatten()
-        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        together = used // math.gcd(used, config.updates_per_picture)
-        needed = torch.tensor([-(-int(passed.sum()) // together) * together], device=accelerator.device)
-        count = int(accelerator.gather(needed).max())
-        rows = (~passed).int().argsort(stable=True)[:count].sort().values
+        passed = passes(rollout.by_scorer(config.num_generations), config.keep_quantile).flatten()
+        rows = filled_steps(config, self.accelerator, passed, config.updates_per_picture)
         drawn = rollout.reward.view(-1, config.num_generations).mean(dim=1)
         drawn = drawn.repeat_interleave(config.num_generations)
         return replace(rollout, drawn=drawn, trust=passed.float()).rows(rows)
@@ -94,7 +86,7 @@ class RAFTMethod:
         with self.accelerator.autocast():
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             errors = average((output - noisy.target) ** 2, noisy.mask)
-            if self.weighted or self.config.keep_by == "all":
+            if self.config.advantage_weights or self.config.keep_by == "all":
                 errors = errors * send(rollout.trust, errors.device)
             loss = errors.mean()
             metrics = {"kept_reward": rollout.reward.mean(), "reward": rollout.drawn.mean(), **rollout.skipping()}

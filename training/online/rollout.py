@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusion_align.objectives.trust import TrustWeight
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.sampling.control import PLAIN, SamplingOptions
 from diffusion_align.sampling.sampler import sample
+from diffusion_align.training.engine.accelerator import filled_steps
 from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import ITEMS, NOISE, PICTURES, mix, normal
@@ -91,6 +91,11 @@ class Rollout:
         """The pictures ``rows`` (M,)."""
         prompts = [self.prompts[row] for row in rows.tolist()]
         return replace(each_tensor(self, lambda tensor: tensor[rows]), prompts=prompts)
+
+    def by_scorer(self, group: int) -> Tensor:
+        """Rewards (P, K, M) of P prompts' K = ``group`` pictures by all M scorers."""
+        found = self.reward[:, None] if self.members is None else self.members
+        return found.unflatten(0, (-1, group))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the prompts by the names of checkpoints, which are those of the fields, here and in
@@ -316,15 +321,11 @@ class RolloutEngine:
         """
         if self.config.zero_advantage == "keep":
             return rollout
-        config, accelerator, group = self.config, self.accelerator, self.config.num_generations
+        group = self.config.num_generations
         taught = (rollout.advantage.view(-1, group) != 0).any(dim=1)
-        used = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        together = used // math.gcd(used, items)
-        needed = torch.tensor([-(-int(taught.sum()) // together) * together], device=accelerator.device)
-        count = int(accelerator.gather(needed).max())
-        if not count:
-            accelerator.print("skipped a rollout: the pictures of every prompt have equal rewards")
-        prompts = (~taught).int().argsort(stable=True)[:count].sort().values
+        prompts = filled_steps(self.config, self.accelerator, taught, items)
+        if not len(prompts):
+            self.accelerator.print("skipped a rollout: the pictures of every prompt have equal rewards")
         return rollout.rows((prompts[:, None] * group + torch.arange(group)).flatten())
 
     def first_task(self, number: int) -> int:

@@ -22,6 +22,9 @@ from .noising import Noising
 from .reference import NoisyPairs, Reference, ReferenceAnswer, WholeBatch
 from .switches.timesteps import level_weight
 
+#: What the frozen reference is asked for where another one is compared with.
+WATCHED = ("margin", "chosen_error_up", "moved")
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -70,7 +73,7 @@ class ComparedMethod(DenoisingMethod):
     ) -> None:
         super().__init__(config, adapter, source, noising, autocast)
         self.reference, self.needs_reference = reference or WholeBatch(adapter), needs_reference
-        self.frozen = WholeBatch(adapter) if needs_reference and watch_frozen else None
+        self.frozen = WholeBatch(adapter) if watch_frozen else None
 
     def measured(self, batch: PairBatch, seeds: Tensor) -> Measured:
         """Statistics of a batch, which is on the device, with ``seeds`` (B,), which are not."""
@@ -117,7 +120,7 @@ def statistics(
     """
     error = _columns(mse_per_sample(output, noisy.target), examples)
     overlap = None
-    if error.shape[1] > 1:
+    if error.shape[1] == 2:  # of lists nobody asks for it
         with torch.no_grad():
             off = (output.float() - noisy.target.float()).unflatten(0, (-1, examples))
             overlap = (off[:1] * off).flatten(2).mean(dim=2).T

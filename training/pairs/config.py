@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from diffusion_align.objectives.declared import declared
 from diffusion_align.training.engine.config import (
     Fraction,
     NonNegative,
@@ -17,11 +17,11 @@ from diffusion_align.training.engine.config import (
 )
 from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
+from diffusion_align.training.policy.preference_config import PreferenceSettings
 
 from .beyond_pairs.list_data import ListData, check_lists
 from .beyond_pairs.width import ExampleKinds, Width, example_width
 from .switches.config import (
-    LossOptions,
     NoiseLevels,
     PairSwitches,
     ReferenceSwitches,
@@ -29,13 +29,6 @@ from .switches.config import (
     check_reference,
     check_switches,
 )
-
-if TYPE_CHECKING:
-    LossType = str
-    ListLossType = str
-else:
-    LossType = Literal[declared("pair_loss")]
-    ListLossType = Literal[declared("list_loss")]
 
 #: Where SDXL-Turbo's four steps begin.
 TURBO_TIMESTEPS = (249, 499, 749, 999)
@@ -244,12 +237,16 @@ class ReferencedConfig(ReferenceSwitches, DenoisingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig(PairSwitches, ListData, LossOptions, ReferencedConfig, JudgedPairs):
+class DPOConfig(PairSwitches, ListData, PreferenceSettings, ReferencedConfig, JudgedPairs):
     """Diffusion-DPO (2311.12908) and the other losses on preference pairs and ranked lists."""
 
     method: ClassVar[str] = "dpo"
     changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache", "entanglement_steps"})
     stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"entanglement"}
+    for_pairs: ClassVar[tuple[str, ...]] = (
+        *PreferenceSettings.for_pairs, "pair_beta", "linear_eta", "margin_dropout", "swap_labels",
+    )  # fmt: skip
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {**PreferenceSettings.options, "linear_eta": ("linear",)}
 
     # -- data
     reference_cache: bool = False
@@ -257,28 +254,11 @@ class DPOConfig(PairSwitches, ListData, LossOptions, ReferencedConfig, JudgedPai
     on, the reference's forward pass is skipped (needs noise_draws and cache_dir)."""
 
     # -- objective
-    loss_type: LossType | ListLossType | tuple[LossType, ...] = "sigmoid"
-    """Preference loss (docs/dpo.md has the table), or several on pairs, which are added up, e.g. sigmoid bco_pair sft.
-    Losses on lists also take pairs, as lists of two."""
-    loss_weights: tuple[PositiveFloat, ...] = ()
-    """A factor for each of several losses, e.g. 0.8 0.2 1; unset: 1 for all."""
     beta: PositiveFloat = 5000.0
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
-    sft_weight: NonNegativeFloat = 0.0
-    """Weight of an added denoising loss on the chosen images."""
     entanglement_steps: NonNegative = 0
     """Every so many optimiser steps, take the gradients of the chosen and the rejected error apart, and log their
     cosine and kappa (entanglement/...); costs one more backward pass then. 0 is off."""
-
-    @property
-    def loss_types(self) -> tuple[str, ...]:
-        """All losses, also if it is one."""
-        return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether the loss is one on lists."""
-        return self.loss_type in declared("list_loss")
 
     @property
     def example(self) -> Width:
@@ -289,22 +269,11 @@ class DPOConfig(PairSwitches, ListData, LossOptions, ReferencedConfig, JudgedPai
     def on_lists(self, folder: str) -> DPOConfig:
         return replace(self, dataset=folder, lists_from_pairs=False)
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the reference is asked at all."""
-        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
-
-        return self.is_list or any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
-
     def check(self) -> None:
         super().check()
+        self.check_loss()
         check_switches(self)
         check_lists(self)
-        if self.loss_weights and len(self.loss_weights) != len(self.loss_types):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for the {len(self.loss_types)} losses of "
-                "loss_type: expected one for each"
-            )
         if self.reference_cache:
             self.check_reference_cache()
         if self.entanglement_steps and self.torch_compile:

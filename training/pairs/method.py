@@ -24,15 +24,12 @@ from diffusion_align.training.policy.watching.entanglement import EntanglementPr
 from diffusion_align.training.policy.watching.pair_watch import PairWatch
 from diffusion_align.training.policy.watching.timestep_bins import TimestepBins
 
-from .compared import ComparedMethod
+from .compared import WATCHED, ComparedMethod
 from .config import DPOConfig
 from .noising import Noising
 from .reference import Reference
 from .reward_shift import RewardShift
 from .switches.per_pair import pair_changes, pair_strength
-
-#: What the frozen reference is asked for where another one is compared with.
-WATCHED = ("margin", "chosen_error_up", "moved")
 
 
 class PairMethod(ComparedMethod):
@@ -74,8 +71,8 @@ class PairMethod(ComparedMethod):
             noising,
             autocast,
             reference,
-            needs_reference=any(loss.needs_reference for loss in losses.values()),
-            watch_frozen=config.reference != "frozen" and config.watch_frozen,
+            needs_reference=config.needs_reference,
+            watch_frozen=config.watches_frozen,
         )
         self.shift = RewardShift(adapter.device) if any(loss.shift for loss in losses.values()) else None
         self.watch = PairWatch(self.path, TimestepBins(config.timestep_bins, self.path.num_timesteps))
@@ -113,11 +110,11 @@ class PairMethod(ComparedMethod):
         if config.sft_weight:
             loss = loss + config.sft_weight * stats.chosen.mean()
         metrics = {"loss": loss.detach(), **result.metrics, **found.metrics}
-        if found.frozen is not None:
-            watched = pair_metrics(changes.exchanged(found.frozen.as_pairs()), config.beta)
-            metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
         # How far the policy is from where it began, also where it is compared with something nearer.
         from_base = stats if found.frozen is None else changes.exchanged(found.frozen.as_pairs())
+        if found.frozen is not None:
+            watched = pair_metrics(from_base, config.beta)
+            metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
         watching = self.watch(found.t, from_base, config.beta, found.values)
         return loss, {**metrics, **watching, **self.entanglement(stats.chosen, stats.rejected)}
 

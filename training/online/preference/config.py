@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,31 +18,21 @@ from diffusion_align.training.engine.config import (
 )
 from diffusion_align.training.online.config import LONGEST_SCHEDULE, RolloutConfig
 from diffusion_align.training.policy.config import MemoryNeeds, VAEJob, Work
-
-if TYPE_CHECKING:
-    LossType = str
-    ListLossType = str
-else:
-    LossType = Literal[declared("pair_loss")]
-    ListLossType = Literal[declared("list_loss")]
+from diffusion_align.training.policy.preference_config import PreferenceSettings
 
 #: Settings of advantages, which pairs have no use for.
 ADVANTAGES = ("advantage_baseline", "advantage_scale", "history_size", "history_min_count", "advantage_clip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineDPOConfig(RolloutConfig):
+class OnlineDPOConfig(PreferenceSettings, RolloutConfig):
     """Preference learning from own pictures: draw several of each prompt, score them, train on pairs of them; again."""
 
     method: ClassVar[str] = "online-dpo"
     changeable: ClassVar[frozenset[str]] = frozenset({"eval_rounds"})
+    for_pairs: ClassVar[tuple[str, ...]] = (*PreferenceSettings.for_pairs, "label_temperature")
 
     # -- objective
-    loss_type: LossType | ListLossType | tuple[LossType, ...] = "sigmoid"
-    """Preference loss (docs/dpo.md has the table), or several on pairs, which are added up, e.g. sigmoid sft. Losses on
-    lists take pairs, too."""
-    loss_weights: tuple[PositiveFloat, ...] = ()
-    """A factor for each of several losses; unset: 1 for all."""
     beta: PositiveFloat = 2000.0
     """Strength of the pull to the reference; the logit is 0.5 * beta * (s_chosen - s_rejected)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -50,22 +40,6 @@ class OnlineDPOConfig(RolloutConfig):
     label_temperature: PositiveFloat | None = None
     """Soft labels: chosen is preferred with probability sigmoid(gap of rewards / label_temperature), for losses that
     take them; unset: it is certain."""
-    score_target: PositiveFloat | None = None
-    """Of ipo: u is brought to this times the gap of rewards, instead of 1/2 (CaPO)."""
-    list_advantage: Literal["win_rate", "standardised", "score"] | None = None
-    """Of lair and dgpo: how much better a picture is than its list: the share of it that it beats, its reward over the
-    list's deviation, or its reward minus the list's mean. Unset: win_rate for lair, standardised for dgpo."""
-    lair_lambda: PositiveFloat | None = None
-    """Of lair: rewards are brought to advantage / lair_lambda (its own: 1)."""
-    d2o_alpha: PositiveFloat | None = None
-    """Of d2o: weight of the bad pictures (its own: 1)."""
-    safeguard_mu: Fraction | None = None
-    """Diffusion-SDPO (2511.03317): weaken the rejected picture's gradient so that the chosen one's error does not rise;
-    0 just so much, 0.9 leaves about a tenth of it. Unset: off."""
-    safeguard: Literal["sample", "batch"] = "sample"
-    """Whether safeguard_mu weighs each pair by itself, or has one factor for a micro-batch."""
-    sft_weight: NonNegativeFloat = 0.0
-    """Weight of an added denoising loss on the chosen pictures."""
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the squared distance to the base's predictions, which holds the policy where the reference moves."""
     train_guided: bool = False
@@ -140,11 +114,6 @@ class OnlineDPOConfig(RolloutConfig):
     small one gives each scorer a vote."""
 
     @property
-    def loss_types(self) -> tuple[str, ...]:
-        """All losses, also if it is one."""
-        return (self.loss_type,) if isinstance(self.loss_type, str) else tuple(self.loss_type)
-
-    @property
     def replayed(self) -> int:
         """Human pairs in a micro-batch."""
         return round(self.replay_share * self.per_device_train_batch_size)
@@ -164,11 +133,6 @@ class OnlineDPOConfig(RolloutConfig):
     def members(self) -> int:
         """Pictures of a list."""
         return self.num_generations if self.pairing == "lists" else 2
-
-    @property
-    def is_list(self) -> bool:
-        """Whether the loss is one on lists."""
-        return self.loss_type in declared("list_loss")
 
     @property
     def follows(self) -> bool:
@@ -204,11 +168,6 @@ class OnlineDPOConfig(RolloutConfig):
         if self.min_timestep >= self.max_timestep:
             raise ValueError(
                 f"min_timestep = {self.min_timestep} must be smaller than max_timestep = {self.max_timestep}"
-            )
-        if self.loss_weights and len(self.loss_weights) != len(self.loss_types):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for the {len(self.loss_types)} losses of "
-                "loss_type: expected one for each"
             )
 
     def _check_pairs(self) -> None:
@@ -248,14 +207,7 @@ class OnlineDPOConfig(RolloutConfig):
         named = ", ".join(self.loss_types)
         if self.pairing == "lists" and not self.is_list:
             raise ValueError(f"pairing lists needs a loss on lists, {', '.join(declared('list_loss'))}, not {named}")
-        if self.is_list:
-            for name in ("label_smoothing", "label_temperature", "score_target", "safeguard_mu"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for losses on pairs: loss_type {named} takes lists")
-        owners = {"score_target": ("ipo",), "lair_lambda": ("lair",), "d2o_alpha": ("d2o",)}
-        for name, losses in (owners | {"list_advantage": ("lair", "dgpo")}).items():
-            if getattr(self, name) is not None and not set(losses) & set(self.loss_types):
-                raise ValueError(f"{name} is an option of loss_type {' and '.join(losses)}, found {named}")
+        self.check_loss()
         if self.score_target is not None and self.replay_share:
             raise ValueError("score_target needs rewards, which the human pairs of replay_share have not")
 
@@ -315,11 +267,8 @@ class OnlineDPOConfig(RolloutConfig):
         return pictures * (self.guided_rows if self.train_guided else 1)
 
     def network_calls(self) -> dict[str, int]:
-        from diffusion_align.objectives.preference import PREFERENCE_LOSSES
-
-        needed = self.is_list or any(PREFERENCE_LOSSES[name].needs_reference for name in self.loss_types)
-        base = {"base": 1} if self.kl_beta and (self.follows or not needed) else {}
-        return ({"reference": 1} if needed else {}) | base
+        base = {"base": 1} if self.kl_beta and (self.follows or not self.needs_reference) else {}
+        return ({"reference": 1} if self.needs_reference else {}) | base
 
     @property
     def copies(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,17 +59,12 @@ class Extragradient:
         if number % 2 == 0:
             self.own = rollout
             self.start.move(1.0)
-            probability = wins_among(self.members(rollout), self.temperature)
-            return with_reward(rollout, probability)
+            probability = wins_among(rollout.by_scorer(self.drawn), self.temperature)
+            return replace(rollout, reward=probability.flatten())
         assert self.own is not None
-        probability = beats(self.members(self.own), self.members(rollout), self.temperature).mean(dim=2)
+        probability = beats(self.own.by_scorer(self.drawn), rollout.by_scorer(self.drawn), self.temperature).mean(dim=2)
         self.start.restore()
-        return with_reward(self.own, probability)
-
-    def members(self, rollout: Rollout) -> Tensor:
-        """Rewards (P, K, M) by all scorers."""
-        found = rollout.reward[:, None] if rollout.members is None else rollout.members
-        return found.unflatten(0, (-1, self.drawn))
+        return replace(self.own, reward=probability.flatten())
 
     def state_dict(self) -> dict[str, Any]:
         if self.own is None:
@@ -82,16 +78,3 @@ class Extragradient:
             tensors = {name.removeprefix("half."): v for name, v in state.items() if name.startswith("half.")}
             self.own = Rollout.of_tensors(state["half_prompts"], tensors)
             self.start.load_state_dict(state, "start")
-
-
-def with_reward(rollout: Rollout, reward: Tensor) -> Rollout:
-    """The pictures with other rewards, ``reward`` (P, K)."""
-    return Rollout(
-        rollout.prompts,
-        rollout.latents,
-        reward.flatten(),
-        rollout.advantage,
-        rollout.trust,
-        rollout.group,
-        rollout.inpaint,
-    )

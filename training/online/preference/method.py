@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,8 @@ class OnlineDPOMethod:
         drawn = number // 2 if config.extragradient else number  # two rounds have the same prompts
         latents = self.engine.initial_noise(drawn, True) if config.initial_noise == "shared" else None
         options = SamplingOptions(latents=latents)
-        if config.draw_from == "reference":
-            with self.reference.active():
-                rollout = self.engine.draw(drawn, eta=config.eta, options=options)
-        else:
-            rollout = self.engine.draw(drawn, eta=config.eta, options=options)
-        rollout = self.gathered(rollout)
+        with self.reference.active() if config.draw_from == "reference" else nullcontext():
+            rollout = self.gathered(self.engine.draw(drawn, eta=config.eta, options=options))
         reward = float(rollout.reward.mean())
         if self.extragradient is not None:
             rollout = self.extragradient.judged(number, rollout)
@@ -174,7 +171,7 @@ class OnlineDPOMethod:
             prompts = [prompt for part in parts for prompt in part.prompts * part.x0.shape[1]]
             conditions = self.policy.conditions(prompts, noisy.inpaint)
             reference = base = None
-            if self.round_loss.needs_reference:
+            if self.config.needs_reference:
                 with self.reference.active():
                     reference = self.policy.predict(noisy.x_t, noisy.t, conditions).output
             if config.kl_beta:
@@ -188,8 +185,9 @@ class OnlineDPOMethod:
         if base is not None:
             moved = noisy.errors(output, base).mean()
             loss, metrics["kl"] = loss + config.kl_beta * moved, moved.detach()
-        told = {name: send(torch.tensor(value), loss.device) for name, value in own.facts.metrics().items()}
-        return loss, {"loss": loss.detach(), **metrics, **told}
+        told = own.facts.metrics()
+        values = send(torch.tensor(list(told.values())), loss.device).unbind()
+        return loss, {"loss": loss.detach(), **metrics, **dict(zip(told, values, strict=True))}
 
     # -- state
 

@@ -78,6 +78,7 @@ class Renoised:
         x_t, target: (rows, C, h, w).
         t: (rows,).
         inpaint: (rows, 1 + C, h, w), of inpainting models.
+        mask: (rows, 1, h, w) on the device: where errors are taken of inpainting models; None is everywhere.
         shapes: M and B of each part.
     """
 
@@ -85,6 +86,7 @@ class Renoised:
     target: Tensor
     t: Tensor
     inpaint: Tensor | None
+    mask: Tensor | None
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -100,16 +102,12 @@ class Renoised:
             x_t.append(path.noise(flat, eps, t))
             target.append(path.target(flat, eps, t))
             times.append(t)
-        inpaint = parts[0].inpaint
+        inpaint, mask = parts[0].inpaint, None
         if inpaint is not None:
             inpaint = inpaint.repeat(parts[0].x0.shape[1], 1, 1, 1)
+            mask = send(inpaint[:, :1], device)
         shapes = tuple((part.x0.shape[1], len(part)) for part in parts)
-        return cls(torch.cat(x_t), torch.cat(target), torch.cat(times), inpaint, shapes)
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(rows, 1, h, w): where errors are taken of inpainting models; None is everywhere."""
-        return None if self.inpaint is None else send(self.inpaint[:, :1], self.x_t.device)
+        return cls(torch.cat(x_t), torch.cat(target), torch.cat(times), inpaint, mask, shapes)
 
     def errors(self, output: Tensor, other: Tensor | None = None) -> Tensor:
         """Mean squared distance of ``output`` to ``other`` (default: the target), (rows,) float32."""
@@ -124,10 +122,12 @@ class Renoised:
     def statistics(self, parts: Sequence[Part], output: Tensor, reference: Tensor | None) -> list[ListStats]:
         """Of each part, from raw outputs (rows, C, h, w)."""
         error = self.columns(self.errors(output))
+        overlap: Sequence[Tensor | None] = [None] * len(parts)
         with torch.no_grad():
-            off = output.float() - self.target.float()
-            firsts = torch.cat([block[:count].repeat(members, 1, 1, 1) for block, (members, count) in self.blocks(off)])
-            overlap = self.columns(average(firsts * off, self.mask))
+            if all(members == 2 for members, _ in self.shapes):  # of lists nobody asks for it
+                off = output.float() - self.target.float()
+                firsts = torch.cat([block[:count].repeat(2, 1, 1, 1) for block, (_, count) in self.blocks(off)])
+                overlap = self.columns(average(firsts * off, self.mask))
             moved = None if reference is None else self.columns(self.errors(output.detach(), reference))
         ours = None if reference is None else self.columns(self.errors(reference))
         return [

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion_align.devices import send
 from diffusion_align.objectives.list_stats import ListStats, list_targets
-from diffusion_align.objectives.one_signature import LIST_LOSSES, best_of, list_preference_loss, mean_where
+from diffusion_align.objectives.one_signature import best_of, list_preference_loss, mean_where
 from diffusion_align.objectives.pair_stats import LossOutput
-from diffusion_align.objectives.preference import PREFERENCE_LOSSES, check_losses, logit, preference_loss
-from diffusion_align.objectives.safeguard import safeguard_factor, with_rejected_gradient
+from diffusion_align.objectives.preference import check_losses, preference_loss
+from diffusion_align.objectives.safeguard import weighted_factor, with_rejected_gradient
 
 from .config import OnlineDPOConfig
 from .renoised_lists import Part
@@ -34,11 +33,6 @@ class RoundLoss:
         if not self.config.is_list:
             check_losses(self.config.loss_types, self.config.loss_weights or None)
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether a reference is asked."""
-        return self.config.is_list or any(PREFERENCE_LOSSES[name].needs_reference for name in self.config.loss_types)
-
     def __call__(self, parts: Sequence[Part], stats: Sequence[ListStats]) -> LossOutput:
         """Of all parts together; the mean is over their lists."""
         return self.of_lists(parts, stats) if self.config.is_list else self.of_pairs(parts, stats)
@@ -49,8 +43,7 @@ class RoundLoss:
         pairs = joined(stats).as_pairs()
         weight = with_ones([part.weight for part in parts], parts)
         if config.safeguard_mu is not None:
-            weights = torch.sigmoid(-logit(pairs, config.beta)) if pairs.has_reference else None
-            factor = safeguard_factor(pairs, config.safeguard_mu, config.safeguard, weights)
+            factor = weighted_factor(pairs, config.beta, config.safeguard_mu, config.safeguard)
             pairs = with_rejected_gradient(pairs, factor)
         p, target = with_ones([part.p for part in parts], parts), None
         per_gap = 0.5 if config.extragradient else config.score_target
@@ -74,9 +67,7 @@ class RoundLoss:
     def of_lists(self, parts: Sequence[Part], stats: Sequence[ListStats]) -> LossOutput:
         """The same loss on each part's lists; metrics are those of own ones."""
         config, name = self.config, self.config.loss_types[0]
-        table, total = LIST_LOSSES[name], sum(len(part) for part in parts)
-        options: dict[str, Any] = {o: value for o in table.options if (value := getattr(config, o)) is not None}
-        advantage = config.list_advantage or table.advantage or "win_rate"
+        total, (advantage, options) = sum(len(part) for part in parts), config.list_options()
         found, losses = [], []
         for part, of_part in zip(parts, stats, strict=True):
             score, device = part.score, of_part.error.device

@@ -21,7 +21,7 @@ from diffusion_align.objectives.one_signature import (
 )
 from diffusion_align.training.engine.sourced_method import BatchSource
 
-from ..compared import ComparedMethod
+from ..compared import WATCHED, ComparedMethod
 from ..config import DPOConfig
 from ..noising import Noising
 from ..reference import Reference
@@ -50,9 +50,7 @@ class ListMethod(ComparedMethod):
         super().__init__(config, adapter, source, noising, autocast, reference, watch_frozen=config.watches_frozen)
         (self.loss_type,) = config.loss_types
         check_name(self.loss_type, LIST_LOSSES)
-        table = LIST_LOSSES[self.loss_type]
-        self.advantage = config.list_advantage or table.advantage or "win_rate"
-        self.options = {name: value for name in table.options if (value := getattr(config, name)) is not None}
+        self.advantage, self.options = config.list_options()
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the lists (scalar) and its metrics (scalar tensors on the device).
@@ -81,5 +79,5 @@ class ListMethod(ComparedMethod):
         metrics = {"loss": loss.detach(), **result.metrics, **found.metrics}
         if found.frozen is not None:
             watched = list_metrics(found.frozen, targets.ranks(), beta)
-            metrics |= {f"frozen/{name}": watched[name] for name in ("margin", "chosen_error_up", "moved")}
+            metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
         return loss, metrics

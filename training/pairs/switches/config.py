@@ -10,9 +10,6 @@ from diffusion_align.training.engine.config import Fraction, Positive, PositiveF
 if TYPE_CHECKING:
     from ..config import DenoisingConfig, DPOConfig, ReferencedConfig
 
-#: Options of single losses, and the losses that have them.
-OPTIONS = {"linear_eta": "linear", "score_target": "ipo", "lair_lambda": "lair", "d2o_alpha": "d2o"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
@@ -53,12 +50,8 @@ class ReferenceSwitches:
 class PairSwitches:
     """What can be switched on for any loss on pairs."""
 
-    safeguard_mu: Fraction | None = None
-    """Diffusion-SDPO (2511.03317): weaken the rejected image's gradient so that the chosen one's error does not rise:
-    by (1 - safeguard_mu) / kappa, at most 1, with the metric kappa. Published: 0.9 for SD 1.5, 0.6 for SDXL. Unset:
-    off."""
-    safeguard: Literal["sample", "batch"] = "sample"
-    """Whether safeguard_mu weighs each pair by itself, or has one factor for a micro-batch (the published code)."""
+    linear_eta: Fraction | None = None
+    """Of linear: the least weight of a pair (its own: 0.001)."""
     pair_beta: PositiveFloat | None = None
     """SmPO (2506.02698): soft labels p weigh beta by pair_beta (2 p - 1), instead of entering the loss. The published
     code's is 10, at a tenth of the beta that a sure pair should have. Unset: off."""
@@ -78,23 +71,6 @@ class PairSwitches:
     """Steps before the next share is added."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """Options of single losses; unset is their own default."""
-
-    linear_eta: Fraction | None = None
-    """Of linear: the least weight of a pair (its own: 0.001)."""
-    score_target: PositiveFloat | None = None
-    """Of ipo, on data with scores: u is brought to this times the difference of scores, instead of 1/2 (CaPO)."""
-    list_advantage: Literal["win_rate", "standardised", "score"] | None = None
-    """Of lair and dgpo: how much better a picture is than its list: the share of it that it beats, its score (or rank)
-    over the list's deviation, or its score minus the list's mean. Unset: win_rate for lair, standardised for dgpo."""
-    lair_lambda: PositiveFloat | None = None
-    """Of lair: rewards are brought to advantage / lair_lambda (its own: 1)."""
-    d2o_alpha: PositiveFloat | None = None
-    """Of d2o: weight of the bad pictures (its own: 1)."""
-
-
 def check_levels(config: DenoisingConfig) -> None:
     """Raises ValueError where a density of timesteps does not fit the other settings."""
     if config.timestep_density != "uniform" and config.timestep_set:
@@ -106,26 +82,11 @@ def check_levels(config: DenoisingConfig) -> None:
 
 def check_switches(config: DPOConfig) -> None:
     """Raises ValueError where a switch would do nothing, or cannot do what it says."""
-    kind = "list" if config.is_list else "pair"
-    for name in ("safeguard_mu", "pair_beta", "score_target", "linear_eta"):
-        if config.is_list and getattr(config, name) is not None:
-            raise ValueError(f"{name} is for losses on pairs: loss_type {config.loss_type} takes lists")
-    if config.is_list and (config.margin_dropout or config.swap_labels is not False):
-        name = "margin_dropout" if config.margin_dropout else "swap_labels"
-        raise ValueError(f"{name} is for losses on pairs: loss_type {config.loss_type} takes lists")
-    if config.is_list and (config.label_smoothing or config.loss_weights):
-        name = "label_smoothing" if config.label_smoothing else "loss_weights"
-        raise ValueError(f"{name} is for losses on pairs: loss_type {config.loss_type} takes lists")
     if config.loss_types == ("sft",) and (config.safeguard_mu is not None or config.margin_dropout):
         name = "safeguard_mu" if config.safeguard_mu is not None else "margin_dropout"
         raise ValueError(f"{name} weakens the rejected image, which loss_type sft does not look at")
     if config.reference != "frozen" and not config.needs_reference:
         raise ValueError(f"reference {config.reference}: loss_type {', '.join(config.loss_types)} has no reference")
-    for name, loss in OPTIONS.items():
-        if getattr(config, name) is not None and loss not in config.loss_types:
-            raise ValueError(f"{name} is an option of loss_type {loss}, found {', '.join(config.loss_types)}")
-    if config.list_advantage is not None and not {"lair", "dgpo"} & set(config.loss_types):
-        raise ValueError(f"list_advantage is an option of loss_type lair and dgpo, not of {kind} losses without it")
     if config.is_list and config.reference_cache:
         raise ValueError(f"reference_cache remembers errors of pairs: loss_type {config.loss_type} takes lists")
     if config.swap_labels is None and not config.caption_dropout:

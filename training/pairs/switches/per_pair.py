@@ -10,8 +10,7 @@ from torch import Tensor
 from diffusion_align.data.types import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.objectives.pair_stats import PairStats
-from diffusion_align.objectives.preference import logit
-from diffusion_align.objectives.safeguard import safeguard_factor, swapped, with_rejected_gradient
+from diffusion_align.objectives.safeguard import swapped, weighted_factor, with_rejected_gradient
 from diffusion_align.training.engine.randomness import MARGIN, generators
 
 from ..config import DPOConfig
@@ -38,8 +37,7 @@ class PairChanges:
         """``safeguard_mu`` and ``margin_dropout``: values stay, the rejected image's gradient is scaled."""
         config, factor = self.config, self.keep
         if config.safeguard_mu is not None:
-            weight = torch.sigmoid(-logit(stats, config.beta)) if stats.has_reference else None
-            guarded = safeguard_factor(stats, config.safeguard_mu, config.safeguard, weight)
+            guarded = weighted_factor(stats, config.beta, config.safeguard_mu, config.safeguard)
             factor = guarded if factor is None else factor * guarded
         return stats if factor is None else with_rejected_gradient(stats, factor)
 
