@@ -146,6 +146,24 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def begin_folder(record: Path, task: Mapping[str, Any], begun: str = "begun") -> dict[str, Any]:
+    """What ``record`` says of its folder; a new one is begun with {"task": task}.
+
+    Args:
+        begun: what the message says was done to a folder for something else.
+
+    Raises:
+        ValueError: the folder is for something else.
+    """
+    if not record.is_file():
+        write_whole(record, json.dumps({"task": task}, indent=1).encode())
+    kept = read_object(record)
+    if (before := kept.get("task", {})) != task:
+        differing = ", ".join(name for name in {**task, **before} if before.get(name) != task.get(name))
+        raise ValueError(f"{record.parent} was {begun} with another {differing}: delete it, or give another folder")
+    return kept
+
+
 def journal_line(row: Mapping[str, Any]) -> str:
     """A line of a file that is appended to, with a checksum, for ``read_journal``."""
     return json.dumps(with_checksum(row)) + "\n"

@@ -19,7 +19,7 @@ import torch
 from diffusion_align.data.loader import Corruption
 from diffusion_align.data.reading.rows import SOFT_LABEL, caption_of, image_bytes, preference, row_key
 from diffusion_align.data.tables import Selection, Source, open_source
-from diffusion_align.files import append_rows, read_journal, read_object, write_parquet, write_whole
+from diffusion_align.files import append_rows, begin_folder, read_journal, write_parquet, write_whole
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
 from .protocol import RewardScorer
@@ -87,7 +87,7 @@ def relabel(
         needs = ", ".join(sorted(scorer.needs))
         raise ValueError(f"scorer {task.scorer} needs {needs}: it cannot label pairs of pictures with a prompt")
     out, table = Path(out), open_source(task.source, task.split, task.streaming)
-    _begin(out / "labels.json", task)
+    begin_folder(out / "labels.json", asdict(task))
     corruption = Corruption(max_corrupt)
     for line in read_journal(out / "unreadable.jsonl"):
         corruption.messages[line["row"]] = line["error"]
@@ -164,20 +164,6 @@ def told(found: dict[str, float]) -> str:
     numbers = ", ".join(f"{int(found[name])} {name}" for name in counts)
     margins = ", ".join(f"{share}% {found[f'margin_{share}']:.4g}" for share in (10, 50, 90))
     return f"{int(found['pairs'])} pairs: {numbers}\nmargins between the two scores, up to: {margins}"
-
-
-def _begin(record: Path, task: Relabelling) -> None:
-    """Write down what the folder is for.
-
-    Raises:
-        ValueError: it is for something else.
-    """
-    record.parent.mkdir(parents=True, exist_ok=True)
-    if not record.is_file():
-        write_whole(record, json.dumps({"task": asdict(task)}, indent=1).encode())
-    elif (begun := read_object(record).get("task", {})) != asdict(task):
-        differing = ", ".join(name for name, value in asdict(task).items() if begun.get(name) != value)
-        raise ValueError(f"{record.parent} was begun with another {differing}: delete it, or give another folder")
 
 
 def _shards(table: Source, task: Relabelling) -> Iterator[tuple[int, Iterable[tuple[int, Mapping[str, Any]]]]]:

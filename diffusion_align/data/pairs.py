@@ -89,7 +89,7 @@ def load_examples(
         ValueError: it is none of them; or a label that is unknown, a labelled picture without caption, ranks or scores
             that are no numbers or not one for each picture: file and row are named.
     """
-    layouts = {title: layout for unit in units for title, layout in UNITS[unit].items()}
+    layouts = _layouts(units)
     return _opened(source, split, streaming, layouts, False, limit, seed)
 
 
@@ -133,7 +133,7 @@ def load_in_file_order(
         if pictures == 1:
             return load_pictures(source, split, streaming=streaming, limit=limit, seed=seed)
         return load_examples(source, split, units, streaming=streaming, limit=limit, seed=seed)
-    layouts = {title: layout for unit in units for title, layout in UNITS[unit].items()}
+    layouts = _layouts(units)
     shards = open_shards(source, split, layouts if pictures == 2 else PICTURE_LAYOUTS)
     assert shards is not None
     pairs = StreamedPairs(shards, _meaning(shards.columns, False, pictures == 1))
@@ -167,8 +167,13 @@ def _opened(
     shards = open_shards(source, split, layouts) if streaming else None
     if shards is None:
         table = open_source(source, split, False, layouts)
-        return PairDataset(table, limit=limit, seed=seed, meaning=_meaning(table.columns, keep_ties, chosen_only))
+        return PairDataset(table, _meaning(table.columns, keep_ties, chosen_only), limit, seed)
     return StreamedPairs(shards, _meaning(shards.columns, keep_ties, chosen_only), limit, seed)
+
+
+def _layouts(units: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Columns by what they are called of all kinds of examples that will do."""
+    return {title: layout for unit in units for title, layout in UNITS[unit].items()}
 
 
 def _meaning(columns: Sequence[str], keep_ties: bool, chosen_only: bool) -> Meaning:
@@ -178,28 +183,19 @@ def _meaning(columns: Sequence[str], keep_ties: bool, chosen_only: bool) -> Mean
 
 
 class PairDataset:
-    """Pairs with random access; decisive rows only unless ties are kept.
+    """Examples with random access.
 
     Args:
+        meaning: what rows are, and which of them are used.
         limit, seed: as for ``load_pairs``.
-        chosen_only: rejected images are not read.
-        meaning: what rows are; None: pairs, as ``keep_ties`` and ``chosen_only`` say.
 
     Attributes:
         counts: rows of the table, and how many were left out and why.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        keep_ties: bool = False,
-        limit: int | None = None,
-        seed: int | None = None,
-        chosen_only: bool = False,
-        meaning: Meaning | None = None,
-    ) -> None:
-        self.source, self.meaning = source, meaning or PairRows(keep_ties, chosen_only)
-        self.chosen_only = self.meaning.chosen_only
+    def __init__(self, source: Source, meaning: Meaning, limit: int | None = None, seed: int | None = None) -> None:
+        self.source, self.meaning = source, meaning
+        self.chosen_only = meaning.chosen_only
         self._cheap = [name for name in self.meaning.cheap if name in source.columns]
         kinds = self.meaning.kinds(source.table.select_columns(self._cheap).with_format("arrow")[:], source.where)
         self.counts = counted(len(source.table), kinds)

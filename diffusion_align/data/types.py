@@ -34,6 +34,12 @@ class Judgement:
     ranks: tuple[int, ...] | None = None
     scores: tuple[float, ...] | None = None
 
+    def only(self, places: Sequence[int]) -> Judgement:
+        """Of the pictures at ``places`` of a list; ranks stay what they are."""
+        ranks = None if self.ranks is None else tuple(self.ranks[place] for place in places)
+        scores = None if self.scores is None else tuple(self.scores[place] for place in places)
+        return Judgement(self.label, ranks, scores)
+
     def kept(self) -> dict[str, Any]:
         """What there is, as a cache keeps it; nothing of a pair. JSON-able."""
         lists = {"ranks": self.ranks, "scores": self.scores}
@@ -104,11 +110,8 @@ class ListRecord:
 
     def only(self, places: Sequence[int]) -> ListRecord:
         """The list without its other pictures; ranks stay what they are."""
-        found = self.judgement
-        ranks = None if found.ranks is None else tuple(found.ranks[place] for place in places)
-        scores = None if found.scores is None else tuple(found.scores[place] for place in places)
         pictures = tuple(self.pictures[place] for place in places)
-        return replace(self, pictures=pictures, judgement=Judgement(None, ranks, scores), places=tuple(places))
+        return replace(self, pictures=pictures, judgement=self.judgement.only(places), places=tuple(places))
 
 
 @dataclass(frozen=True)

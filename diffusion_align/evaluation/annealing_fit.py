@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import fast_autocast
-from diffusion_align.guidance.annealing import AnnealingSchedule, disagreement, level_of
+from diffusion_align.guidance.annealing import AnnealingSchedule, disagreement, level_of, share_of_range
 from diffusion_align.guidance.schedules import TableGuidance
 from diffusion_align.rewards import RewardScorer, score_in_batches
 from diffusion_align.sampling.control import SamplingOptions
@@ -186,8 +186,7 @@ def maximised(
     parameters = [each.double().requires_grad_() for each in parameters]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     for _ in range(FIT_STEPS):
-        first, b1, second, b2 = parameters
-        share = ((z @ first.T + b1).tanh() @ second + b2).sigmoid()
+        share = share_of_range(z, *parameters)
         value = (value_features(z, 2 * share - 1) @ weights).mean()
         optimizer.zero_grad()
         (-value / weights.abs().max().clamp(min=1e-12)).backward()

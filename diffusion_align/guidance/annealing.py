@@ -46,8 +46,7 @@ class AnnealingSchedule:
     def __call__(self, level: Tensor, delta: Tensor) -> Tensor:
         """Scales (B,) at log-SNR ``level`` (B,) and |delta| ``delta`` (B,)."""
         state = torch.stack([level.clamp(LOWEST, HIGHEST), delta.clamp(min=1e-12).log()], dim=1).to(self.w1)
-        hidden = ((state - self.mean) / self.std @ self.w1.T + self.b1).tanh()
-        share = (hidden @ self.w2 + self.b2).sigmoid()
+        share = share_of_range((state - self.mean) / self.std, self.w1, self.b1, self.w2, self.b2)
         return self.low * (self.high / self.low) ** share
 
     def to(self, like: Tensor) -> AnnealingSchedule:
@@ -87,6 +86,11 @@ class AnnealingSchedule:
         if not fits or not 0 < low < high < math.inf or not width or not (tensors[1] > 0).all():
             raise ValueError(f"{file}: its weights do not fit each other, or are not finite")
         return cls(low, high, *tensors)
+
+
+def share_of_range(z: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Where between the lowest and the highest scale, in (0, 1), (B,), for standardised states z (B, 2)."""
+    return ((z @ w1.T + b1).tanh() @ w2 + b2).sigmoid()
 
 
 def disagreement(view: StepView, pred_cond: Tensor, pred_uncond: Tensor) -> Tensor:
@@ -138,4 +142,5 @@ class AnnealingGuidance(StepGuidance):
         assert view is not None
         assert schedule is not None
         delta = disagreement(view, pred_cond, pred_uncond)
-        return schedule.to(delta)(torch.full_like(delta, level_of(view)), delta)
+        self._schedule = schedule.to(delta)  # kept, so that only the first step moves it
+        return self._schedule(torch.full_like(delta, level_of(view)), delta)

@@ -240,7 +240,6 @@ def evaluate(
     exceeds that for the kind preference, by fifths."""
     adapter = method.adapter
     right: dict[str, list[Tensor]] = {}
-    thirds: list[Tensor] = []
     confidence: list[Tensor] = []
     times: list[Tensor] = []
     for batch in seeded_batches(examples, adapter.path):
@@ -251,7 +250,6 @@ def evaluate(
             evaluator.raw(evaluator.picture(side, level), texts, scales)
             for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)
         ]
-        thirds.append(batch.t * 3 // adapter.path.num_timesteps)
         times.append(batch.t)
         if "preference" in evaluator.settings.kinds:
             probability = method.probability(sides[0]["preference"] - sides[1]["preference"], batch.t)
@@ -264,7 +262,7 @@ def evaluate(
                 truth = (batch.targets[0] > batch.targets[1]).float()
             hit = ((sides[0][kind] > sides[1][kind]) == (truth > 0.5)).float()
             right.setdefault(kind, []).append(torch.where(truth == 0.5, torch.nan, hit))
-    where = torch.cat(thirds)
+    where = torch.cat(times) * 3 // adapter.path.num_timesteps
     metrics = {}
     for kind, hits in right.items():
         together = torch.cat(hits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusion_align.commands import relabel
 from diffusion_align.commands.options import RelabelOptions
 from diffusion_align.data.beyond_pairs.rescored import Rescoring, rescore
-from diffusion_align.data.pairs import local_unit
+from diffusion_align.data.tables import unit_here
 from diffusion_align.devices import pick_device
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.relabelling import scores_of
@@ -18,7 +18,10 @@ def relabel_any(options: RelabelOptions) -> int:
         ValueError: labelled pictures, which a scorer's numbers are no labels of; or an option that lists do not have.
         FileNotFoundError, OSError: as ``load_scorer`` and ``rescore``.
     """
-    unit, _ = local_unit(options.source, options.split)
+    try:
+        unit = unit_here(options.source, options.split)
+    except (OSError, ValueError):
+        unit = None  # of pairs, whose reader says what is wrong
     if unit == "labelled pictures":
         raise ValueError(
             f"{options.source} holds labelled pictures: scores say which of two pictures of a prompt is better, not "

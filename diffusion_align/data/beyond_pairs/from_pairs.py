@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_align.files import read_object, write_parquet, write_whole
+from diffusion_align.files import begin_folder, write_parquet, write_whole
 from diffusion_align.pictures import CorruptImageError
 
 from ..reading.rows import CHEAP, KINDS, USED, image_bytes, kinds_of_rows, preference
@@ -74,10 +74,11 @@ def make_lists(
         FileNotFoundError, OSError, ValueError: as ``load_pairs``; also no list at all, or ``out`` was made of something
             else.
     """
-    out, table = Path(out), open_source(task.source, task.split, streaming=False)
-    done = _begun(out, task)
+    out = Path(out)
+    done: dict[str, int] | None = begin_folder(out / "lists.json", asdict(task), "made").get("lists")
     if done is not None:
         return done
+    table = open_source(task.source, task.split, streaming=False)
     counts: Counter[str] = Counter()
     plans = list(planned(table, counts))
     written: list[dict[str, Any]] = []
@@ -103,7 +104,7 @@ def make_lists(
         told = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ValueError(f"{table.name}: no list can be made of its pairs ({told})")
     found = dict(counts)
-    _record(out, task, found)
+    write_whole(out / "lists.json", json.dumps({"task": asdict(task), "lists": found}, indent=1).encode())
     return found
 
 
@@ -162,8 +163,9 @@ def _of_prompt(
 
 def _row(plan: ListPlan, table: Source, breaker: Breaker | None, counts: Counter[str]) -> dict[str, Any] | None:
     """The row of a list; None of one that is left out."""
+    rows = {row: table.table[row] for row in {row for row, _ in plan.pictures}}
     pictures = [
-        image_bytes(table.table[row][column], table.folder, f"{table.where(row)}, column {column}")
+        image_bytes(rows[row][column], table.folder, f"{table.where(row)}, column {column}")
         for row, column in plan.pictures
     ]
     order = order_by(plan.wins)
@@ -212,30 +214,6 @@ def _first_preferred(row: dict[str, Any], where: str) -> float:
     value = preference(row, where)
     assert value is not None
     return 1 - value if row.get("label_0") == 0 else value
-
-
-def _begun(out: Path, task: MadeOf) -> dict[str, int] | None:
-    """What was counted when ``out`` was made of the same; None where nothing is there, or not all of it.
-
-    Raises:
-        ValueError: it is made of something else.
-    """
-    file = out / "lists.json"
-    if not file.is_file():
-        _record(out, task, None)
-        return None
-    record = read_object(file)
-    begun = record.get("task", {})
-    if begun != asdict(task):
-        differing = ", ".join(name for name, value in asdict(task).items() if begun.get(name) != value)
-        raise ValueError(f"{out} was made with another {differing}: delete it, or give another folder")
-    found: dict[str, int] | None = record.get("lists")
-    return found
-
-
-def _record(out: Path, task: MadeOf, found: dict[str, int] | None) -> None:
-    told = {"task": asdict(task)} | ({} if found is None else {"lists": found})
-    write_whole(out / "lists.json", json.dumps(told, indent=1).encode())
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_align.files import read_object, write_parquet, write_whole
+from diffusion_align.files import begin_folder, write_parquet, write_whole
 from diffusion_align.pictures import CorruptImageError
 
 from ..pairs import load_examples
@@ -61,7 +61,7 @@ def rescore(
     """
     out = Path(out)
     lists = load_examples(task.source, task.split, ("ranked lists",), limit=task.limit, seed=task.seed)
-    _begin(out / "labels.json", asdict(task))
+    begin_folder(out / "labels.json", asdict(task))
     rows = lists.numbers()
     found = np.zeros(4)
     for number, start in enumerate(range(0, len(rows), task.shard_size)):
@@ -107,15 +107,6 @@ def _alike(ranks: Sequence[int], scores: Sequence[float]) -> tuple[int, int]:
     before, now = np.array(ranks), np.array(scores)
     better = before[:, None] < before
     return int(better.sum()), int((better & (now[:, None] > now)).sum())
-
-
-def _begin(file: Path, task: dict[str, Any]) -> None:
-    """Write down what the folder is for; raises ValueError where it is for something else."""
-    if not file.is_file():
-        write_whole(file, json.dumps({"task": task}, indent=1).encode())
-    elif (begun := read_object(file).get("task", {})) != task:
-        differing = ", ".join(name for name in task | begun if begun.get(name) != task.get(name))
-        raise ValueError(f"{file.parent} was begun with another {differing}: delete it, or give another folder")
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -134,14 +134,7 @@ class CachedPairs:
         )
         if self.lists is None:
             return example
-        ranks, scores = pair["ranks"], pair.get("scores")
-        return self.lists.filled(
-            example,
-            Judgement(
-                ranks=tuple(ranks[place] for place in shown),
-                scores=None if scores is None else tuple(scores[place] for place in shown),
-            ),
-        )
+        return self.lists.filled(example, Judgement(ranks=pair["ranks"], scores=pair.get("scores")).only(shown))
 
     def summary(self) -> Summary:
         """What is worth knowing beside what is left out."""

@@ -23,7 +23,7 @@ from PIL import Image
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.devices import fast_autocast
-from diffusion_align.files import write_whole
+from diffusion_align.files import write_parquet
 from diffusion_align.pictures import decoded_picture
 from diffusion_align.sampling.sampler import generate, to_uint8
 from diffusion_align.scenes.held_out import draw_prompts
@@ -277,9 +277,7 @@ def make_pairs(out: Path, sources: Sequence[str], train: int, held_out: int, see
             if count == 0:
                 continue
             rows = make_rows(load, sources, draw_split(split, count, split_seed, seen), split_seed, steps)
-            table = io.BytesIO()
-            Dataset.from_dict(rows).to_parquet(table)
-            write_whole(split_file(out, split), table.getvalue())
+            write_parquet(split_file(out, split), Dataset.from_dict(rows))
             ties = sum(label == 0.5 for label in rows["label_0"])
             print(f"{split}: {count} pairs, {ties} ties", flush=True)
 
