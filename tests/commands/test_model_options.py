@@ -44,8 +44,8 @@ LINES = {
     **{f"train {method}": [] for method in METHODS if config_class(method).takes_model},
     "train evaluator": ["--kinds", "preference"],
 }
-#: Commands without such a model: the demo's is fixed, scores are of pictures.
-WITHOUT = {"demo", "score", "scorers", "serve-scorer", "data", "train reward"}
+#: Commands without such a model: the demo's is fixed, scores are of pictures, a sweep's runs have their own settings.
+WITHOUT = {"demo", "score", "scorers", "serve-scorer", "data", "sweep", "train reward"}
 
 
 def test_no_command_is_forgotten() -> None:

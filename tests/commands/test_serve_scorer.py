@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,25 @@ from diffusion_align.rewards import load_scorer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A test that fails does not wait for a process that nobody ends."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
 def test_a_served_scorer_scores_and_ends_by_a_signal(ended_by: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "diffusion_align.cli", "serve-scorer", "scenes-vp-words", "--port", "0"]
+    # Processes in the background of a shell ignore SIGINT, and so would what they start.
+    by_default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        [*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:  # fmt: skip
+        [*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=by_default
+    ) as process, ended(process):  # fmt: skip
         assert process.stdout is not None
         url = next(line for line in process.stdout if " is at " in line).split(" is at ")[1].split(": give")[0]
         images, prompts = torch.rand(2, 3, 64, 64), ["one large red star on a light background"] * 2

@@ -294,7 +294,7 @@ def test_files_on_the_hub_are_read_by_row_groups(many: Path, monkeypatch: pytest
     monkeypatch.setattr("datasets.load_dataset_builder", lambda name: Builder)
     pairs: Any = load_pairs("somebody/pairs", streaming=True)
     assert (pairs.used, pairs.counts["rows"]) == (None, 4096)
-    found = StreamLoader(pairs, PairTransform(16), 4, buffer=1000)
+    found = StreamLoader(pairs, PairTransform(16), 4, buffer=300)
     list(islice(found, 10))
     assert pairs.used is None  # later blocks were not asked for
     assert sorted(found.epoch(0)) == list(range(4096))
