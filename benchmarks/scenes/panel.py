@@ -57,6 +57,8 @@ class Panel:
     repeated: Exam
     base_facts: dict[str, float]
     counted_facts: dict[str, int]
+    looks: Looks
+    repeated_looks: Looks
 
     @classmethod
     def prepare(cls, adapter: Adapter, prompts: list[str], diverse: int, settings: SamplingSettings) -> Panel:
@@ -65,7 +67,9 @@ class Panel:
         several = [prompt for prompt in prompts[:diverse] for _ in range(SEEDS_PER_PROMPT)]
         found = facts_by_kind(exam.base, prompts)
         shares, counts = {k: fmean(v) for k, v in found.items()}, {k: len(v) for k, v in found.items()}
-        return cls(exam, Exam.prepare(adapter, several, None, settings), shares, counts)
+        repeated = Exam.prepare(adapter, several, None, settings)
+        looks, repeated_looks = Looks.of(exam.base, 1), Looks.of(repeated.base, SEEDS_PER_PROMPT)
+        return cls(exam, repeated, shares, counts, looks, repeated_looks)
 
     @property
     def base(self) -> dict[str, Any]:
@@ -78,8 +82,8 @@ class Panel:
     def take(self, adapter: Adapter) -> Outcome:
         """The same prompts and noise with the present policy."""
         tuned, several = self.exam.take(adapter), self.repeated.take(adapter)
-        moved = compared_figures(tuned, self.exam.base, 1)
-        diversity = {c.name: c for c in compared_figures(several, self.repeated.base, SEEDS_PER_PROMPT)}["diversity"]
+        moved = self.looks.compared(tuned)
+        diversity = {change.name: change for change in self.repeated_looks.compared(several)}["diversity"]
         found = [*moved, diversity]
         return Outcome(
             verdicts=verdicts(self.exam.gains(tuned)),
@@ -91,10 +95,22 @@ class Panel:
         )
 
 
-def compared_figures(tuned: Sampled, base: Sampled, seeds_per_prompt: int) -> Sequence[Change]:
-    """Figures of the pictures against the base's own spread."""
-    before: Figures = measure(base.images, seeds_per_prompt)
-    return changes(measure(tuned.images, seeds_per_prompt), before, Spread.of(before))
+@dataclass(frozen=True)
+class Looks:
+    """Figures of the base's pictures and their own spread."""
+
+    figures: Figures
+    spread: Spread
+    seeds_per_prompt: int
+
+    @classmethod
+    def of(cls, base: Sampled, seeds_per_prompt: int) -> Looks:
+        figures = measure(base.images, seeds_per_prompt)
+        return cls(figures, Spread.of(figures), seeds_per_prompt)
+
+    def compared(self, tuned: Sampled) -> Sequence[Change]:
+        """Figures of other pictures of the same prompts against that spread."""
+        return changes(measure(tuned.images, self.seeds_per_prompt), self.figures, self.spread)
 
 
 def mean_aspects(sampled: Sampled) -> dict[str, float]:

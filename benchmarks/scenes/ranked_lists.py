@@ -11,8 +11,14 @@ from datasets import Dataset
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairDataset, load_pairs
 from diffusion_align.files import write_parquet
-from diffusion_align.sampling.sampler import generate, to_uint8
-from diffusion_align.scenes.make.pairs import GUIDANCE_SCALES, POPULATIONS, TEMPERATURE, encode_jpeg
+from diffusion_align.scenes.make.pairs import (
+    GUIDANCE_SCALES,
+    POPULATIONS,
+    TEMPERATURE,
+    Picture,
+    draw_pictures,
+    encode_jpeg,
+)
 from diffusion_align.scenes.world.oracle import OracleScore, score_images
 
 #: Pictures of a list; half as many lists as there are pairs have as many pictures.
@@ -34,19 +40,8 @@ def make_lists(adapter: Adapter, folder: Path, count: int, steps: int = 20) -> P
     prompts = [prompt for prompt in pairs.captions()[:count] for _ in range(PICTURES)]
     rng = np.random.default_rng(SEED)
     scales = rng.choice(GUIDANCE_SCALES, size=len(prompts))
-    images = np.empty((len(prompts), 64, 64, 3), np.uint8)
-    for scale in GUIDANCE_SCALES:
-        rows = np.flatnonzero(scales == scale)
-        images[rows] = to_uint8(
-            generate(
-                adapter,
-                [prompts[row] for row in rows],
-                num_inference_steps=steps,
-                guidance_scale=scale,
-                seeds=[SEED * 1_000_003 + int(row) for row in rows],
-                batch_size=64,
-            )
-        )
+    pictures = [Picture("own", float(scale), SEED * 1_000_003 + row) for row, scale in enumerate(scales)]
+    images = draw_pictures(adapter, prompts, pictures, steps)
     scores = score_images(images, prompts)
     columns: dict[str, list[Any]] = {"images": [], "caption": [], "ranks": []}
     for first in range(0, len(prompts), PICTURES):

@@ -63,6 +63,7 @@ class Validator:
     ensemble: Mapping[str, RewardScorer] = field(default_factory=dict)
     divergence: Callable[[], dict[str, float]] | None = None
     _base: Sampled | None = None
+    _base_scores: dict[tuple[str, str], list[float]] = field(default_factory=dict, init=False)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Validate now; the first process writes ``step-STEP.png`` into the folder. Called by all processes together.
@@ -73,13 +74,14 @@ class Validator:
         if self._base is None:
             with self.adapter.reference():
                 self._base = self.draw()
+            self._base_scores = {}
         policy = self.draw()
         if PartialState().is_main_process:
             self._save_grid(step, policy)
         base, watched = self._base, {}
         sides = {}
         for name, scorer in self.held_out.items():
-            sides[name] = ours, theirs = self._by_prompt(scorer, policy), self._by_prompt(scorer, base)
+            sides[name] = ours, theirs = self._by_prompt(scorer, policy), self._of_base("held out", name, scorer)
             watched[f"eval/{name}"] = sum(ours) / len(ours)
             watched[f"eval/{name}_win_rate"] = win_rate(ours, theirs).rate
         if self.held_out_rule is not None and len(sides) >= LEAST_HELD_OUT:
@@ -87,8 +89,11 @@ class Validator:
             watched |= self.held_out_rule.measure(standardised(signed))
         if self.ensemble:
             scored = [
-                ((self._by_prompt(scorer, policy, 1), self._by_prompt(scorer, base, 1)), scorer.higher_is_better)
-                for scorer in self.ensemble.values()
+                (
+                    (self._by_prompt(scorer, policy, 1), self._of_base("ensemble", name, scorer, 1)),
+                    scorer.higher_is_better,
+                )
+                for name, scorer in self.ensemble.items()
             ]
             watched |= ensemble_spread(scored)
         if self.watch is not None:
@@ -113,6 +118,13 @@ class Validator:
         """Scores of each prompt, means over its pictures (or over ``seeds`` of them)."""
         reward = score_with_context(scorer, sampled.images, self.prompts, self.holes).reward
         return prompt_means(reward, seeds or self.seeds_per_prompt).tolist()
+
+    def _of_base(self, kind: str, name: str, scorer: RewardScorer, seeds: int | None = None) -> list[float]:
+        """The same of the base, whose pictures are scored once."""
+        assert self._base is not None
+        if (kind, name) not in self._base_scores:
+            self._base_scores[kind, name] = self._by_prompt(scorer, self._base, seeds)
+        return self._base_scores[kind, name]
 
     def _of_prompts(self, sampled: Sampled) -> Sampled:
         """With one reward a prompt."""

@@ -86,7 +86,6 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
         super().check()
         if (self.prompts is None) != (self.validation_prompts is None):
             raise ValueError("give both --prompts and --validation-prompts, or neither")
-        super().check()
         if self.matched_prompts < 0:
             raise ValueError(f"--matched-prompts {self.matched_prompts}: expected at least 0")
         if self.fit is not None and self.annealing is not None:

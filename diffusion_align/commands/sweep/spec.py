@@ -104,8 +104,7 @@ def load_sweep(options: SweepOptions) -> Sweep:
         base=base,
         out=Path(options.out or said.get("out") or f"runs/{name}"),
         method=options.method or said.get("method", "grid"),
-        parameters=parameters
-        | {key: {"values": yaml_of(f"[{text}]")} for key, text in given("values", options.values)},
+        parameters=parameters,
         listed=said.get("runs", ()),
         settings=mapping(source, "settings", said.get("settings", {}))
         | {key: yaml_of(text) for key, text in given("set", options.set)},

@@ -8,8 +8,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion_align.adapters import Adapter
+from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.rewards import RewardScorer
+from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.loop import TrainResult
 from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig, OnlineConfig, RAFTConfig
 from diffusion_align.training.run import train
@@ -48,6 +49,20 @@ def build(name: str, settings: dict[str, Any], **changes: Any) -> OnlineConfig:
 def trained(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
     """A run whose reward is the brightness, or another scorer."""
     return train(config, adapter, Brightness() if scorer is None else scorer)
+
+
+def brightness_gained(config: OnlineConfig) -> float:
+    """By how much pictures are brighter after a run than those of its base."""
+    adapter = load_adapter(config.model)
+    trained(config, adapter)
+
+    def brightness() -> float:
+        images = generate(adapter, PROMPTS * 2, seeds=range(8), num_inference_steps=4, guidance_scale=1.0)
+        return float(images.mean())
+
+    with adapter.reference():
+        before = brightness()
+    return brightness() - before
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from torch.distributions import Normal
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.objectives.trust import FeatureStatistics, TrustWeight
 from diffusion_align.rewards import RewardOutput, RewardScorer
-from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.methods import build_job
@@ -30,7 +29,7 @@ from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
 from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.brightness import Brightness, seen_features
-from tests.training.online.short_runs import METHODS, PROMPTS, ROLLOUTS, build, trained, weights
+from tests.training.online.short_runs import METHODS, ROLLOUTS, brightness_gained, build, trained, weights
 
 
 def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
@@ -75,16 +74,7 @@ def test_pictures_get_brighter_when_brightness_is_the_reward(
     options["model"] = "scenes-sdxl"  # a model that has learned to denoise, which the forward-process methods build on
     if name != "draft":
         options |= {"num_generations": 4, "prompts_per_rollout": 4, "rollout_batch_size": 16, "min_timestep": 500}
-    adapter = load_adapter("scenes-sdxl")
-    trained(build(name, settings, **{**options, **changes}), adapter)
-
-    def brightness() -> float:
-        images = generate(adapter, PROMPTS * 2, seeds=range(8), num_inference_steps=4, guidance_scale=1.0)
-        return float(images.mean())
-
-    with adapter.reference():
-        before = brightness()
-    assert brightness() > before + 0.02
+    assert brightness_gained(build(name, settings, **{**options, **changes})) > 0.02
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffusion_align.adapters import load_adapter
-from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.loop import TrainResult
 from diffusion_align.training.engine.protocols import RunInterrupted
@@ -25,7 +24,7 @@ from diffusion_align.training.online.preference.pair_building import Counts
 from diffusion_align.training.online.preference.renoised_lists import human_part, own_part
 from diffusion_align.training.online.preference.rounds import Lists, Round, RoundFacts, RoundStream
 from tests.brightness import Brightness
-from tests.training.online.short_runs import PROMPTS, trained, weights
+from tests.training.online.short_runs import brightness_gained, trained, weights
 
 SHORT: dict[str, Any] = {
     "num_generations": 4,
@@ -62,16 +61,7 @@ def prepared(config: OnlineDPOConfig) -> OnlineDPOMethod:
 def test_pictures_get_brighter_round_by_round(settings: dict[str, Any]) -> None:
     changes: dict[str, Any] = {"model": "scenes-sdxl", "guidance_scale": 1.0, "learning_rate": 6e-3, "save_steps": 100}
     changes |= {"rollout_batch_size": 16, "min_timestep": 500, "max_steps": 4}
-    adapter = load_adapter("scenes-sdxl")
-    trained(build(settings, **changes, per_device_train_batch_size=8, reference="sync"), adapter)
-
-    def brightness() -> float:
-        images = generate(adapter, PROMPTS * 2, seeds=range(8), num_inference_steps=4, guidance_scale=1.0)
-        return float(images.mean())
-
-    with adapter.reference():
-        before = brightness()
-    assert brightness() > before + 0.02
+    assert brightness_gained(build(settings, **changes, per_device_train_batch_size=8, reference="sync")) > 0.02
 
 
 def read_rounds(run: TrainResult) -> list[dict[str, Any]]:
