@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from diffusion_align.cli import main
@@ -20,10 +21,6 @@ from diffusion_align.cli import main
 #: What differs between two runs of the same settings: how long they took.
 TIMES = ("samples_per_second",)
 _CHART = re.compile(rb'<figure class="chart">(?:(?!</figure>).)*<figcaption>([^<]*)</figcaption></figure>', re.DOTALL)
-
-#: What torch says in a fork, now and then, when several threads read weights; a process of its own never does. Such a
-#: start is made again, at most so often in all.
-OF_FORKS, FORKS = "Invalid thread pool", 3
 
 
 def nothing(folder: Path) -> None:
@@ -157,14 +154,21 @@ def finish(command: Command, folder: Path) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    for _ in range(FORKS):
-        status = os.waitpid(start(command.arguments(folder), folder), 0)[1]
-        if not status:
-            return
-        told = (folder / "log").read_text()[-2000:]
-        if OF_FORKS not in told:
-            break
-    raise RuntimeError(f"{command.line}: exit status {status}: {told}")
+    status = os.waitpid(start(command.arguments(folder), folder), 0)[1]
+    if status:
+        raise RuntimeError(f"{command.line}: exit status {status}: {(folder / 'log').read_text()[-2000:]}")
+
+
+def fork() -> int:
+    """``os.fork()``, after which the child may use torch in several threads.
+
+    The child's first use of torch renews a pool of threads. Two threads at once would each find the other's half-made
+    pool ("Invalid thread pool"), so it is renewed here, by the only one.
+    """
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+    return child
 
 
 def start(arguments: Sequence[str], folder: Path) -> int:
@@ -172,7 +176,7 @@ def start(arguments: Sequence[str], folder: Path) -> int:
 
     It is a fork, so that the seconds that imports take are not the ones in which most kills fall.
     """
-    child = os.fork()
+    child = fork()
     if child:
         return child
     status = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.command import IMPORTED
-from benchmarks.faults.kills import COMMANDS, Command
+from benchmarks.faults.kills import COMMANDS, Command, fork
 from diffusion_align.cli import main
 
 #: ``generate`` keeps nothing to go on from: it draws again.
@@ -73,7 +73,7 @@ def outcome(
         when: asked of what was printed so far, again and again; once it is true, signal ``number`` is sent.
     """
     with tempfile.TemporaryFile(dir="/tmp") as log:
-        child = os.fork()
+        child = fork()
         if not child:
             status = 70
             try:
@@ -107,7 +107,7 @@ def apart(work: Callable[[], None]) -> None:
         pytest.skip.Exception: this machine lets nobody mount.
     """
     with tempfile.TemporaryFile(dir="/tmp") as log:
-        child = os.fork()
+        child = fork()
         if not child:
             status = 1
             try:

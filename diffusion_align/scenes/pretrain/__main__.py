@@ -9,12 +9,13 @@ from diffusion_align.rewards import load_scorer
 from diffusion_align.shipped import shipped_path
 
 from .corpus import SEED, load_corpus, make_corpus
+from .flow import train_flow
 from .pipelines import train_inpaint, train_sd, train_sdxl
 from .reader import new_reader, rendered_pictures, seen_pictures, train_reader
 from .uneven import train_uneven
 from .vae import train_vae
 
-STAGES = ("data", "vae", "sdxl", "sd", "inpaint", "uneven", "reader")
+STAGES = ("data", "vae", "sdxl", "sd", "inpaint", "uneven", "flow", "reader")
 
 
 def main() -> None:
@@ -52,6 +53,8 @@ def main() -> None:
         train_sd(corpus, args.work, args.out / "scenes-sd", base("scenes-sdxl"), args.minutes)
     elif args.stage == "uneven":
         train_uneven(corpus, args.work, args.out / "scenes-uneven", base("scenes-sdxl"), args.minutes)
+    elif args.stage == "flow":
+        train_flow(corpus, args.work, args.out / "scenes-flow", base("scenes-sdxl"), args.minutes)
     elif args.stage == "reader":
         tokenizer = base("scenes-sdxl") / "tokenizer"
         reader = load_scorer(args.scorer) if args.scorer else new_reader(tokenizer)

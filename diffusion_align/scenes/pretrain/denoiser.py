@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,6 @@ class Networks:
     def modules(self) -> list[nn.Module]:
         return [self.unet, *self.text_encoders]
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for module in self.modules():
-            yield from module.parameters()
-
 
 def encode_sdxl(encoders: list[nn.Module], ids: Tensor) -> dict[str, object]:
     """SDXL: penultimate states of both encoders side by side, pooled projection and size ids."""
@@ -119,15 +115,8 @@ def train_denoiser(
     levels = path.at(torch.arange(path.num_timesteps))
     snr = (levels.alpha_sq / levels.sigma_sq).flatten()
     weight = (snr.clamp(max=5.0) / snr).clamp(min=0.15)
-    if checkpoint.is_file():
-        for module, state in zip(networks.modules(), torch.load(checkpoint, weights_only=True), strict=True):
-            module.load_state_dict(state)
-    ema = copy.deepcopy(networks.modules())
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
-    start, step, budget, running = time.time(), 0, minutes * 60, 0.0
-    while (elapsed := time.time() - start) < budget:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * max(0.03, 1 - elapsed / budget)
+
+    def loss() -> Tensor:
         rows = torch.randint(len(data.ids), (batch_size,))
         x0, ids = data.sample(rows), data.ids[rows].clone()
         drop = torch.rand(batch_size) < 0.1
@@ -143,27 +132,54 @@ def train_denoiser(
             if empty_ids is None:
                 zero_rows(cond, drop)
             error = (networks.unet(x_t, t, **cond).sample.float() - eps).square().mean(dim=(1, 2, 3))
-        loss = (error * weight[t]).mean()
+        return (error * weight[t]).mean()
+
+    train_averaged(networks.modules(), loss, minutes, checkpoint, learning_rate)
+    return networks
+
+
+def train_averaged(
+    modules: Sequence[nn.Module],
+    loss: Callable[[], Tensor],
+    minutes: float,
+    checkpoint: Path,
+    learning_rate: float,
+) -> None:
+    """Minimise ``loss()`` by AdamW for so many minutes; ``modules`` end as the exponential average (0.999).
+
+    The rate warms up in 200 steps and falls in a line. A ``checkpoint`` left by an earlier run is the start.
+    It is written every 250 steps.
+    """
+    if checkpoint.is_file():
+        for module, state in zip(modules, torch.load(checkpoint, weights_only=True), strict=True):
+            module.load_state_dict(state)
+    ema = [copy.deepcopy(module) for module in modules]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    start, step, budget, running = time.time(), 0, minutes * 60, 0.0
+    while (elapsed := time.time() - start) < budget:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * max(0.03, 1 - elapsed / budget)
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
         decay = min(0.999, step / (step + 10))
-        for averaged, module in zip(ema, networks.modules(), strict=True):
+        for averaged, module in zip(ema, modules, strict=True):
             for a, p in zip(averaged.parameters(), module.parameters(), strict=True):
                 a.data.lerp_(p.data, 1 - decay)
-        running += loss.item()
+        running += value.item()
         if step % 100 == 0:
             print(f"step {step} {elapsed:.0f}s loss {running / 100:.4f}", flush=True)
             running = 0.0
         if step % 250 == 0:
             torch.save([m.state_dict() for m in ema], checkpoint)
-    for module, averaged in zip(networks.modules(), ema, strict=True):
+    for module, averaged in zip(modules, ema, strict=True):
         module.load_state_dict(averaged.state_dict())
     torch.save([m.state_dict() for m in ema], checkpoint)
-    print(f"trained {step} steps of {batch_size}", flush=True)
-    return networks
+    print(f"trained {step} steps", flush=True)
 
 
 def zero_rows(cond: dict[str, object], drop: Tensor) -> None:
