@@ -13,8 +13,7 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, data_sets, scorers, sweep, train
-from .commands.guiding.guidance_options import EvaluateGuidanceOptions
+from .commands import cache, data_sets, evaluating, scorers, sweep, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -23,7 +22,7 @@ from .commands.options import (
     ScoreOptions,
     ServeScorerOptions,
 )
-from .commands.parsing import parse_options, parse_second, unknown
+from .commands.parsing import parse_options, unknown
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "data_sets",
         ),
         "evaluate": Command(
-            "compare ways to guide at equal cost: evaluate guidance",
-            parse_second(EvaluateGuidanceOptions, "evaluate", "guidance", "ways to guide at equal cost"),
-            "evaluate_guidance",
+            "compare models (evaluate A B), scorers with people (evaluate scorer), ways to guide (evaluate guidance)",
+            evaluating.parse,
+            "evaluating",
         ),
         "cache": Command("encode a training set's images and captions once", cache.parse, "cache"),
     }

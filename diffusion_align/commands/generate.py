@@ -29,7 +29,7 @@ from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.sampling.control import SamplingOptions
+from diffusion_align.sampling.control import GuidedCallback, SamplingOptions
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
@@ -107,9 +107,9 @@ def from_record(options: GenerateOptions) -> GenerateOptions:
 
 def draw(
     adapter: Adapter, options: GenerateOptions, guider: Any, scorer: RewardScorer | None,
-    prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None,
+    prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None, on_guided: GuidedCallback | None = None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
-    """Images (B, 3, H, W) in [0, 1] of one batch, and the record of each."""
+    """Images (B, 3, H, W) in [0, 1] of one batch, and the record of each; ``on_guided`` measures the guider."""
     scheduler = None
     if options.scheduler != "default":
         name, changes = SCHEDULERS[options.scheduler]
@@ -121,6 +121,7 @@ def draw(
         width=options.width,
         batch_size=options.batch_size,
         alignment_strength=options.alignment_strength,
+        on_guided=on_guided,
     )
     common: dict[str, Any] = {
         "num_inference_steps": options.num_inference_steps,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from .options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-#: From arguments to options.
-Parse = Callable[[list[str]], OptionsT]
 
 
 def parse_options(cls: type[OptionsT], name: str, arguments: list[str], bare: str | None = None) -> OptionsT:
@@ -30,25 +28,6 @@ def parse_options(cls: type[OptionsT], name: str, arguments: list[str], bare: st
     options = tyro.cli(cls, prog=f"diffusion-align {name}", args=arguments)
     options.check()
     return options
-
-
-def parse_second(cls: type[OptionsT], command: str, word: str, text: str, bare: str | None = None) -> Parse[OptionsT]:
-    """A function from arguments to checked options, for a command that is followed by a second word.
-
-    Args:
-        text: what the help says of the word.
-        bare: the flag whose value may stand right after it, without its name.
-    """
-
-    def parse(arguments: list[str]) -> OptionsT:
-        if asks_for_help(arguments):
-            print(f"usage: diffusion-align {command} {word} [--FLAG VALUE ...]\n\n  {word}  {text}")
-            raise SystemExit(0)
-        if arguments[0] != word:
-            raise ValueError(unknown(f"{command} command", arguments[0], [word]))
-        return parse_options(cls, f"{command} {word}", arguments[1:], bare)
-
-    return parse
 
 
 def asks_for_help(arguments: list[str]) -> bool:

@@ -105,8 +105,14 @@ def evaluate_scorer(
     if isinstance(judgements, Ratings):
         assert isinstance(scorer, RepaintingScorer)
         return evaluate_ratings(scorer, judgements)
-    judged = judge(scorer, judgements)
-    metrics = {}
+    return judged_metrics(judge(scorer, judgements), judgements, tie_threshold)
+
+
+def judged_metrics(
+    judged: dict[str, np.ndarray], judgements: Comparisons, tie_threshold: float | None = None
+) -> dict[str, float]:
+    """The figures of :func:`evaluate_scorer` from what :func:`judge` found of ``judgements``."""
+    judged, metrics = dict(judged), {}
     if "words" in judged:
         said, wrong = judged.pop("words") > 0, judged.pop("words/label") > 0.5
         metrics["accuracy/words"] = float((said[wrong].mean() + (~said[~wrong]).mean()) / 2)

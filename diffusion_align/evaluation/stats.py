@@ -109,12 +109,24 @@ def clustered_win_rate(
     by_prompt = outcomes.mean(axis=0)
     if np.ptp(by_prompt) == 0.0:
         return _summary(outcomes, _wilson(float(by_prompt[0]), by_prompt.size, confidence), confidence)
-    rng = np.random.default_rng(seed)
-    # One resample at a time: a (resamples, n_prompts) index table would need gigabytes on large prompt sets.
-    means = [by_prompt[rng.integers(by_prompt.size, size=by_prompt.size)].mean() for _ in range(resamples)]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return _summary(outcomes, (float(low), float(high)), confidence)
+    interval, _ = _bootstrap(by_prompt, confidence, resamples, seed)
+    return _summary(outcomes, interval, confidence)
+
+
+def clustered_mean(
+    by_prompt: Scores, *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> MeanInterval:
+    """Mean over prompts with a percentile bootstrap that resamples prompts, as :func:`clustered_win_rate` does.
+
+    ``by_prompt`` is (n_prompts,), a mean over each prompt's pictures or verdicts. Raises ``ValueError`` as
+    :func:`win_rate` does, and for fewer than 100 resamples.
+    """
+    _check_confidence(confidence)
+    if resamples < 100:
+        raise ValueError(f"resamples: expected at least 100, got {resamples}")
+    values = _vector(by_prompt, "by_prompt")
+    interval, error = _bootstrap(values, confidence, resamples, seed)
+    return MeanInterval(float(values.mean()), interval, error, values.size, confidence)
 
 
 def paired_difference(scores_a: Scores, scores_b: Scores, *, confidence: float = 0.95) -> MeanInterval:
@@ -133,6 +145,18 @@ def paired_difference(scores_a: Scores, scores_b: Scores, *, confidence: float =
     error = float(difference.std(ddof=1)) / math.sqrt(difference.size)
     half = float(stats.t.ppf(0.5 + confidence / 2.0, difference.size - 1)) * error
     return MeanInterval(mean, (mean - half, mean + half), error, difference.size, confidence)
+
+
+def _bootstrap(
+    by_prompt: NDArray[np.float64], confidence: float, resamples: int, seed: int
+) -> tuple[tuple[float, float], float]:
+    """Percentile interval and standard error of a mean over prompts."""
+    rng = np.random.default_rng(seed)
+    # One resample at a time: a (resamples, n_prompts) index table would need gigabytes on large prompt sets.
+    means = [by_prompt[rng.integers(by_prompt.size, size=by_prompt.size)].mean() for _ in range(resamples)]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return (float(low), float(high)), float(np.std(means))
 
 
 def _wilson(rate: float, count: int, confidence: float) -> tuple[float, float]:

@@ -1,0 +1,8 @@
+"""What every command keeps to on a terminal: results on stdout, progress and warnings on stderr, --json, --quiet."""
+
+from __future__ import annotations
+
+from .progress import Progress, note
+from .results import print_json, print_result, quiet, say_less
+
+__all__ = ["Progress", "note", "print_json", "print_result", "quiet", "say_less"]
