@@ -21,7 +21,7 @@ from .comparison_options import EvaluateOptions
 from .comparison_page import write_page
 from .comparison_table import comparison_table, told, write_details, write_table
 from .people import read_votes, write_task
-from .picture_drawing import Drawn, Studio, begin
+from .picture_drawing import Drawn, Drawer, begin, opening_key
 from .picture_jobs import Gallery, Jobs, from_galleries, seeded
 from .picture_scoring import Bench
 from .prompt_sets import FRESH, PromptSet, load_set
@@ -163,11 +163,12 @@ def compare_sides(options: EvaluateOptions, say: Callable[[str, int, int], None]
     for line in (*expected(setup), *warnings, *setup.prompts.notes):
         note(line)
     out = prepare(setup)
-    studio = Studio(out, options.device, say)
+    drawer = Drawer(out, options.device, say)
     bench = Bench(out, options.batch_size, options.device, say)
-    plan = planned(setup, studio, bench)
-    drawn = {name: pictures(setup, name, settings, studio) for name, settings in plan.entries.items()}
-    studio.forget()
+    plan = planned(setup, drawer, bench)
+    ready = {name: pictures(setup, name, plan.entries[name], drawer) for name in by_model(plan)}
+    drawn = {name: ready[name] for name in plan.entries}
+    drawer.forget()
     scores = {scorer: bench.scores(scorer, drawn, setup.jobs) for scorer in setup.scorers}
     figures = bench.figures(drawn, setup.jobs)
     entries = list(plan.entries)
@@ -203,7 +204,7 @@ def compare_sides(options: EvaluateOptions, say: Callable[[str, int, int], None]
     return table
 
 
-def planned(setup: Setup, studio: Studio, bench: Bench) -> Plan:
+def planned(setup: Setup, drawer: Drawer, bench: Bench) -> Plan:
     """What is put beside what, at which scales."""
     if setup.validation is None:
         return plain_plan(setup.sides, setup.baseline)
@@ -211,15 +212,21 @@ def planned(setup: Setup, studio: Studio, bench: Bench) -> Plan:
         if not setup.scorers:
             raise ValueError("--match scale chooses scales by a scorer: give --scorers")
         return best_scales(
-            setup.sides, setup.baseline, setup.scorers[0], setup.options.sweep, studio, bench, setup.validation
+            setup.sides, setup.baseline, setup.scorers[0], setup.options.sweep, drawer, bench, setup.validation
         )
-    return effective_scales(setup.sides, setup.baseline, setup.options.sweep, studio, setup.validation)
+    return effective_scales(setup.sides, setup.baseline, setup.options.sweep, drawer, setup.validation)
 
 
-def pictures(setup: Setup, name: str, settings: Any, studio: Studio) -> Drawn:
+def by_model(plan: Plan) -> list[str]:
+    """Entries in an order in which each model is opened once."""
+    keys = [None if settings is None else opening_key(settings) for settings in plan.entries.values()]
+    return [name for name, _ in sorted(zip(plan.entries, keys, strict=True), key=lambda entry: keys.index(entry[1]))]
+
+
+def pictures(setup: Setup, name: str, settings: Any, drawer: Drawer) -> Drawn:
     """An entry's pictures: drawn, or found in its folder."""
     if settings is not None:
-        return studio.draw(name, settings, setup.jobs)
+        return drawer.draw(name, settings, setup.jobs)
     return Drawn.found(setup.galleries[name].arranged(setup.jobs, setup.prompts.prompts, name))
 
 

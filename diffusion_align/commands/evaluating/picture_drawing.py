@@ -51,7 +51,7 @@ class Drawn:
 
 
 @dataclass
-class Studio:
+class Drawer:
     """Draws sides into a folder, one model at a time.
 
     Attributes:
@@ -75,7 +75,7 @@ class Studio:
 
     def model(self, options: GenerateOptions) -> Adapter:
         """The model of these options; the last one is kept."""
-        key = tuple(getattr(options, name) for name in OPENING)
+        key = opening_key(options)
         if self._model is None or self._key != key:
             self._model = None  # before the next one is loaded
             opened = open_contrastive(
@@ -174,6 +174,11 @@ class Studio:
             )
         peak = torch.cuda.max_memory_allocated(model.device) if counted else None
         return {"side": side, "start": chunk.start, "seconds": seconds, "peak_bytes": peak, "pictures": pictures}
+
+
+def opening_key(options: GenerateOptions) -> tuple[Any, ...]:
+    """Equal where the same model is opened."""
+    return tuple(getattr(options, name) for name in OPENING)
 
 
 def begin(out: Path, task: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from diffusion_align.evaluation.arena import Contest
 from diffusion_align.evaluation.arena.term_length import TermMeter, scale_of_length
 from diffusion_align.rewards import load_scorer
 
-from .picture_drawing import Studio, at_scale
+from .picture_drawing import Drawer, at_scale
 from .picture_jobs import Jobs
 from .picture_scoring import Bench
 from .side_opening import Side
@@ -71,7 +71,7 @@ def best_scales(
     baseline: str,
     scorer: str,
     sweep: Sequence[float],
-    studio: Studio,
+    drawer: Drawer,
     bench: Bench,
     jobs: Jobs,
 ) -> Plan:
@@ -83,7 +83,7 @@ def best_scales(
         assert side.drawing is not None  # check_matching
         tried = {scale: at_scale(side.drawing, scale) for scale in sorted(set(sweep))}
         drawn = {
-            f"{side.name} at {scale:g}": studio.draw(f"{side.name} at {scale:g}", settings, jobs, "sweep")
+            f"{side.name} at {scale:g}": drawer.draw(f"{side.name} at {scale:g}", settings, jobs, "sweep")
             for scale, settings in tried.items()
         }
         scores = bench.scores(scorer, drawn, jobs, "sweep")
@@ -112,19 +112,19 @@ def as_given(side: Side) -> str:
     return f"{side.name} (as given)"
 
 
-def effective_scales(sides: Sequence[Side], baseline: str, sweep: Sequence[float], studio: Studio, jobs: Jobs) -> Plan:
+def effective_scales(sides: Sequence[Side], baseline: str, sweep: Sequence[float], drawer: Drawer, jobs: Jobs) -> Plan:
     """Each side beside the baseline at the scale at which its guidance term is as long as the side's, measured on the
     validation prompts; beside that, unmatched, beside the baseline as it was given."""
     by_name = {side.name: side for side in sides}
     base = by_name[baseline].drawing
     assert base is not None  # check_matching
-    measured = {scale: term_length(studio, at_scale(base, scale), jobs) for scale in sorted(set(sweep))}
+    measured = {scale: term_length(drawer, at_scale(base, scale), jobs) for scale in sorted(set(sweep))}
     entries: dict[str, GenerateOptions | None] = {side.name: side.drawing for side in sides}
     contests, scales = [], {}
     for side in sides:
         if side.name == baseline or side.drawing is None:
             continue
-        scale = round(scale_of_length(term_length(studio, side.drawing, jobs), measured), DECIMALS)
+        scale = round(scale_of_length(term_length(drawer, side.drawing, jobs), measured), DECIMALS)
         matched = at_scale(base, scale)
         name = baseline if matched == base else f"{baseline} at {scale:g}"
         entries[name] = matched
@@ -134,9 +134,9 @@ def effective_scales(sides: Sequence[Side], baseline: str, sweep: Sequence[float
     return Plan(entries, contests, [side.name for side in sides], baseline, {}, scales)
 
 
-def term_length(studio: Studio, options: GenerateOptions, jobs: Jobs) -> float:
+def term_length(drawer: Drawer, options: GenerateOptions, jobs: Jobs) -> float:
     """Mean length of the guidance term over the validation prompts."""
-    model, meter = studio.model(options), TermMeter()
+    model, meter = drawer.model(options), TermMeter()
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(model.device)
     pairs = jobs.pairs()
     for chunk in jobs.chunks(options.batch_size):

@@ -47,6 +47,7 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_two_folders_are_compared_and_everything_is_written(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_two_folders_are_compared_and_everything_is_written(
     assert set(rows[0]) == {"side", "prompt", "category", "seed", "picture", "sha256", "scenes-oracle"}
 
 
+@pytest.mark.slow
 def test_a_folder_against_itself_is_even_and_a_swap_turns_the_rate_round(folders: Path, tmp_path: Path) -> None:
     right, wrong = str(folders / "right"), str(folders / "wrong")
     (same,) = table(tmp_path / "same", right, right)["verdicts"]
@@ -81,6 +83,7 @@ def test_a_folder_against_itself_is_even_and_a_swap_turns_the_rate_round(folders
     assert other["win_rate"]["interval"] == pytest.approx([1 - x for x in one["win_rate"]["interval"][::-1]], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_order_of_prompts_changes_no_number(folders: Path, tmp_path: Path) -> None:
     sides = [str(folders / "right"), str(folders / "wrong")]
     tables = []
@@ -93,6 +96,7 @@ def test_the_order_of_prompts_changes_no_number(folders: Path, tmp_path: Path) -
     assert set(one["verdicts"][0]["categories"]) == {"one"}  # of one prompt there is no interval
 
 
+@pytest.mark.slow
 def test_pictures_without_a_record_need_their_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [str(gallery(tmp_path / name, number, record=False)) for number, name in enumerate("ab")]
     out = ["--out", str(tmp_path / "out"), "--seeds", "2"]
@@ -117,6 +121,7 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_side(
     assert repr(PROMPTS[1]) in told
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_an_evaluation_is_not_overwritten_by_chance(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +135,7 @@ def test_a_folder_that_holds_an_evaluation_is_not_overwritten_by_chance(
     assert table(tmp_path, *sides[::-1], "--overwrite")["baseline"] == "wrong"
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [str(folders / name) for name in ("right", "wrong")]
     found = table(tmp_path, *sides, f"again={folders / 'right'}", "--json")
@@ -140,6 +146,7 @@ def test_json_is_one_object_and_nothing_else(folders: Path, tmp_path: Path, caps
     assert ranks["right"] == ranks["again"]  # equal pictures, equal places
 
 
+@pytest.mark.slow
 def test_people_judge_blind_and_their_labels_make_the_table(
     folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +202,7 @@ def test_what_a_side_cannot_be_is_named(folders: Path, tmp_path: Path, capsys: p
     assert "holds neither a run" in error(capsys, "base", str(tmp_path / "empty"))
 
 
+@pytest.mark.slow
 def test_pictures_that_are_too_small_to_measure_are_compared_without(
     tmp_path: Path,
 ) -> None:
