@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .terminal_bar import Progress, note
 from .results import print_json, print_result, quiet, say_less
+from .terminal_bar import Progress, note
 
 __all__ = ["Progress", "note", "print_json", "print_result", "quiet", "say_less"]

@@ -21,7 +21,7 @@ from .comparison_options import EvaluateOptions
 from .comparison_page import write_page
 from .comparison_table import comparison_table, told, write_details, write_table
 from .people import read_votes, write_task
-from .picture_drawing import Drawn, Drawer, begin, opening_key
+from .picture_drawing import Drawer, Drawn, begin, opening_key
 from .picture_jobs import Gallery, Jobs, from_galleries, seeded
 from .picture_scoring import Bench
 from .prompt_sets import FRESH, PromptSet, load_set
