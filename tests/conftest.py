@@ -25,6 +25,7 @@ from diffusion_align.scenes.pretrain.vae import build_vae
 from diffusion_align.scenes.world.grammar import sample_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
 from diffusion_align.shipped import shipped_path
+from tests.adapters.families.tiny_flow import flux_pipeline, sd3_pipeline
 from tests.processes import TwoProcesses
 
 
@@ -105,6 +106,16 @@ def sd_v_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def inpaint_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(sd_pipeline(tokenizer, in_channels=9), tmp_path_factory.mktemp("inpaint"))
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(sd3_pipeline(tokenizer), tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(flux_pipeline(tokenizer), tmp_path_factory.mktemp("flux"))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,12 @@ from diffusers.utils import is_xformers_available
 from torch import Tensor, nn
 
 from diffusion_align.devices import autocast_dtype, no_autocast
-from diffusion_align.process import Prediction, VariancePreserving
+from diffusion_align.process import Path as NoisePath
+from diffusion_align.process import Prediction, path_of
 
 from .autoencoder import ChunkedVAE, check_vae_batch_size
 from .conditioning import Conditioning
-from .families import NetworkInputs, check_understood, encode_prompts, find_family
+from .families import NetworkInputs, checked_length, encode_prompts, find_family
 from .lora_stack import LoraStack, add_policy
 from .parts import Part, frozen_copy
 from .pipeline_parts import PipelineParts
@@ -36,12 +37,15 @@ class Adapter(PipelineParts):
         loras: the LoRAs of UNet and text encoders: loaded, trained, and folded into the weights.
         denoiser: what ``predict`` calls: the UNet, during training in its distributed wrapper.
         vae_batch_size: pictures that the VAE codes at once; None depends on their size (``autoencoder.chunk_size``).
+        max_sequence_length: tokens that the longest text encoder is given; None where that is fixed. What fills a
+            prompt up to it is attended to, so that another length is another model.
     """
 
-    def __init__(self, pipeline: Any, absent: Collection[Part] = ()) -> None:
+    def __init__(self, pipeline: Any, absent: Collection[Part] = (), max_sequence_length: int | None = None) -> None:
         super().__init__(pipeline, find_family(pipeline), absent)
-        check_understood(pipeline, self.family.conditioning_fields, self.family.latent_fields)
-        self.path = VariancePreserving.from_scheduler(pipeline.scheduler)
+        self.family.check(pipeline)
+        self.path: NoisePath = path_of(pipeline.scheduler)
+        self.max_sequence_length = checked_length(max_sequence_length, self.family, self.network.config)
         self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
         self.loras = LoraStack(pipeline, self.family)
@@ -137,13 +141,13 @@ class Adapter(PipelineParts):
         An empty string is encoded like any other, as diffusers' pipelines do it.
         """
         self.require("text_encoders")
-        return self._by_both(lambda: encode_prompts(self.family, self.pipeline, prompts))
+        return self._by_both(lambda: encode_prompts(self.family, self.pipeline, prompts, self.max_sequence_length))
 
     @torch.no_grad()
     def null_conditioning(self, batch: int) -> Conditioning:
         """The unconditional branch of classifier-free guidance, ``batch`` times."""
         self.require("text_encoders")
-        return self._by_both(lambda: self.family.null(self.pipeline).repeat(batch))
+        return self._by_both(lambda: self.family.null(self.pipeline, self.max_sequence_length).repeat(batch))
 
     def _by_both(self, encode: Callable[[], Conditioning]) -> Conditioning:
         """What the policy's text encoders give, and beside it the reference's where a LoRA makes a difference."""
@@ -157,7 +161,7 @@ class Adapter(PipelineParts):
     # -- prediction ----------------------------------------------------------------------------------------------
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
-        """Run the denoiser on ``x_t`` (B, C, h, w) at integer timesteps ``t`` (B,).
+        """Run the denoiser on ``x_t`` (B, C, h, w) at times ``t`` (B,) in the unit of ``path``.
 
         Raises:
             ValueError: an inpainting model without ``cond.inpaint``, or the other way round; likewise a model that
@@ -168,7 +172,7 @@ class Adapter(PipelineParts):
             raise ValueError(
                 "this inpainting model needs a mask and masked image (cond.inpaint)"
                 if self.is_inpainting
-                else f"cond.inpaint was given, but the UNet takes {self.unet.config.in_channels} channels only"
+                else f"cond.inpaint was given, but the UNet takes {self.network.config.in_channels} channels only"
             )
         if self.embeds_guidance != (cond.guidance is not None):
             raise ValueError(
@@ -291,6 +295,7 @@ class Adapter(PipelineParts):
     def optimize(self, gradient_checkpointing: str = "none", attention: str = "sdpa", compile: bool = False) -> Adapter:
         """Trade memory and speed: checkpoint ``none``, ``attention`` (transformer layers only) or ``full``;
         attention by ``sdpa`` or ``xformers``; ``compile`` each transformer block once (torch.compile)."""
+        self.family.check_speed(attention, channels_last=False)
         if gradient_checkpointing != "none":
             self.family.recompute(self.network, attention_only=gradient_checkpointing == "attention")
         if attention == "xformers":
@@ -300,7 +305,7 @@ class Adapter(PipelineParts):
                 )
             self.network.enable_xformers_memory_efficient_attention()
         if compile:
-            self.network.compile_repeated_blocks()
+            self.family.compile(self.network)
         return self
 
     def code_in_chunks(self, batch_size: int | None = None, tiling: bool = False) -> Adapter:

@@ -16,10 +16,11 @@ class Conditioning:
 
     Attributes:
         embeds: prompt embeddings, (B, L, D).
-        pooled: SDXL's pooled prompt embeddings, (B, P), or None.
+        pooled: pooled prompt embeddings of SDXL, SD3 and FLUX, (B, P), or None.
         time_ids: SDXL's size ids (original h, w, crop top, left, target h, w), (B, 6) float32, or None.
         inpaint: mask (1 = repaint) and masked-image latents for inpainting models, (B, 1 + C, h, w), or None.
         guidance: the guidance scale, (B,) float32, for models that take it as an input, or None.
+        mask: which of the L places are text, (B, L) bool, for models that are told; None: all are attended to.
         base_embeds, base_pooled: what the reference's text encoders make of the prompts, where a LoRA changes them.
     """
 
@@ -30,6 +31,7 @@ class Conditioning:
     guidance: Tensor | None = None
     base_embeds: Tensor | None = None
     base_pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def of_reference(self) -> Conditioning:
         """What the reference is conditioned on."""
@@ -53,10 +55,12 @@ class Conditioning:
         return self.map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """Move; ``dtype`` leaves size ids and guidance in float32, whose values half precision cannot hold."""
+        """Move; ``dtype`` leaves the mask, and size ids and guidance in float32, whose values half precision cannot
+        hold."""
         moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
-        time_ids, guidance = (None if t is None else t.to(device=device) for t in (self.time_ids, self.guidance))
-        return replace(moved, time_ids=time_ids, guidance=guidance)
+        exact = (self.time_ids, self.guidance, self.mask)
+        time_ids, guidance, mask = (None if t is None else t.to(device=device) for t in exact)
+        return replace(moved, time_ids=time_ids, guidance=guidance, mask=mask)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler
 from torch import nn
 
 from diffusion_align.files import verify_folder
-from diffusion_align.process import OUTPUTS
+from diffusion_align.process import OUTPUTS, is_flow
 from diffusion_align.shipped import LAYOUTS, PUBLISHED_LAYOUTS, SHIPPED_MODELS, shipped_path
 
 from .adapter import Adapter
 from .autoencoder import check_vae_batch_size, stored_dtype
-from .families import Family, matching_family, pipeline_classes
+from .families import DENOISERS, Family, matching_family, pipeline_classes
 from .parts import NEVER, PARTS, Part, check_whole, class_of, find_variants, skeleton
 from .single_file import SingleFile, read_single_file
 
@@ -52,8 +52,10 @@ class Source:
         where = {} if revision is None else {"revision": revision}
         index = DiffusionPipeline.load_config(name, **where)
         network: Mapping[str, Any] = {}
-        if (index.get("unet") or [None])[0] is not None:
-            network = UNet2DConditionModel.load_config(name, subfolder="unet", **where)
+        for part in DENOISERS:
+            if (index.get(part) or [None])[0] is not None:
+                kind: Any = class_of(index[part])
+                network = kind.load_config(name, subfolder=part, **where)
         family = matching_family(index, network, f"{what} ({index['_class_name']})")
         return cls(name, index, network, family, revision)
 
@@ -61,7 +63,10 @@ class Source:
         """Names of these parts in the pipeline."""
         known = {"network": (self.family.network_name,), "vae": ("vae",)}
         return frozenset(
-            name for part in parts for name in known.get(part, self.family.text_encoder_names) if name in self.index
+            name
+            for part in parts
+            for name in known.get(part, self.family.text_encoder_names)
+            if (self.index.get(name) or [None])[0] is not None
         )
 
     def skeletons(self, parts: Collection[Part]) -> dict[str, nn.Module]:
@@ -118,9 +123,10 @@ def load_adapter(
     vae_batch_size: int | None = None,
     vae_tiling: bool = False,
     network_dtype: torch.dtype | None = None,
+    max_sequence_length: int | None = None,
     parts: Collection[Part] = PARTS,
 ) -> Adapter:
-    """Load a Stable Diffusion 1.x/2.x, SDXL or inpainting pipeline.
+    """Load a Stable Diffusion 1.x/2.x, SDXL, inpainting, SD3, SD3.5 or FLUX.1 pipeline.
 
     Safety checkers are never loaded.
 
@@ -138,7 +144,10 @@ def load_adapter(
         prediction_type: "epsilon", "v_prediction" or "sample", instead of what the scheduler's config says (in a single
             file also the marker tensor ``v_pred``).
         vae_batch_size, vae_tiling: as in ``Adapter.code_in_chunks``.
-        network_dtype: of the UNet alone, where it is not ``dtype``.
+        network_dtype: of the denoiser alone, where it is not ``dtype``.
+        max_sequence_length: tokens that T5 is given, of SD3 and FLUX; None is what the folder's ``model_index.json``
+            says under this name, else the pipeline's own (256; FLUX 512, schnell 256). Another one than the model was
+            trained with makes other pictures.
         parts: what is loaded; of the others only the configs are there, and what needs their weights is an error.
 
     Raises:
@@ -160,7 +169,10 @@ def load_adapter(
         pipeline = _load_pipeline(_find_pipeline(str(path) if path.is_dir() else str(model), family, revision), wanted)
     if prediction_type is not None:
         pipeline.scheduler = rescheduled(pipeline.scheduler, prediction_type, False)
-    adapter = Adapter(pipeline, absent)
+    told = max_sequence_length or pipeline.config.get("max_sequence_length")
+    adapter = Adapter(pipeline, absent, told)
+    if adapter.family.overflows and torch.float16 in (dtype, network_dtype):
+        raise ValueError(f"{model}: a {adapter.family.name} model leaves the range of fp16: take bf16 or fp32")
     stored = stored_dtype(dtype, adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, stored)  # diffusers' own .to warns of an empty list of modules
     return adapter.code_in_chunks(vae_batch_size, vae_tiling).to(device)
@@ -172,7 +184,14 @@ def rescheduled(scheduler: Any, prediction_type: str | None, zero_snr: bool) -> 
     Args:
         zero_snr: whether the schedule is rescaled to end in pure noise (2305.08891), where sampling then starts.
             Schedulers that cannot be rescaled (PNDM) give way to Euler's.
+
+    Raises:
+        ValueError: a flow model, which predicts the flow.
     """
+    if prediction_type is not None and is_flow(scheduler):
+        raise ValueError(
+            f"prediction_type {prediction_type}: this model is of flow matching and predicts the flow: leave it unset"
+        )
     changes: dict[str, Any] = {} if prediction_type is None else {"prediction_type": prediction_type}
     kind: Any = type(scheduler)
     if zero_snr:

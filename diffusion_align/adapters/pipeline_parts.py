@@ -9,7 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from .families import Family
+from diffusion_align.process import is_flow, set_steps
+from diffusion_align.process.gate import FLOW_PREDICTION
+
+from .families import Family, Guidance
 from .parts import Part
 
 
@@ -46,13 +49,19 @@ class PipelineParts:
 
     @property
     def prediction_type(self) -> str:
-        """What the network predicts, as diffusers names it: "epsilon", "v_prediction" or "sample"."""
-        return str(self.pipeline.scheduler.config.prediction_type)
+        """What the network predicts, in diffusers' words: "epsilon", "v_prediction", "sample", "flow_prediction"."""
+        scheduler = self.pipeline.scheduler
+        return FLOW_PREDICTION if is_flow(scheduler) else str(scheduler.config.prediction_type)
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input: it was distilled (LCM, 2310.04378)."""
-        return self.family.embeds_guidance(self.network.config)
+        """Whether the network takes the guidance scale as an input: it was distilled (LCM, 2310.04378; FLUX dev)."""
+        return self.guidance == "embedded"
+
+    @property
+    def guidance(self) -> Guidance:
+        """How its pictures are guided: "cfg", "embedded", or "none"."""
+        return self.family.guidance(self.network.config)
 
     def present(self) -> list[nn.Module]:
         """Networks that have weights, the denoiser first."""
@@ -83,8 +92,8 @@ class PipelineParts:
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the UNet takes a mask and a masked image besides the latents."""
-        return self.unet.config.in_channels == 2 * self.latent_channels + 1
+        """Whether the network takes a mask and a masked image besides the latents."""
+        return self.network.config.in_channels == 2 * self.latent_channels + 1
 
     @property
     def latent_channels(self) -> int:
@@ -98,4 +107,20 @@ class PipelineParts:
     @property
     def default_resolution(self) -> int:
         """Side in pixels of the images that the model was made for."""
-        return self.network.config.sample_size * self.vae_scale_factor
+        return self.family.default_side(self.network.config) * self.vae_scale_factor
+
+    @property
+    def side_factor(self) -> int:
+        """What both sides of a picture in pixels must be divisible by."""
+        return self.family.patch * self.vae_scale_factor
+
+    def set_steps(self, scheduler: Any, steps: int, height: int, width: int) -> None:
+        """``scheduler.set_timesteps(steps)`` for pictures of ``height`` x ``width`` pixels, as the pipeline calls it.
+
+        Raises:
+            ValueError: the scheduler cannot make so few or so many, or not on the pipeline's grid.
+        """
+        sides = height // self.vae_scale_factor, width // self.vae_scale_factor
+        set_steps(scheduler, steps, **self.family.grid(scheduler, steps, self.family.tokens(*sides)))
+        if is_flow(scheduler) and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # else it finds its place by comparing floats

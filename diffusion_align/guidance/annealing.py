@@ -101,7 +101,7 @@ def disagreement(view: StepView, pred_cond: Tensor, pred_uncond: Tensor) -> Tens
 
 def level_of(view: StepView) -> float:
     """Log-SNR of the step, between ``LOWEST`` and ``HIGHEST``."""
-    return float(log_snr(torch.tensor(view.now.alpha_sq)).clamp(LOWEST, HIGHEST))
+    return float(log_snr(torch.tensor(view.now.preserving().alpha_sq)).clamp(LOWEST, HIGHEST))
 
 
 class AnnealingGuidance(StepGuidance):

@@ -187,11 +187,12 @@ class DynamicGuidance(StepGuidance):
 
         found: list[Tensor] = []
         if self._evaluator is not None and self.kinds:
-            level = torch.full((batch * count,), float(log_snr(torch.tensor(view.after.alpha_sq)))).to(pred_cond.dtype)
+            after = view.after.preserving()
+            level = torch.full((batch * count,), float(log_snr(torch.tensor(after.alpha_sq)))).to(pred_cond.dtype)
             level = send(level, pred_cond.device)
             assert self._prompt is not None
             prompt = tuple(part.repeat_interleave(count, dim=0) for part in self._prompt)
-            latents = candidates(view.clean if self._evaluator.clean else view.ahead)
+            latents = candidates(view.clean if self._evaluator.clean else view.judged)
             scores = self._evaluator.judge(latents, level, prompt, scale.flatten().repeat(batch))
             found += [scores[kind].view(batch, count) for kind in self.kinds]
         if self._scorers:

@@ -19,8 +19,13 @@ from diffusion_align.process import Level, Output
 
 #: Why it cannot be guided otherwise.
 DISTILLED = (
-    "but this model was distilled: it takes the guidance scale as an input (unet: time_cond_proj_dim) and needs a "
-    "number, a table or a schedule"
+    "but this model was distilled: it takes the guidance scale as an input (unet: time_cond_proj_dim, FLUX: "
+    "guidance_embeds) and needs a number, a table or a schedule"
+)
+#: Why it cannot be guided at all.
+UNGUIDED = (
+    "this model was distilled to need no guidance (FLUX schnell): set the guidance scale to 1, or give negative "
+    "prompts for guidance by two predictions"
 )
 
 
@@ -30,7 +35,7 @@ class StepView:
 
     Attributes:
         step: number of the step, from 0; ``num_steps`` of them, as many as were asked for.
-        x_t: (B, C, h, w) float32, the variance-preserving latents that the denoiser is given.
+        x_t: (B, C, h, w) float32, the latents that the denoiser is given: of its path, variance-preserving or straight.
         now, after: how much image and noise there is in the latents, before and after the step.
         cond: conditioning of the prompts (B).
         rows: positions of the batch among all images of the run, so that values per image find their own.
@@ -61,6 +66,11 @@ class StepView:
         """The latents that one deterministic DDIM step along ``output`` leads to; affine in the output."""
         x0 = self.clean(output)
         return self.after.noise(x0, self.now.eps(self.x_t, x0))
+
+    def judged(self, output: Tensor) -> Tensor:
+        """``ahead`` as latents of a variance-preserving path, which judges of noisy latents know; affine in the output,
+        too."""
+        return self.after.rescaled(self.ahead(output))
 
 
 class StepGuidance(BaseGuidance, ABC):

@@ -29,14 +29,17 @@ class Call:
     closes: bool = True
 
 
-def set_steps(scheduler: Any, steps: int) -> None:
+def set_steps(scheduler: Any, steps: int, **options: Any) -> None:
     """``scheduler.set_timesteps(steps)``, on the CPU.
+
+    Args:
+        options: of flow schedulers, what the model's pipeline gives them: ``mu``, ``sigmas``.
 
     Raises:
         ValueError: the scheduler cannot make so few or so many.
     """
     try:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **options)
     except (ValueError, IndexError) as error:
         raise ValueError(
             f"num_inference_steps = {steps}: {type(scheduler).__name__} cannot make them ({error})"
@@ -73,6 +76,20 @@ def _numbers(scheduler: Any, steps: int, count: int) -> Sequence[int]:
         first = [call // RUNGE_KUTTA for call in range(len(scheduler.prk_timesteps))] or [0]
         return first + [max(0, steps - count + call) for call in range(len(first), count)]
     return [min(call // scheduler.order, steps - 1) for call in range(count)]
+
+
+def start_scale(scheduler: Any) -> float:
+    """What standard normal noise is multiplied with at a run's start; flow schedulers start from it as it is."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def model_input(scheduler: Any, latents: Tensor, t: Tensor) -> Tensor:
+    """What the denoiser is given of a scheduler's own latents at its timestep ``t``; the latents themselves where the
+    scheduler has no other scaling."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return latents
+    scaled: Tensor = scheduler.scale_model_input(latents, t)
+    return scaled
 
 
 def call_level(scheduler: Any, t: Tensor) -> Level[float]:

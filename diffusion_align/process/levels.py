@@ -52,9 +52,17 @@ class Level(Generic[Number]):
         """sigma / (alpha + sigma): the same noise-to-image ratio on the straight path (1 - s) x0 + s eps."""
         return self.sigma / (self.alpha + self.sigma)
 
+    def preserving(self) -> Level[Number]:
+        """The variance-preserving level with the same noise-to-image ratio, which is where ``rescaled`` latents are."""
+        return self
+
+    def rescaled(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of this level as a variance-preserving path has them."""
+        return x
+
     def map(self: Level[Tensor], function: Callable[[Tensor], Tensor]) -> Level[Tensor]:
         """The level with ``function`` applied to all four tensors."""
-        return Level(*(function(getattr(self, field.name)) for field in fields(self)))
+        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
 
     def __getitem__(self: Level[Tensor], index: Tensor | slice | int) -> Level[Tensor]:
         return self.map(lambda values: values[index])
@@ -70,6 +78,22 @@ class Level(Generic[Number]):
     def column(self: Level[Tensor]) -> Level[Tensor]:
         """Of shape (B, 1, 1, 1), to broadcast over latents."""
         return self.map(lambda values: values.view(-1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class StraightLevel(Level[Number]):
+    """A place on the straight way of flow matching: alpha = 1 - sigma."""
+
+    @staticmethod
+    def from_sigma(sigma: Number) -> StraightLevel[Number]:
+        """The level whose share of noise is ``sigma``, in [0, 1]."""
+        return StraightLevel(1 - sigma, sigma, (1 - sigma) ** 2, sigma**2)
+
+    def preserving(self) -> Level[Number]:
+        return Level.from_alpha_bar(self.alpha_sq / (self.alpha_sq + self.sigma_sq))
+
+    def rescaled(self, x: Tensor) -> Tensor:
+        return x / (self.alpha_sq + self.sigma_sq) ** 0.5
 
 
 def log_snr(alpha_bar: Tensor) -> Tensor:

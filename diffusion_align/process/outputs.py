@@ -59,11 +59,21 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType(
     }
 )
 
+#: Flow matching's output, the way's direction u = eps - x0 = dx/dsigma at x = (1 - sigma) x0 + sigma eps. It is another
+#: quantity than the velocity alpha eps - sigma x0 of variance-preserving paths.
+FLOW = Output(
+    target=lambda x0, eps, level: eps - x0,
+    x0=lambda out, x, level: x - level.sigma * out,
+    eps=lambda out, x, level: x + level.alpha * out,
+    v=lambda out, x, level: velocity(x - level.sigma * out, x + level.alpha * out, level),
+)
+
 
 def min_snr_weight(kind: Output, level: Level[Tensor], gamma: float) -> Tensor:
     """Weights of squared errors of raw outputs: min(SNR, gamma) times what makes them errors of x0 (2303.09556).
 
-    For noise min(SNR, gamma) / SNR, for the velocity min(SNR, gamma) / (SNR + 1), for clean latents min(SNR, gamma).
+    For noise min(SNR, gamma) / SNR, for the velocity min(SNR, gamma) / (SNR + 1), for clean latents min(SNR, gamma),
+    for the flow min(SNR, gamma) sigma^2.
     Noise alone (SNR 0) has the limit for predicted noise, 1.
 
     Args:
@@ -80,7 +90,7 @@ def min_snr_weight(kind: Output, level: Level[Tensor], gamma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A denoiser's output seen as noise, clean latents or velocity, whichever it was trained to give.
+    """A denoiser's output seen as noise, clean latents, velocity or flow, whichever it was trained to give.
 
     Attributes:
         output: raw network output, (B, C, h, w), float32.
@@ -106,5 +116,10 @@ class Prediction:
 
     @property
     def v(self) -> Tensor:
-        """The velocity, (B, C, h, w)."""
+        """The velocity alpha eps - sigma x0, (B, C, h, w)."""
         return self.kind.v(self.output, self.x_t, self.level)
+
+    @property
+    def flow(self) -> Tensor:
+        """eps - x0, (B, C, h, w): what flow models are trained to give."""
+        return self.output if self.kind is FLOW else self.eps - self.x0

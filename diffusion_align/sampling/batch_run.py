@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
-from diffusion_align.guidance.guider import DISTILLED, StepGuidance, StepView
-from diffusion_align.process import Level, call_level, model_calls, set_steps
+from diffusion_align.guidance.guider import DISTILLED, UNGUIDED, StepGuidance, StepView
+from diffusion_align.process import model_calls, model_input, start_scale
 
 from .control import GuidedStep, Moment, StepCallback, StepPlan
 from .step_noise import StepNoise
@@ -76,20 +76,21 @@ class BatchRun:
         step_noise = StepNoise.of(scheduler, generators)
         # On the CPU: schedulers look things up by the timestep, and would ask the device for it at every step.
         steps = len(self.plan.etas)
-        set_steps(scheduler, steps)
-        times = send(scheduler.timesteps, adapter.device)
-        levels = [Level.from_alpha_bar(signal) for signal in adapter.path.levels(scheduler, steps).alpha_sq.tolist()]
-        latents = before = send(noise, adapter.device) * scheduler.init_noise_sigma
+        factor = adapter.vae_scale_factor
+        adapter.set_steps(scheduler, steps, noise.shape[-2] * factor, noise.shape[-1] * factor)
+        times = send(adapter.path.times(scheduler), adapter.device)
+        levels = adapter.path.step_levels(scheduler, steps)
+        latents = before = send(noise, adapter.device) * start_scale(scheduler)
         path = [latents] if keep_trajectory else []
         for place, (call, t) in enumerate(zip(model_calls(scheduler, steps), scheduler.timesteps, strict=True)):
             before = latents if call.opens else before
-            x_t = scheduler.scale_model_input(latents, t)
+            x_t = model_input(scheduler, latents, t)
             keeps_x_t = x_t is latents
             view = StepView(
                 call.step,
                 steps,
                 x_t.float(),
-                levels[call.step] if call.opens else call_level(scheduler, t),
+                levels[call.step] if call.opens else adapter.path.call_level(scheduler, place),
                 levels[call.step + 1],
                 self.cond,
                 self.rows,
@@ -132,8 +133,11 @@ class BatchRun:
         if isinstance(guider, StepGuidance):
             guider.bind(view)
         guider.set_state(step=view.step, num_inference_steps=view.num_steps, timestep=t)
-        if self.adapter.embeds_guidance:
-            return self.distilled(view, t)
+        if not self.plan.two_branches:
+            if self.adapter.embeds_guidance:
+                return self.distilled(view, t)
+            if guider.num_conditions > 1:
+                raise ValueError(UNGUIDED)
         branches = guider.prepare_inputs({"cond": (self.cond, self.null)})
         if type(guider).prepare_models is BaseGuidance.prepare_models:
             run = self.plan.copies[view.step]

@@ -82,6 +82,8 @@ class SamplingOptions:
         latents: standard normal noise (N, C, h, w) to start from; None draws it from the seeds.
         graph: (steps, N) bool, which predictions keep their graph to the weights, for the callback's ``Moment.x0``;
             None keeps none. No graph leads from one step to the next.
+        embedded_guidance: of models that take the guidance scale as an input (FLUX dev): the scale that they are given
+            while ``guidance`` combines two predictions (true guidance, twice the cost); None gives them ``guidance``.
         copies: images come in runs of this many that are equal up to and including a step (one number for all
             steps or one per step): the step is predicted once for each run. ``batch_size`` must be a multiple.
     """
@@ -97,6 +99,7 @@ class SamplingOptions:
     latents: Tensor | None = None
     graph: Tensor | None = None
     copies: int | Sequence[int] = 1
+    embedded_guidance: float | None = None
 
 
 #: Nothing changed.
@@ -112,6 +115,7 @@ class StepPlan:
         strengths: alignment strengths.
         copies: runs of this many images are equal.
         graph: (steps, N) bool, which predictions keep their graph.
+        two_branches: whether prompts may be combined with null prompts; else the network is given the scale, or none.
         on_guided: called after every combination of predictions.
     """
 
@@ -119,10 +123,18 @@ class StepPlan:
     strengths: list[float]
     copies: list[int]
     graph: Tensor
+    two_branches: bool = True
     on_guided: GuidedCallback | None = None
 
     @classmethod
-    def make(cls, steps: int, images: int, eta: float | Sequence[float], options: SamplingOptions) -> StepPlan:
+    def make(
+        cls,
+        steps: int,
+        images: int,
+        eta: float | Sequence[float],
+        options: SamplingOptions,
+        two_branches: bool = True,
+    ) -> StepPlan:
         """The plan of ``options``.
 
         Raises:
@@ -135,7 +147,7 @@ class StepPlan:
         if any(batch % run or images % run for run in runs):
             raise ValueError(f"copies: batches of {batch} of {images} images cut through runs of {max(runs)}")
         graph = torch.zeros(steps, images, dtype=torch.bool) if options.graph is None else options.graph
-        return cls(etas, strengths, runs, graph, options.on_guided)
+        return cls(etas, strengths, runs, graph, two_branches, options.on_guided)
 
 
 def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.adapters.families import check_scheduler
 from diffusion_align.adapters.prompts import conditioning
 from diffusion_align.guidance.guider import DISTILLED, StepGuidance
 from diffusion_align.guidance.schedules import as_guider
@@ -102,7 +102,7 @@ def sample(
             scheduler of another noising process (EDM, flow matching), or steps that it cannot make.
     """
     sampler = scheduler or adapter.pipeline.scheduler
-    check_scheduler(sampler)
+    adapter.family.check_scheduler(sampler)
     for name, values in (
         ("seeds", seeds),
         ("negative_prompts", negative_prompts),
@@ -111,13 +111,12 @@ def sample(
     ):
         if values is not None and len(values) != len(prompts):
             raise ValueError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(values)}")
-    if adapter.embeds_guidance and negative_prompts is not None:
-        raise ValueError(f"negative_prompts steer away from a second prediction, {DISTILLED}")
-    factor = adapter.vae_scale_factor
+    two_branches = _two_branches(adapter, negative_prompts is not None, options.embedded_guidance)
+    factor, divisor = adapter.vae_scale_factor, adapter.side_factor
     height, width = options.height or adapter.default_resolution, options.width or adapter.default_resolution
-    if height % factor or width % factor:
-        raise ValueError(f"images of {height}x{width} pixels cannot be made: both sides must be divisible by {factor}")
-    plan = StepPlan.make(num_inference_steps, len(prompts), eta, options)
+    if height % divisor or width % divisor:
+        raise ValueError(f"images of {height}x{width} pixels cannot be made: both sides must be divisible by {divisor}")
+    plan = StepPlan.make(num_inference_steps, len(prompts), eta, options, two_branches)
     if any(value != 1 for value in plan.strengths) and not adapter.has_reference:
         raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
     guider = as_guider(guidance)
@@ -127,13 +126,17 @@ def sample(
         texts = list(prompts[start : rows.stop])
         cond = conditioning(adapter, texts, height, width, None if inpaint is None else inpaint[start : rows.stop])
         nulls = [None] * len(rows) if negative_prompts is None else list(negative_prompts[start : rows.stop])
+        null = conditioning(adapter, nulls, height, width, cond.inpaint)
+        if options.embedded_guidance is not None:
+            scales = torch.full((len(rows),), options.embedded_guidance, device=cond.embeds.device)
+            cond, null = replace(cond, guidance=scales), replace(null, guidance=scales)
         run = BatchRun(
             adapter,
             guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run
             copy.deepcopy(sampler),
             texts,
             cond,
-            conditioning(adapter, nulls, height, width, cond.inpaint),
+            null,
             rows,
             plan,
         )
@@ -158,6 +161,28 @@ def sample(
         [record for part in parts for record in part.records],
         torch.cat(paths, dim=1) if paths else None,
     )
+
+
+def _two_branches(adapter: Adapter, negative: bool, embedded: float | None) -> bool:
+    """Whether prompts are combined with null prompts.
+
+    Args:
+        negative: there are negative prompts.
+        embedded: ``embedded_guidance``.
+
+    Raises:
+        ValueError: a model that takes the scale as an input has one for it or negative prompts, but not both ways.
+    """
+    if adapter.guidance != "embedded":
+        if embedded is not None:
+            raise ValueError(
+                f"embedded_guidance = {embedded:g} is for models that take the guidance scale as an input (FLUX dev), "
+                "which this one does not: leave it unset"
+            )
+        return adapter.guidance == "cfg" or negative
+    if negative and embedded is None:
+        raise ValueError(f"negative_prompts steer away from a second prediction, {DISTILLED}")
+    return embedded is not None
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:

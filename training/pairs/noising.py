@@ -80,7 +80,7 @@ class InvertedNoising:
         with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
             x_t = invert(
                 path,
-                lambda x, steps: self.adapter.predict(x, steps, cond).eps,
+                lambda x, steps: path.moving(self.adapter.predict(x, steps, cond)),
                 x0,
                 t,
                 num_steps=config.inversion_steps,

@@ -53,10 +53,7 @@ def facts(config: DPOConfig, adapter: Adapter, pairs: CachedPairs) -> dict[str, 
     return {
         "method": config.method,
         "reference": digest.hexdigest(),
-        "schedule": [
-            adapter.pipeline.scheduler.config.prediction_type,
-            hashlib.sha256(str(adapter.path.alpha_bar.tolist()).encode()).hexdigest(),
-        ],
+        "schedule": adapter.path.facts(),
         "pairs": pairs.contents,
         **config.reference_settings(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {_processor()}",

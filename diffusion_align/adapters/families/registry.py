@@ -12,7 +12,11 @@ from .family import Family
 KNOWN: tuple[str, ...] = (
     "sdxl:StableDiffusionXL",
     "sd:StableDiffusion",
+    "sd3:StableDiffusion3",
+    "flux:Flux",
 )
+#: Attributes of a pipeline that may be its denoiser.
+DENOISERS = ("unet", "transformer")
 
 
 def _family(address: str) -> Family:
@@ -30,17 +34,18 @@ def find_family(pipeline: Any) -> Family:
     Raises:
         ValueError: none matches; the message names the pipeline's class and the supported families.
     """
-    network = getattr(pipeline, "unet", None)
-    return matching_family(
-        getattr(pipeline, "components", {}), {} if network is None else network.config, type(pipeline).__name__
-    )
+    parts = dict(getattr(pipeline, "components", {}))
+    network = next((parts[name] for name in DENOISERS if parts.get(name) is not None), None)
+    name = type(pipeline).__name__
+    return matching_family(parts | {"_class_name": name}, {} if network is None else network.config, name)
 
 
 def matching_family(parts: Mapping[str, Any], network_config: Mapping[str, Any], what: str) -> Family:
     """The family of a pipeline that may be known by its configs alone.
 
     Args:
-        parts: its components by name, None where one is missing; or a model_index.json.
+        parts: its components by name, None where one is missing, and its class's name as "_class_name"; or a
+            model_index.json.
         network_config: of its denoiser.
         what: how an error names the pipeline, e.g. its class.
 
@@ -54,7 +59,8 @@ def matching_family(parts: Mapping[str, Any], network_config: Mapping[str, Any],
     names = ", ".join(family.name for family in FAMILIES)
     raise ValueError(
         f"{what} is not supported: expected a pipeline of one of these families: {names} "
-        "(Stable Diffusion 1.x/2.x, SDXL and their inpainting variants)"
+        "(Stable Diffusion 1.x/2.x, SDXL and their inpainting variants; SD3, SD3.5 and FLUX.1 from text, not Fill, "
+        "Kontext, Control, Redux or ControlNets)"
     )
 
 

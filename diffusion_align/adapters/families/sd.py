@@ -26,11 +26,11 @@ class StableDiffusion(UNetFamily):
     def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
         return parts.get("unet") is not None and parts.get("text_encoder") is not None and "text_encoder_2" not in parts
 
-    def encode(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+    def encode(self, pipeline: Any, prompts: list[str], length: int | None = None) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(prompts, pipeline.text_encoder.device, 1, False)
         return Conditioning(embeds)
 
-    def null(self, pipeline: Any) -> Conditioning:
+    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
         return self.encode(pipeline, [""])
 
     def model_spec(self, pipeline: Any) -> dict[str, str]:

@@ -41,13 +41,13 @@ class StableDiffusionXL(UNetFamily):
         there = all(parts.get(name) is not None for name in ("unet", *self.text_encoder_names))
         return there and network_config.get("addition_embed_type") == "text_time"
 
-    def encode(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+    def encode(self, pipeline: Any, prompts: list[str], length: int | None = None) -> Conditioning:
         embeds, _, pooled, _ = pipeline.encode_prompt(
             prompts, device=pipeline.text_encoder_2.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return Conditioning(embeds, pooled, self.default_size(pipeline, len(prompts)))
 
-    def null(self, pipeline: Any) -> Conditioning:
+    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
         cond = self.encode(pipeline, [""])
         if not pipeline.config.force_zeros_for_empty_prompt:
             return cond
@@ -73,7 +73,7 @@ class StableDiffusionXL(UNetFamily):
     def arguments(self, cond: Conditioning) -> dict[str, Any]:
         return super().arguments(cond) | {"added_cond_kwargs": {"text_embeds": cond.pooled, "time_ids": cond.time_ids}}
 
-    def memory_inputs(self, network: Any, rows: int, side: int) -> NetworkInputs:
+    def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
         inputs, config = super().memory_inputs(network, rows, side), network.config
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         pooled = torch.empty(rows, width, dtype=network.dtype, device="meta")

@@ -70,23 +70,28 @@ def check_understood(pipeline: Any, conditioning: Mapping[str, Collection[Any]],
             message names it.
     """
     unet, vae = pipeline.unet, pipeline.vae
-    check_networks(pipeline)
+    check_networks(pipeline, NETWORKS)
     check_scheduler(pipeline.scheduler)
     for part, owner, known in (("unet", unet, UNET | set(conditioning)), ("vae", vae, VAE | set(latents))):
-        _check_fields(part, owner, known)
-    for name, values in conditioning.items():
-        if unet.config.get(name) not in values:
-            raise ValueError(
-                f"unet: {name} = {unet.config.get(name)!r} asks for inputs that are not understood; expected "
-                f"{' or '.join(repr(value) for value in values)}"
-            )
+        check_fields(part, owner, known)
+    check_values("unet", unet.config, conditioning)
     check_latents(unet.config, vae.config)
 
 
-def check_networks(pipeline: Any) -> None:
+def check_values(part: str, config: Mapping[str, Any], known: Mapping[str, Collection[Any]]) -> None:
+    """Refuse values of a network's config that ask for inputs of which nobody knows."""
+    for name, values in known.items():
+        if config.get(name) not in values:
+            raise ValueError(
+                f"{part}: {name} = {config.get(name)!r} asks for inputs that are not understood; expected "
+                f"{' or '.join(repr(value) for value in values)}"
+            )
+
+
+def check_networks(pipeline: Any, known: Collection[str]) -> None:
     """Refuse a pipeline with a ControlNet or the like, and VAEs of another kind (they have no posterior)."""
     for name, part in pipeline.components.items():
-        if name not in NETWORKS and isinstance(part, nn.Module):
+        if name not in known and isinstance(part, nn.Module):
             raise ValueError(f"{name} ({type(part).__name__}) of {type(pipeline).__name__} is not understood")
     if not isinstance(pipeline.vae, AutoencoderKL):
         raise ValueError(f"vae: {type(pipeline.vae).__name__} is not understood: expected AutoencoderKL")
@@ -130,14 +135,21 @@ def check_scheduler(scheduler: Any) -> None:
             f"scheduler: {name} has {what}: its noising process is not Stable Diffusion's, which this model's family "
             "needs"
         )
+    check_step(scheduler)
+    check_fields("scheduler", scheduler, NOISE_SCHEDULE | SAMPLING)
+
+
+def check_step(scheduler: Any) -> None:
+    """Refuse a scheduler whose step needs more than a prediction, a time and latents."""
     given = inspect.signature(scheduler.step).parameters.values()
     wanted = [each.name for each in given if each.default is each.empty and each.name not in GIVEN]
     if wanted:
+        name = type(scheduler).__name__
         raise ValueError(f"scheduler: a step of {name} needs {', '.join(wanted)}, which Stable Diffusion's have not")
-    _check_fields("scheduler", scheduler, NOISE_SCHEDULE | SAMPLING)
 
 
-def _check_fields(part: str, owner: Any, known: Collection[str]) -> None:
+def check_fields(part: str, owner: Any, known: Collection[str]) -> None:
+    """Refuse fields of a part's config that are set and not among ``known``."""
     for name, value in _set_fields(owner).items():
         if name not in known:
             raise ValueError(f"{part}: {name} = {value!r} is not understood ({type(owner).__name__})")

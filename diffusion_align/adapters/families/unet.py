@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from diffusion_align.adapters.conditioning import Conditioning
 
-from .family import NetworkInputs
+from .family import Guidance, NetworkInputs
 from .original import original_unet_names
+from .understood import check_scheduler, check_understood
 
 #: Tokens of a prompt: CLIP's.
 TOKENS = 77
@@ -37,7 +38,6 @@ def guidance_embedding(scale: Tensor, width: int) -> Tensor:
 class UNetFamily:
     """Classifier-free guidance of a UNet; see :class:`~.family.Family` for what each member means."""
 
-    guidance: Literal["cfg", "embedded", "none"] = "cfg"
     network_name: str = "unet"
     #: diffusers' attention projections: what its own LoRA scripts train.
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -48,10 +48,37 @@ class UNetFamily:
     }
     scripts_name_original_blocks: bool = False
     blocks: tuple[str, ...] = ("BasicTransformerBlock", "ResnetBlock2D")
+    conditioning_fields: Mapping[str, Collection[Any]] = {}
     latent_fields: Collection[str] = ("scaling_factor",)
+    patch: int = 1
+    overflows: bool = False
 
-    def embeds_guidance(self, network_config: Any) -> bool:
-        return network_config.get("time_cond_proj_dim") is not None
+    def check(self, pipeline: Any) -> None:
+        check_understood(pipeline, self.conditioning_fields, self.latent_fields)
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        check_scheduler(scheduler)
+
+    def grid(self, scheduler: Any, steps: int, tokens: int) -> dict[str, Any]:
+        return {}
+
+    def tokens(self, height: int, width: int) -> int:
+        return height * width
+
+    def default_side(self, network_config: Any) -> int:
+        return int(network_config["sample_size"])
+
+    def default_length(self, network_config: Any) -> int | None:
+        return None
+
+    def guidance(self, network_config: Any) -> Guidance:
+        return "cfg" if network_config.get("time_cond_proj_dim") is None else "embedded"
+
+    def check_speed(self, attention: str, channels_last: bool) -> None:
+        """A UNet has them all."""
+
+    def compile(self, network: Any) -> None:
+        network.compile_repeated_blocks()
 
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         arguments, scale = self.arguments(inputs.cond), inputs.cond.guidance
@@ -85,7 +112,7 @@ class UNetFamily:
             "modelspec.resolution": f"{side}x{side}",
         }
 
-    def memory_inputs(self, network: Any, rows: int, side: int) -> NetworkInputs:
+    def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
         dtype, config = network.dtype, network.config
         return NetworkInputs(
             torch.empty(rows, config.in_channels, side, side, dtype=dtype, device="meta"),

@@ -1,0 +1,83 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from diffusion_align.adapters.conditioning import Conditioning
+
+from .family import NetworkInputs
+from .transformer import CLIP_TOKENS, FlowFamily
+
+#: Tokens that T5 is given by the pipeline.
+T5_TOKENS = 256
+
+
+class StableDiffusion3(FlowFamily):
+    """SD3 and SD3.5: two CLIPs and T5, whose states stand one after the other; T5 may be missing (zeros)."""
+
+    name: str = "sd3"
+    pipelines: Mapping[str, type] = {"sd3": StableDiffusion3Pipeline}
+    text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    #: diffusers' script's: the joint attention of pictures and text, not the second one of SD3.5's pictures.
+    lora_targets: tuple[str, ...] = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
+        "attn.add_v_proj", "attn.to_add_out",
+    )  # fmt: skip
+    lora_prefixes: Mapping[str, tuple[str, ...]] = {
+        "transformer": ("lora_transformer", "lora_unet"),
+        "text_encoder": ("lora_te1",),
+        "text_encoder_2": ("lora_te2",),
+        "text_encoder_3": ("lora_te3",),
+    }
+    blocks = ("JointTransformerBlock",)
+    conditioning_fields: Mapping[str, Collection[Any]] = {"patch_size": (2,)}
+
+    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
+        there = all(parts.get(name) is not None for name in ("transformer", "text_encoder", "text_encoder_2"))
+        return there and parts.get("_class_name") == StableDiffusion3Pipeline.__name__
+
+    def default_length(self, network_config: Any) -> int | None:
+        return T5_TOKENS
+
+    def encode(self, pipeline: Any, prompts: list[str], length: int | None = None) -> Conditioning:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompts,
+            None,
+            None,
+            device=pipeline.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length or T5_TOKENS,
+        )
+        return Conditioning(embeds, pooled)
+
+    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
+        return self.encode(pipeline, [""], length)
+
+    def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
+        cond = inputs.cond
+        output: Tensor = network(
+            hidden_states=inputs.x_t,
+            timestep=1000 * inputs.t,  # float32 in every precision, as the pipeline gives it
+            encoder_hidden_states=cond.embeds,
+            pooled_projections=cond.pooled,
+        ).sample
+        return output
+
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        side = self.default_side(pipeline.transformer.config) * pipeline.vae_scale_factor
+        return {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.implementation": "diffusers",
+            "modelspec.architecture": "stable-diffusion-3",
+            "modelspec.resolution": f"{side}x{side}",
+            "ss_base_model_version": "sd3",
+        }
+
+    def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
+        text = self.text_inputs(network, rows, CLIP_TOKENS + (length or T5_TOKENS))
+        return self.latent_inputs(network, rows, side, text)
