@@ -54,6 +54,7 @@ SHARED_NAMES = {
     "pairs": "data reads what scenes.make makes",
     "comparisons": "data reads what scenes.make makes",
     "ratings": "data reads what scenes.make makes",
+    "flow": "the path, and the training of the model that goes by it",
 }
 
 #: What only ``process`` may write: the noise schedule's table, square roots of alpha_bar, and what kind of prediction
