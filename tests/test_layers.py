@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training.pairs", "training.online", "training.scorers", "training.evaluators"),
     ("training",),
     ("commands",),
+    ("studio",),
     ("cli",),
 )
 

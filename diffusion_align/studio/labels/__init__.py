@@ -1,0 +1,1 @@
+"""What people say of pictures: events appended to one file a person, what to ask next, agreement, and the export."""
