@@ -23,6 +23,7 @@ from .commands.options import (
     ServeScorerOptions,
 )
 from .commands.parsing import parse_options, unknown
+from .studio import studio_options
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,18 @@ class Command:
     Attributes:
         text: its line in the overview.
         parse: arguments to checked options; it prints the help and raises ``SystemExit`` where that is asked for.
-        module: of ``commands/``, whose ``run`` does what the options say.
+        module: of ``room``, whose ``run`` does what the options say.
+        room: of the package.
     """
 
     text: str
     parse: Callable[[list[str]], Any]
     module: str
+    room: str = "commands"
 
     def run(self, options: Any) -> int:
         """Do what ``options`` say; returns the exit status."""
-        status: int = import_module(f"{__package__}.commands.{self.module}").run(options)
+        status: int = import_module(f"{__package__}.{self.room}.{self.module}").run(options)
         return status
 
 
@@ -93,6 +96,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "compare models (evaluate A B), scorers with people (evaluate scorer), ways to guide (evaluate guidance)",
             evaluating.parse,
             "evaluating",
+        ),
+        "studio": Command(
+            "label pictures, compare models and watch runs in a browser", studio_options.parse, "launching", "studio"
         ),
         "cache": Command("encode a training set's images and captions once", cache.parse, "cache"),
     }

@@ -203,7 +203,7 @@ class LabelQueue:
         pictures: tuple[int, ...] = tuple(range(len(unit.pictures))) if match is None else match
         if len(pictures) == 2:
             exchanged = share(seed, "side", unit.key, self.annotator, 0, *pictures) < 0.5
-            shown = pictures[::-1] if exchanged != (visit == 1) else pictures
+            shown: tuple[int, ...] = pictures[::-1] if exchanged != (visit == 1) else pictures
         else:
             shown = tuple(sorted(pictures, key=lambda i: share(seed, "side", unit.key, self.annotator, visit, i)))
         attempt = attempts[(unit.key, visit, tuple(sorted(pictures)), number)]
