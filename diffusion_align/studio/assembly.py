@@ -11,11 +11,11 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from .labels.label_store import checked_name
-from .serving.catalogue import Catalogue
 from .serving.data_desk import DataDesk
 from .serving.door import Door
 from .serving.event_stream import EventStream
 from .serving.label_desk import LabelDesk
+from .serving.picture_catalogue import Catalogue
 from .serving.studio_app import Parts, build_app
 from .studio_options import StudioOptions
 

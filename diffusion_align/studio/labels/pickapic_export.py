@@ -120,12 +120,12 @@ def table_rows(task: Task, rows: Sequence[_Row], cells: ParquetCells) -> Iterato
         flip = order[0] == 1
         numbers = (answer.first, answer.second)
         pictures = [unit.pictures[numbers[side]] for side in order]
-        uids = [row.hashes[side][:32] for side in order]
+        uids = [picture.uid or row.hashes[side][:32] for picture, side in zip(pictures, order, strict=True)]
         label = 1 - answer.label if flip else answer.label
         votes = answer.votes[::-1] if flip else answer.votes
         wrong = (None, None) if answer.wrong is None else (answer.wrong[::-1] if flip else answer.wrong)
         yield {
-            "are_different": uids[0] != uids[1],
+            "are_different": row.hashes[0] != row.hashes[1],
             "best_image_uid": "none" if label == 0.5 else uids[0 if label == 1 else 1],
             "caption": unit.prompt, "has_label": True, "image_0_uid": uids[0], "image_1_uid": uids[1],
             "jpg_0": pictures[0].read(cells), "jpg_1": pictures[1].read(cells),

@@ -17,7 +17,7 @@ from diffusion_align.studio.labels.keyed import normalised
 from diffusion_align.studio.sources.pair_tables import PairTable, is_pair_table, read_table, scores_of, sides
 from diffusion_align.studio.sources.served_pictures import checked_size
 
-from .catalogue import Catalogue, Entry
+from .picture_catalogue import Catalogue, Entry
 
 #: Rows of a page.
 PAGE = 60

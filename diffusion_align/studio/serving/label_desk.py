@@ -27,7 +27,7 @@ from diffusion_align.studio.labels.many_at_once import contradictions
 from diffusion_align.studio.labels.merged_votes import Merge, answers
 from diffusion_align.studio.labels.pickapic_export import write_export
 
-from .catalogue import Catalogue
+from .picture_catalogue import Catalogue
 
 #: Visits that are handed out together, so that the next pictures are there when they are needed.
 AHEAD = 6

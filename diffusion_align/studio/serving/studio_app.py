@@ -18,15 +18,15 @@ from starlette.types import ASGIApp
 
 from diffusion_align.pictures import CorruptImageError
 
-from .catalogue import Catalogue
 from .door import Door, Guard
 from .event_stream import EventStream
+from .picture_catalogue import Catalogue
 
 #: Bytes of a request's body.
 MOST_BODY = 64 * 2**10
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 #: Name and title of every page, in the order of the menu.
-PAGES: Mapping[str, str] = {"label": "Label", "compare": "Compare", "runs": "Runs", "data": "Data"}
+PAGES: Mapping[str, str] = {"label": "Label"}
 #: From a request's JSON object to the answer's; runs in a thread of its own.
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 

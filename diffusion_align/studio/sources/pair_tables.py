@@ -85,6 +85,7 @@ def sides(file: Path, number: int, row: Mapping[str, Any]) -> tuple[Picture, Pic
             number,
             f"jpg_{side}",
             str(row.get(f"image_{side}_uid") or f"{file.name}:{number}:{side}"),
+            row.get(f"image_{side}_uid"),
             row.get(f"model_{side}"),
             row.get(f"scale_{side}"),
         )

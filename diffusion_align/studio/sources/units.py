@@ -17,6 +17,7 @@ class Picture:
         file: picture, or parquet file.
         row, column: in a parquet file.
         name: tells it from other pictures of its unit: its uid, or its file.
+        uid: what the source calls it; None where it has no name.
         model: what drew it; None where nobody said.
         scale: guidance scale it was drawn with.
     """
@@ -25,6 +26,7 @@ class Picture:
     row: int | None = None
     column: str = ""
     name: str = ""
+    uid: str | None = None
     model: str | None = None
     scale: float | None = None
 
