@@ -34,9 +34,11 @@ SCENE_SCORERS = {"scenes-oracle": "diffusion_align.scenes.oracle_scorer:load_ora
 
 SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
 SHIPPED_PAIRS = ("scenes-pairs",)
+#: LoRAs of shipped models.
+SHIPPED_LORAS = ("scenes-aligned",)
 SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
 SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
-SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS)
+SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS, *SHIPPED_LORAS)
 
 #: Published models of which the configs come with the package, without weights and vocabularies: enough for a plan.
 LAYOUTS = ("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint")
@@ -128,7 +130,7 @@ def layout_path(name: str) -> Path | None:
 
 
 def shipped_path(name: str) -> Path:
-    """Folder of a pipeline, scorer, evaluator or data set that comes with the package, e.g. ``scenes-sdxl``.
+    """Folder of a pipeline, scorer, evaluator, LoRA or data set that comes with the package, e.g. ``scenes-sdxl``.
 
     An ordinary folder: ``DiffusionPipeline.from_pretrained(shipped_path("scenes-uneven"))`` works. What the package
     stores in few bits is assembled at first use in ``$DIFFUSION_ALIGN_CACHE/shipped`` (default: ``diffusion-align`` in

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from diffusion_align.files import sealed_folder, verify_folder
+from diffusion_align.shipped import SHIPPED_LORAS, shipped_path
 
 from .lora_files import (
     KOHYA_FILE,
@@ -39,14 +40,19 @@ class Source:
 
     @classmethod
     def parse(cls, text: str | Path) -> Source:
-        """From PATH or PATH:WEIGHT, e.g. ``runs/dpo:0.8``."""
+        """From PATH or PATH:WEIGHT, e.g. ``runs/dpo:0.8``; a shipped LoRA's name stands for its folder."""
         path, colon, weight = str(text).rpartition(":")
         if not colon or Path(text).exists():
-            return cls(Path(text))
+            return cls(lora_path(text))
         try:
-            return cls(Path(path), float(weight))
+            return cls(lora_path(path), float(weight))
         except ValueError:
             return cls(Path(text))
+
+
+def lora_path(name: str | Path) -> Path:
+    """The folder of a LoRA that comes with the package, or ``name`` itself."""
+    return shipped_path(str(name)) if str(name) in SHIPPED_LORAS else Path(name)
 
 
 def lora_header(stack: LoraStack) -> dict[str, str]:
