@@ -36,7 +36,8 @@ def pack(
 
     Args:
         state: tensors by name; those of other dtypes than float16 are kept exactly.
-        parent: as ``unpack`` will get it. A tensor that it has in another shape is kept exactly.
+        parent: as ``unpack`` will get it. A kernel that it has in another shape is kept exactly, a matrix packed
+            by itself.
         row_bits, difference_bits: of an integer, 2 to 8, for tensors that the parent lacks and for those that it has.
 
     Raises:
@@ -52,9 +53,9 @@ def pack(
             packed[f"{key}|same"] = torch.empty(0, dtype=torch.int8)
         elif value.dtype != torch.float16 or value.ndim < 2 or value.numel() < SMALL:
             packed[key] = value.contiguous()
-        elif base is None:
+        elif base is None or (base.shape != value.shape and value.ndim == 2):
             packed[f"{key}|rows"], packed[f"{key}|scale"] = quantise(key, value.float(), row_bits)
-        elif base.shape != value.shape:
+        elif base.shape != value.shape:  # a first layer that sees more: its inputs differ too much for one scale
             packed[key] = value.contiguous()
         else:
             difference = value.float() - base.float()

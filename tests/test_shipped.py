@@ -225,10 +225,11 @@ def test_vectors_small_matrices_and_other_dtypes_stay_exact() -> None:
     assert all(torch.equal(restored[key], state[key]) and restored[key].dtype == state[key].dtype for key in state)
 
 
-def test_a_tensor_of_another_shape_than_the_parents_stays_exact() -> None:
+def test_a_kernel_of_another_shape_than_the_parents_stays_exact_and_a_matrix_is_packed() -> None:
     child = {"conv_in": torch.randn(48, 9, 3, 3, generator=torch.Generator().manual_seed(0)).half()}
     parent = {"conv_in": torch.zeros(48, 4, 3, 3).half()}
     assert torch.equal(unpack(pack(child, parent), parent)["conv_in"], child["conv_in"])
+    assert "w|rows" in pack({"w": matrix(0)}, {"w": matrix(0)[:, 1:]})
 
 
 def test_a_row_of_zeros_stays_zero() -> None:

@@ -45,7 +45,9 @@ def run_demo(options: DemoOptions) -> Path:
     prompts, scorer, settings = held_out_prompts(options.num_prompts), load_scorer("scenes-oracle"), SamplingSettings()
     print(f"drawing {len(prompts)} held-out prompts with the base model")
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
-    outcomes = {}
+    aligned = sample_and_score(load_adapter("scenes-sdxl").load_weights(ALIGNED), prompts, scorer, settings)
+    sides, rates, outcomes = {"base": base, ALIGNED: aligned}, {ALIGNED: compare(aligned, base)}, {}
+    print(f"{ALIGNED}, which comes with the package: win rate over the base {rates[ALIGNED]}")
     for method, steps in (("dpo", options.dpo_steps), ("inpo", options.inpo_steps)):
         config = load_recipe(
             f"scenes_{method}",
@@ -58,12 +60,7 @@ def run_demo(options: DemoOptions) -> Path:
         assert isinstance(config, TrainConfig)
         outcomes[method] = run_method(config, prompts, base, scorer, settings)
         print(f"{METHODS[method]}: win rate over the base {outcomes[method].win_rate}")
-    aligned = sample_and_score(load_adapter("scenes-sdxl").load_weights(ALIGNED), prompts, scorer, settings)
-    rates = {METHODS[method]: outcome.win_rate for method, outcome in outcomes.items()}
-    rates[ALIGNED] = compare(aligned, base)
-    print(f"{ALIGNED}, shipped: win rate over the base {rates[ALIGNED]}")
-    sides = {"base": base, **{METHODS[method]: outcome.sampled for method, outcome in outcomes.items()}}
-    sides[ALIGNED] = aligned
+        sides[METHODS[method]], rates[METHODS[method]] = outcomes[method].sampled, outcomes[method].win_rate
     summary = {
         method: {
             "win_rate": outcome.win_rate.rate,
@@ -72,7 +69,7 @@ def run_demo(options: DemoOptions) -> Path:
         }
         for method, outcome in outcomes.items()
     }
-    summary[ALIGNED] = {"win_rate": rates[ALIGNED].rate, "interval": list(rates[ALIGNED].interval)}
+    summary[ALIGNED] = {"win_rate": rates[ALIGNED].rate, "interval": list(rates[ALIGNED].interval), "steps": 0}
     report = write_report(out, prompts, sides, rates, outcomes, time.perf_counter() - started)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return report

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.sampling.sampler import generate
+from diffusion_align.shipped import shipped_path
 from tests.adapters.loras.policies import DIFFUSERS, KOHYA, PROMPTS, SEEDS, distance, drawn, ours, stirred, trained
 
 
@@ -137,3 +138,11 @@ def test_a_lora_on_top_of_other_weights_says_so(sdxl_folder: Path, tmp_path: Pat
         load_adapter(sdxl_folder).load_weights(f"{tmp_path}/full:0.5")
     with pytest.raises(ValueError, match="load weights before train_lora"):
         adapter.load_weights(file)
+
+
+def test_a_shipped_lora_is_loaded_by_its_name() -> None:
+    by_name, halved = load_adapter("scenes-sdxl"), load_adapter("scenes-sdxl")
+    base = ours(by_name)
+    whole = ours(by_name.load_weights("scenes-aligned"))
+    assert distance(whole, ours(load_adapter("scenes-sdxl").load_weights(shipped_path("scenes-aligned")))) == 0
+    assert 0 < distance(ours(halved.load_weights("scenes-aligned:0.1")), base) < distance(whole, base)
