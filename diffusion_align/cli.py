@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, data_sets, evaluating, scorers, sweep, train
+from .commands import cache, data_sets, evaluating, scorers, sharing, sweep, train
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -100,6 +100,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "studio": Command(
             "label pictures, compare models and watch runs in a browser", studio_options.parse, "launching", "studio"
         ),
+        "card": Command("write a model card into a run's folder", sharing.parse_card, "sharing"),
+        "push": Command("send a run with its card to the hub", sharing.parse_push, "sharing"),
         "cache": Command("encode a training set's images and captions once", cache.parse, "cache"),
     }
 )

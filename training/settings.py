@@ -155,6 +155,8 @@ def save_config(config: RunConfig, path: Path) -> None:
         "resume_from_checkpoint": None,
         "overwrite_output_dir": False,
     }
+    if hasattr(config, "push_to_hub"):  # who repeats a run must ask for it again
+        once |= {"push_to_hub": False, "hub_model_id": None}
     if hasattr(config, "dtype"):  # weight_dtype holds what it came to, so that a flag can still change that
         once["dtype"] = "auto"
     record = to_dict(config) | once | {"versions": versions(), "git_commit": git_commit()}

@@ -81,4 +81,10 @@ def run(config: RunConfig) -> int:
         kept = f"; the best weights are in {best}" if best.is_dir() else ""
         early = f" ({result.stopped}{kept})" if result.stopped else ""
         print(f"trained {result.step} steps{early}: {result.weights}")
+        if getattr(config, "push_to_hub", False):
+            from .sharing.hub import push
+            from .sharing.sharing_options import PushOptions
+
+            repo = getattr(config, "hub_model_id", None)
+            print(f"pushed: {push(PushOptions(run=str(result.output_dir), repo=str(repo)))[0]}")
     return 0

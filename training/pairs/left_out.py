@@ -77,12 +77,28 @@ class LeftOut:
 def add_data(folder: Path, report: Report) -> None:
     """What the examples of the run in ``folder`` are, and what of them it left out."""
     report.text("## Data")
-    if not (folder / COUNTS).is_file():
+    found = kept_counts(folder)
+    if found is None:
         report.text(f"There is no `{COUNTS}`: the run's data were not counted.")
         return
-    found = LeftOut(**json.loads((folder / COUNTS).read_text()))
+    report.facts(data_facts(folder, found))
+    if found.warnings:
+        report.text("Warnings:\n\n" + "\n".join(f"- {text}" for text in found.warnings))
+    if found.uncaptioned:
+        report.text("Without caption:\n\n" + "\n".join(f"- {row}" for row in found.uncaptioned))
+
+
+def kept_counts(folder: Path) -> LeftOut | None:
+    """What the run in ``folder`` counted of its data; None where it did not."""
+    if not (folder / COUNTS).is_file():
+        return None
+    return LeftOut(**json.loads((folder / COUNTS).read_text()))
+
+
+def data_facts(folder: Path, found: LeftOut) -> dict[str, str]:
+    """Counts for reading, with what turned out unreadable in the run."""
     unreadable = sum(len(file.read_text().splitlines()) for file in folder.glob("corrupt_pairs*.jsonl"))
-    counts = {
+    return {
         "data set": found.name,
         **{name: f"{count:,}" for name, count in (found.counts | found.kinds).items()},
         "used": "counted as they come" if found.used is None else f"{found.used:,}",
@@ -90,11 +106,6 @@ def add_data(folder: Path, report: Report) -> None:
         "captions longer than the text encoder reads": f"{found.captions_cut:,}",
         "in buckets too small for a batch": f"{sum(found.small_buckets.values()):,}",
     }
-    report.facts(counts)
-    if found.warnings:
-        report.text("Warnings:\n\n" + "\n".join(f"- {text}" for text in found.warnings))
-    if found.uncaptioned:
-        report.text("Without caption:\n\n" + "\n".join(f"- {row}" for row in found.uncaptioned))
 
 
 class Counted(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -111,7 +112,7 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         "gradient_checkpointing", "torch_compile", "channels_last", "vae_batch_size", "validation_prompts",
         "num_validation_prompts", "validation_scorer", "validation_inference_steps", "validation_guidance_scale",
         "validation_seed", "validation_seeds_per_prompt", "held_out_scorers", "kl_prompts", "kl_budget", "stop_on",
-        "timestep_bins",
+        "timestep_bins", "push_to_hub", "hub_model_id",
     })  # fmt: skip
 
     #: Rules that a run of this method has.
@@ -167,6 +168,13 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
     fall is over-optimised."""
 
+    # -- sharing
+    push_to_hub: bool = False
+    """At the end send weights, model card, gallery and settings to hub_model_id, as diffusion-align push does:
+    private."""
+    hub_model_id: str | None = None
+    """With push_to_hub: repository of the hub, USER/NAME."""
+
     # -- watching
     kl_prompts: NonNegative = 0
     """Validation prompts along whose sampling the divergence from the base is measured (eval/kl); 0 does without, which
@@ -187,6 +195,10 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     def check(self) -> None:
         super().check()
         self._check_watching()
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.hub_model_id or ""):
+            raise ValueError(f"push_to_hub needs hub_model_id, USER/NAME of a repository; it is {self.hub_model_id!r}")
+        if self.hub_model_id is not None and not self.push_to_hub:
+            raise ValueError(f"hub_model_id {self.hub_model_id} is for push_to_hub, which is not set")
         if self.full_finetuning and self.weight_dtype != "fp32" and self.mixed_precision == "no":
             raise ValueError(
                 f"weight_dtype {self.weight_dtype} with full_finetuning needs mixed_precision fp16 or bf16: the "
