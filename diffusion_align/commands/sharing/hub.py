@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -79,7 +79,7 @@ def push(options: PushOptions, api: HfApi | None = None) -> tuple[str, dict[str,
 
     Raises:
         PushError: the hub cannot be reached, or refuses; the card stays.
-        ValueError, FileNotFoundError: as ``write_card`` and ``stage``.
+        ValueError, FileNotFoundError: as ``write_card`` and ``stage``; a repository that is public already.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -91,24 +91,21 @@ def push(options: PushOptions, api: HfApi | None = None) -> tuple[str, dict[str,
         if options.dry_run:
             return f"https://huggingface.co/{options.repo}", sizes
         hub = api or HfApi()
+        # HfHubHTTPError's first base is what the installed client's own library raises where there is no network.
+        refusals: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__, LocalTokenNotFoundError, OfflineModeIsEnabled)
         try:
             address = hub.create_repo(options.repo, private=not options.public, exist_ok=True)
+            if not options.public and not hub.model_info(options.repo).private:
+                raise ValueError(f"{options.repo} is public: give --public, or another repository")
             hub.create_commit(
                 options.repo,
                 [CommitOperationAdd(str(file.relative_to(place)), str(file)) for file in files],
                 commit_message=f"{facts.method} run, by diffusion-align",
             )
-        except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, connection_error()) as error:
+        except refusals as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise PushError(f"card written to {card}, not pushed: {why}") from error
     return str(address), sizes
-
-
-def connection_error() -> type[Exception]:
-    """What the hub's client raises where there is no network."""
-    import httpx
-
-    return httpx.HTTPError
 
 
 def run_push(options: PushOptions) -> int:

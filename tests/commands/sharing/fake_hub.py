@@ -20,12 +20,20 @@ class FakeHub:
         created: bodies of "make a repository".
         files: content by path, of the last commit.
         tokens: that requests carried.
+        kept: whether the repository is private already; None: as it is asked for.
     """
 
     address: str = ""
     created: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     tokens: set[str | None] = field(default_factory=set)
+    kept: bool | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether only its owner sees the repository."""
+        asked = self.created[-1]
+        return self.kept if self.kept is not None else bool(asked.get("private", asked.get("visibility") == "private"))
 
 
 @contextmanager
@@ -46,7 +54,10 @@ def fake_hub() -> Iterator[FakeHub]:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            self.answer({"error": "not here"}, 404)
+            if self.path.startswith("/api/models/") and hub.created:
+                self.answer({"id": "me/tuned", "private": hub.private})
+            else:
+                self.answer({"error": "not here"}, 404)
 
         def do_POST(self) -> None:
             hub.tokens.add(self.headers.get("Authorization"))
@@ -54,7 +65,10 @@ def fake_hub() -> Iterator[FakeHub]:
             path = self.path.partition("?")[0]
             if path == "/api/repos/create":
                 hub.created.append(json.loads(body))
-                self.answer({"url": f"{hub.address}/{hub.created[-1].get('organization', 'me')}/x"})
+                asked = hub.created[-1]
+                self.answer({"url": f"{hub.address}/{asked.get('organization', 'me')}/{asked['name']}"})
+            elif path == "/api/validate-yaml":
+                self.answer({"errors": [], "warnings": []})
             elif path.endswith("/preupload/main"):
                 asked = json.loads(body)["files"]
                 modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]
@@ -64,7 +78,8 @@ def fake_hub() -> Iterator[FakeHub]:
                     entry = json.loads(line)
                     if entry["key"] == "file":
                         hub.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{hub.address}/commit/0"})
+                repo = path.removeprefix("/api/models/").removesuffix("/commit/main")
+                self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{hub.address}/{repo}/commit/0"})
             else:
                 self.answer({"error": f"no such place: {path}"}, 404)
 

@@ -118,12 +118,8 @@ def test_the_gallery_is_drawn_and_the_code_of_the_card_runs(
 ) -> None:
     config = load_recipe("scenes_dpo", validation_inference_steps=2)
     save_config(config, run / "config.yaml")
-    card = (
-        ModelCard.load(Path(run / "README.md"))
-        if main(["card", str(run), "--num-pictures", "2", "--hub-model-id", "me/tuned"])
-        else None
-    )
-    card = card or ModelCard.load(run / "README.md")
+    assert main(["card", str(run), "--num-pictures", "2", "--hub-model-id", "me/tuned"]) == 0
+    card = ModelCard.load(run / "README.md")
     shown = card.data.to_dict()["widget"]
     assert len(shown) == 2
     assert "<Gallery />" in card.text
@@ -158,7 +154,7 @@ def test_the_hub_sees_the_allow_list_and_nothing_else(
     wanted = {"README.md", "config.yaml", "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"}
     assert set(hub.files) == set(said["files"]) == wanted
     assert all(name in told for name in wanted)
-    assert hub.created[0]["private"] is True
+    assert hub.private
     assert said["private"] is True
     assert hub.tokens == {"Bearer hf_" + "x" * 20}
     assert hub.files["pytorch_lora_weights.safetensors"] == (run / "pytorch_lora_weights.safetensors").read_bytes()
@@ -167,7 +163,28 @@ def test_the_hub_sees_the_allow_list_and_nothing_else(
         assert str(run.parent).encode() not in hub.files[name]
     assert yaml.safe_load(hub.files["config.yaml"])["beta"] == 1000.0
     assert main([*flags, "--public"]) == 0
-    assert hub.created[-1]["private"] is False
+    assert not hub.private
+    hub.files, hub.kept = {}, False  # what is public already stays public, so who pushes must know
+    assert main(flags) == 2
+    assert "me/tuned is public: give --public" in capsys.readouterr().err
+    assert not hub.files
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("online")
+def test_a_training_run_ends_on_the_hub(
+    hub: FakeHub, sdxl_folder: Path, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 20)
+    data = ["--model", str(sdxl_folder), "--dataset", str(pairs_folder), "--validation-inference-steps", "1"]
+    short = ["--max-steps", "1", "--output-dir", str(tmp_path / "run"), "--report-to", "none", "--no-progress"]
+    assert main(["train", "dpo", *data, *short, "--push-to-hub", "--hub-model-id", "me/run"]) == 0
+    assert "optimizer" not in " ".join(hub.files)
+    assert {"README.md", "config.yaml", "pytorch_lora_weights.safetensors", "images/00.png"} <= set(hub.files)
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (kept["push_to_hub"], kept["hub_model_id"]) == (False, None)  # who repeats it must ask again
+    assert b"rows" in hub.files["README.md"]
 
 
 @pytest.mark.usefixtures("online")
@@ -223,7 +240,8 @@ def test_a_card_shows_the_evaluation_that_its_run_was_in(
     table = {
         "sides": [{"name": "base", "side": "base"}, {"name": "mine", "side": f"{run}@guidance_scale=3"}],
         "prompts": {"count": 4}, "seeds_per_prompt": 2, "verdicts": [verdict], "note": "Scorers are no people.",
-        "warnings": ["scenes-vp judges mine"], "scorers": {"scenes-vp": {"trained_on": {"mine": "scorers of its config"}}},
+        "warnings": ["scenes-vp judges mine"],
+        "scorers": {"scenes-vp": {"trained_on": {"mine": "scorers of its config"}}},
     }  # fmt: skip
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "table.json").write_text(json.dumps(table))
