@@ -45,7 +45,7 @@ class Adapter(PipelineParts):
         super().__init__(pipeline, find_family(pipeline), absent)
         self.family.check(pipeline)
         self.path: NoisePath = path_of(pipeline.scheduler)
-        self.max_sequence_length = checked_length(max_sequence_length, self.family, self.network.config)
+        self.max_sequence_length = checked_length(max_sequence_length, self.family, pipeline)
         self.denoiser: nn.Module = self.network
         self.vae_batch_size: int | None = None
         self.loras = LoraStack(pipeline, self.family)

@@ -86,6 +86,7 @@ class Wanted:
         variant: of the weight files of a folder or hub name.
         vae: another autoencoder.
         absent: parts that are not read.
+        bf16_instead: whether bf16 takes the place of fp16 where that is too small.
     """
 
     dtype: torch.dtype
@@ -93,6 +94,19 @@ class Wanted:
     variant: str | None
     vae: str | None
     absent: Collection[Part]
+    bf16_instead: bool = False
+
+    def fitted(self, source: Source) -> Wanted:
+        """In precisions that the family's networks stay within.
+
+        Raises:
+            ValueError: fp16 where they do not, and bf16 may not take its place.
+        """
+        if not source.family.overflows or torch.float16 not in (self.dtype, self.network_dtype):
+            return self
+        if not self.bf16_instead:
+            raise ValueError(f"{source.name}: a {source.family.name} model leaves the range of fp16: take bf16 or fp32")
+        return replace(self, dtype=torch.bfloat16, network_dtype=torch.bfloat16)
 
     def dtypes(self, source: Source) -> dict[str, torch.dtype]:
         """Of the parts by name that are not read in ``dtype``. A VAE that stays float32 must not be rounded on its
@@ -124,6 +138,7 @@ def load_adapter(
     vae_tiling: bool = False,
     network_dtype: torch.dtype | None = None,
     max_sequence_length: int | None = None,
+    bf16_instead: bool = False,
     parts: Collection[Part] = PARTS,
 ) -> Adapter:
     """Load a Stable Diffusion 1.x/2.x, SDXL, inpainting, SD3, SD3.5 or FLUX.1 pipeline.
@@ -148,6 +163,7 @@ def load_adapter(
         max_sequence_length: tokens that T5 is given, of SD3 and FLUX; None is what the folder's ``model_index.json``
             says under this name, else the pipeline's own (256; FLUX 512, schnell 256). Another one than the model was
             trained with makes other pictures.
+        bf16_instead: where fp16 is asked for and the model leaves its range (FLUX), take bf16 instead of refusing.
         parts: what is loaded; of the others only the configs are there, and what needs their weights is an error.
 
     Raises:
@@ -161,7 +177,7 @@ def load_adapter(
     if prediction_type not in (None, *OUTPUTS):
         raise ValueError(f"prediction_type {prediction_type!r}: expected one of {', '.join(OUTPUTS)}")
     absent = PARTS - set(parts)
-    wanted = Wanted(dtype, network_dtype or dtype, variant, vae, absent)
+    wanted = Wanted(dtype, network_dtype or dtype, variant, vae, absent, bf16_instead)
     path = Path(shipped_path(str(model)) if str(model) in SHIPPED_MODELS else model)
     if path.is_file():
         pipeline = _load_single_file(path, config, family, wanted)
@@ -169,10 +185,10 @@ def load_adapter(
         pipeline = _load_pipeline(_find_pipeline(str(path) if path.is_dir() else str(model), family, revision), wanted)
     if prediction_type is not None:
         pipeline.scheduler = rescheduled(pipeline.scheduler, prediction_type, False)
-    told = max_sequence_length or pipeline.config.get("max_sequence_length")
+    told = max_sequence_length
+    if told is None:
+        told = pipeline.config.get("max_sequence_length")
     adapter = Adapter(pipeline, absent, told)
-    if adapter.family.overflows and torch.float16 in (dtype, network_dtype):
-        raise ValueError(f"{model}: a {adapter.family.name} model leaves the range of fp16: take bf16 or fp32")
     stored = stored_dtype(dtype, adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, stored)  # diffusers' own .to warns of an empty list of modules
     return adapter.code_in_chunks(vae_batch_size, vae_tiling).to(device)
@@ -225,6 +241,7 @@ def _find_pipeline(name: str, family: str | None, revision: str | None) -> Sourc
 
 def _load_pipeline(source: Source, wanted: Wanted) -> Any:
     """The pipeline of a folder or hub name."""
+    wanted = wanted.fitted(source)
     given, dtypes, variant = wanted.given(source), wanted.dtypes(source), wanted.variant
     folder = Path(source.name)
     if folder.is_dir():
@@ -305,6 +322,7 @@ def _load_single_file(path: Path, config: str | None, family: str | None, wanted
         source = Source.read(configs, configs)
         options: dict[str, Any] = {"config": configs, "local_files_only": Path(configs).is_dir()}
         _check_configs(path, held, source)
+        wanted = wanted.fitted(source)
         given = wanted.given(source)
         for name, dtype in wanted.dtypes(source).items():
             if name not in given and dtype != wanted.dtype:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import diffusers
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -30,28 +28,12 @@ from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.control import GuidedCallback, SamplingOptions
+from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
 from .opening import open_contrastive
 from .options import GenerateOptions
-
-#: diffusers' class and what its config changes, by the names of ``--scheduler``.
-SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "ddim": ("DDIMScheduler", {}),
-        "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-        "euler": ("EulerDiscreteScheduler", {}),
-        "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-        "heun": ("HeunDiscreteScheduler", {}),
-        "dpm++": ("DPMSolverMultistepScheduler", {}),
-        "dpm++-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-        "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-        "unipc": ("UniPCMultistepScheduler", {}),
-        "lcm": ("LCMScheduler", {}),
-        "tcd": ("TCDScheduler", {}),
-    }
-)
 
 
 def build_guider(options: GenerateOptions) -> Any:
@@ -110,10 +92,7 @@ def draw(
     prompts: Sequence[str], seeds: Sequence[int], hole: Holes | None, on_guided: GuidedCallback | None = None,
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
     """Images (B, 3, H, W) in [0, 1] of one batch, and the record of each; ``on_guided`` measures the guider."""
-    scheduler = None
-    if options.scheduler != "default":
-        name, changes = SCHEDULERS[options.scheduler]
-        scheduler = getattr(diffusers, name).from_config(adapter.pipeline.scheduler.config, **changes)
+    scheduler = named_scheduler(adapter, options.scheduler)
     negative = options.negative_prompt
     copies = options.particles if options.search in ("best-of-n", "fk") else 1
     sampling = SamplingOptions(
@@ -121,6 +100,7 @@ def draw(
         width=options.width,
         batch_size=options.batch_size,
         alignment_strength=options.alignment_strength,
+        embedded_guidance=options.embedded_guidance,
         on_guided=on_guided,
     )
     common: dict[str, Any] = {

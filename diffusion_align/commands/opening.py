@@ -16,15 +16,17 @@ from .options import DrawingOptions
 
 
 def open_model(options: DrawingOptions, device: torch.device) -> Adapter:
-    """The model on ``device``, with trained weights if there are any; dtype auto is fp16 on CUDA, fp32 elsewhere.
+    """The model on ``device``, with trained weights if there are any.
+
+    dtype auto is fp32 on the CPU and fp16 on CUDA, bf16 there for families that leave fp16's range.
 
     Raises:
         ValueError, FileNotFoundError, OSError: as ``load_adapter`` and ``Adapter.load_weights``.
     """
-    name = options.dtype
-    if name == "auto":
+    name, chosen = options.dtype, options.dtype == "auto"
+    if chosen:
         name = "fp16" if device.type == "cuda" else "fp32"
-    return load_model(options, DTYPES[name], device).load_weights(*options.lora)
+    return load_model(options, DTYPES[name], device, bf16_instead=chosen).load_weights(*options.lora)
 
 
 def open_contrastive(

@@ -86,6 +86,9 @@ class GenerateOptions(DrawingOptions, Options):
     learned --schedule, from noise level and disagreement; contrastive: fixed, away from --negative-lora."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale; 1 switches guidance off."""
+    embedded_guidance: float | None = None
+    """FLUX dev: the scale that the network is told, while --guidance-scale combines two predictions (true guidance, for
+    twice the cost). Unset tells it --guidance-scale, in one prediction."""
     guidance_stop: float = 1.0
     """Share of the steps, from the first one on, that are guided; the others take the prompt's prediction alone, for
     half the cost (Step AG). A replay takes it from its record."""

@@ -185,6 +185,9 @@ class FlowMatching(PathAlgebra):
         """It ends in noise alone as it is."""
         return self
 
+    def previous(self, t: Tensor) -> Tensor:
+        return (t - 1 / self.num_timesteps).clamp(min=0)
+
     def time_before(self, t: Tensor, k: int, steps: int) -> Tensor:
         return t * k / steps
 

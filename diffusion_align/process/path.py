@@ -114,6 +114,9 @@ class Path(Protocol):
     def with_zero_terminal_snr(self) -> Path:
         """The path whose last training time is noise alone."""
 
+    def previous(self, t: Tensor) -> Tensor:
+        """The time (B,) that one step of the training chain leads to, 0 at the least."""
+
     def time_before(self, t: Tensor, k: int, steps: int) -> Tensor:
         """The time (B,) a share k / steps of the way from the clean image to ``t``."""
 
@@ -280,6 +283,9 @@ class VariancePreserving(PathAlgebra):
         signal = self.alpha_bar.double().sqrt()
         signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
         return VariancePreserving(signal.square().float(), self.output)
+
+    def previous(self, t: Tensor) -> Tensor:
+        return (t - 1).clamp(min=0)
 
     def time_before(self, t: Tensor, k: int, steps: int) -> Tensor:
         return t * k // steps

@@ -93,7 +93,7 @@ def fk_steering(
 
     Args:
         eta: DDIM's fresh noise; without it copies of a particle would stay copies.
-        scheduler: a diffusers scheduler; None is the pipeline's.
+        scheduler: a diffusers scheduler; None is the pipeline's, for flow models its grid with DDIM-like steps.
         options: of :func:`~diffusion_align.sampling.sampler.sample`, without a callback.
         keywords: likewise.
 
@@ -105,6 +105,8 @@ def fk_steering(
         raise ValueError(f"fk steering: particles = {particles}, expected at least 1")
     if options.callback is not None:
         raise ValueError("fk steering resamples after every step itself: options must have no callback")
+    if scheduler is None and adapter.path.straight:
+        scheduler = adapter.path.sampler(adapter.pipeline.scheduler)
     sampler = scheduler or adapter.pipeline.scheduler
     if remembers(sampler) or not eta:
         raise ValueError("fk steering needs a one-step scheduler with fresh noise: DDIMScheduler and eta > 0")

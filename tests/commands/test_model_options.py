@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GIVEN: dict[str, Any] = {
     "model": "folder", "variant": "fp16", "revision": "main", "vae": "vae", "model_config": "configs", "family": "sd",
     "prediction_type": "v_prediction", "dtype": "bf16", "vae_batch_size": 3, "vae_tiling": True,
+    "max_sequence_length": 77,
 }  # fmt: skip
 FLAGS = [
     word

@@ -20,13 +20,13 @@ from diffusers.utils import is_torchsde_available
 from diffusion_align import load_adapter
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.families import check_scheduler
-from diffusion_align.commands.generate import SCHEDULERS
 from diffusion_align.commands.options import GenerateOptions
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.guider import StepView
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.process import Level, VariancePreserving, model_calls
 from diffusion_align.sampling.control import Moment, SamplingOptions
+from diffusion_align.sampling.named import SCHEDULERS
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.sampling.steering import fk_steering
 from tests.brightness import Brightness

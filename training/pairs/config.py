@@ -17,6 +17,7 @@ from diffusion_align.training.engine.config import (
 )
 from diffusion_align.training.policy.config import CachedExample, MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import BatchedPairs, JudgedPairs
+from diffusion_align.training.policy.flow_times import FlowTimes
 from diffusion_align.training.policy.preference_config import PreferenceSettings
 
 from .beyond_pairs.list_data import ListData, check_lists
@@ -40,13 +41,15 @@ REFERENCE_SETTINGS = (
 #: The same, of later versions, as they are by default: left out then, so that files from before they were are found.
 LATER_REFERENCE_SETTINGS = {
     "timesteps": "all", "noise_offset": 0.0, "input_perturbation": 0.0, "timestep_density": "uniform",
-    "timestep_logit_mean": 0.0, "timestep_logit_std": 1.0,
+    "timestep_logit_mean": 0.0, "timestep_logit_std": 1.0, "min_time": 0.0, "max_time": 1.0,
+    "time_density": "logit-normal", "time_logit_mean": 0.0, "time_logit_std": 1.0, "shift": "auto",
+    "train_guidance": 1.0, "max_sequence_length": None,
 }  # fmt: skip
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig(ExampleKinds, NoiseLevels, BatchedPairs, TrainConfig):
+class DenoisingConfig(ExampleKinds, NoiseLevels, FlowTimes, BatchedPairs, TrainConfig):
     """What the methods share that denoise the pictures of a data set."""
 
     changeable: ClassVar[frozenset[str]] = frozenset({"cache_dir"})

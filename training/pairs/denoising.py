@@ -16,6 +16,7 @@ from diffusion_align.devices import send
 from diffusion_align.process import Path
 from diffusion_align.training.engine.randomness import TIMESTEP, generators, normal, posterior_streams
 from diffusion_align.training.engine.sourced_method import BatchSource, SourcedMethod
+from diffusion_align.training.policy.flow_times import draw_flow_times
 
 from .config import DenoisingConfig
 from .noising import Noising
@@ -44,6 +45,8 @@ def training_path(config: DenoisingConfig, path: Path) -> Path:
     Raises:
         ValueError: one of them is not in the model's schedule.
     """
+    if path.straight:
+        return path
     last = max(config.timestep_set, default=0)
     if last >= path.num_timesteps:
         raise ValueError(f"timesteps has {last}: the schedule of {config.model} ends at {path.num_timesteps - 1}")
@@ -52,7 +55,7 @@ def training_path(config: DenoisingConfig, path: Path) -> Path:
 
 def draw_timesteps(config: DenoisingConfig, path: Path, seeds: Tensor) -> Tensor:
     """Timesteps (B,) of the samples with ``seeds`` (B,), on the CPU: of a set, or between smallest and largest,
-    with the density that the settings name."""
+    with the density that the settings name; of models that have timesteps."""
     drawing, few = generators(seeds, TIMESTEP), config.timestep_set
     if few:
         return torch.tensor(few)[path.draw_times(drawing, 0, len(few))]
@@ -98,8 +101,17 @@ class DenoisingMethod(SourcedMethod[PairBatch]):
         """Conditioning of all pictures (K B rows), with the size ids that the settings ask for."""
         cond = self.encode_prompts(batch.captions) if batch.cond is None else batch.cond
         cond = Conditioning(cond.embeds, cond.pooled).repeat(len(batch.size_ids))
+        if self.adapter.embeds_guidance:
+            told = cond.embeds.new_full((len(cond),), self.config.train_guidance, dtype=torch.float32)
+            cond = replace(cond, guidance=told)
         sizes = self.adapter.family.size_ids(shown_sizes(batch.size_ids, self.config.size_ids).flatten(0, 1))
         return replace(cond, time_ids=None if sizes is None else sizes.to(cond.embeds.device))
+
+    def times(self, seeds: Tensor, height: int, width: int) -> Tensor:
+        """Times (B,) of the samples with ``seeds`` (B,), on the CPU, for latents of this size."""
+        if self.path.straight:
+            return draw_flow_times(self.config, self.adapter, generators(seeds, TIMESTEP), height, width)
+        return draw_timesteps(self.config, self.path, seeds)
 
     def noisy(self, batch: PairBatch, seeds: Tensor) -> NoisyPairs:
         """The batch, which is on the device, at noise levels that follow from ``seeds`` (B,), which are not.
@@ -107,7 +119,8 @@ class DenoisingMethod(SourcedMethod[PairBatch]):
         Call it under autocast: an inversion runs the denoiser.
         """
         x0, cond = self.clean_latents(batch, seeds), self.conditioning(batch)
-        t = send(draw_timesteps(self.config, self.path, seeds).repeat(len(batch.size_ids)), self.adapter.device)
+        times = self.times(seeds, x0.shape[-2], x0.shape[-1])
+        t = send(times.repeat(len(batch.size_ids)), self.adapter.device)
         with self.autocast():
             x_t, eps = self.noising(x0, t, cond, seeds)
             return NoisyPairs(x_t, self.path.target(x0, eps, t), t, cond)

@@ -18,6 +18,7 @@ from diffusion_align.host_memory import keep_freed_memory
 from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.engine.sharding import shards
 from diffusion_align.training.engine.sourced_method import BatchSource
+from diffusion_align.training.policy.flow_times import check_time_settings
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
 from diffusion_align.training.policy.watching.watch_building import build_watchdog
@@ -137,7 +138,8 @@ def _denoising_job(
             cached = open_cache_first(config, accelerator.device, accelerator.is_main_process)
             parts = PARTS - ENCODERS
         adapter = load_policy_model(config, accelerator.device, parts)
-    if adapter.embeds_guidance:
+    check_time_settings(config, adapter)
+    if adapter.embeds_guidance and not adapter.path.straight:
         raise ValueError(
             f"{config.model} was distilled (unet: time_cond_proj_dim): {config.method} takes errors of predictions "
             "without guidance, which it does not make; train its base model, or use an online method"

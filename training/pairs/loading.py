@@ -140,6 +140,11 @@ def build_transform(config: DenoisingConfig, adapter: Adapter) -> PairTransform:
         raise ValueError(
             f"resolution = {resolution} is not divisible by the VAE factor {adapter.vae_scale_factor} of {config.model}"
         )
+    if resolution % adapter.side_factor:
+        raise ValueError(
+            f"resolution = {resolution} is not divisible by {adapter.side_factor}, the VAE factor times the patches of "
+            f"{config.model}"
+        )
     buckets = make_buckets(resolution, step=8 * adapter.vae_scale_factor) if config.aspect_ratio_buckets else None
     return PairTransform(resolution, config.random_crop, config.random_flip, buckets, config.interpolation)
 

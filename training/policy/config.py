@@ -136,7 +136,7 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     """How the LoRA's first matrices start: as peft's (uniform, by the layer's width), or as in diffusers' scripts
     (normal, deviation 1 / rank)."""
     lora_target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Suffixes of the UNet modules that get a LoRA."""
+    """Suffixes of the modules that get a LoRA; those of a UNet stand for a transformer's own (docs/lora.md)."""
 
     # -- speed and memory
     gradient_checkpointing: Literal["none", "attention", "full"] = "none"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning, PromptEncoder
 from diffusion_align.adapters.prompts import conditioning
+from diffusion_align.guidance.guider import UNGUIDED
 from diffusion_align.process import Prediction
 
 
@@ -19,9 +20,14 @@ class GuidedPolicy:
     Args:
         size: side of the pictures in pixels (SDXL's size ids).
         scale: w; 1 or less predicts with the prompt only (distilled models take any).
+
+    Raises:
+        ValueError: a scale above 1 for a model that was distilled to need none.
     """
 
     def __init__(self, adapter: Adapter, size: int, scale: float) -> None:
+        if adapter.guidance == "none" and scale > 1:
+            raise ValueError(UNGUIDED)
         self.adapter, self.scale = adapter, scale
         self.encode = PromptEncoder(adapter)
         self.size = size

@@ -19,11 +19,12 @@ def load_model(
     device: torch.device | str,
     parts: Collection[Part] = PARTS,
     network_dtype: torch.dtype | None = None,
+    bf16_instead: bool = False,
 ) -> Adapter:
     """The model that the options name; every command and method loads it here.
 
     Args:
-        dtype, device, parts, network_dtype: as in ``load_adapter``.
+        dtype, device, parts, network_dtype, bf16_instead: as in ``load_adapter``.
 
     Raises:
         ValueError, FileNotFoundError, OSError: as ``load_adapter``.
@@ -40,8 +41,10 @@ def load_model(
         prediction_type=options.prediction_type,
         vae_batch_size=options.vae_batch_size,
         vae_tiling=options.vae_tiling,
+        max_sequence_length=options.max_sequence_length,
         parts=parts,
         network_dtype=network_dtype,
+        bf16_instead=bf16_instead,
     )
 
 
@@ -68,14 +71,19 @@ def load_policy_model(config: TrainConfig, device: torch.device | str, parts: Co
 
 
 def prepare_policy(config: TrainConfig, adapter: Adapter) -> None:
-    """Choose what is trained and how the UNet runs."""
+    """Choose what is trained and how the denoiser runs.
+
+    Raises:
+        ValueError: kernels or a memory format that the denoiser has not, or modules for a LoRA that it has not.
+    """
+    adapter.family.check_speed(config.attention, config.channels_last)
     if config.full_finetuning:
         adapter.train_full(reference_dtype=DTYPES[config.weight_dtype])
     else:
         adapter.train_lora(
             config.lora_rank,
             config.lora_alpha,
-            config.lora_target_modules,
+            None if config.lora_target_modules == TrainConfig.lora_target_modules else config.lora_target_modules,
             config.lora_dropout,
             config.seed,
             config.lora_init,

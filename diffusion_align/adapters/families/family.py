@@ -159,13 +159,13 @@ def encode_prompts(
     return replace(cond, embeds=cond.embeds.index_copy(0, rows, null.embeds), pooled=pooled)
 
 
-def checked_length(length: int | None, family: Family, network_config: Any) -> int | None:
+def checked_length(length: int | None, family: Family, pipeline: Any) -> int | None:
     """``max_sequence_length`` of a model; None is the family's own.
 
     Raises:
         ValueError: the family's text encoders have a fixed length, or there are no such lengths.
     """
-    usual = family.default_length(network_config)
+    usual = family.default_length(getattr(pipeline, family.network_name).config)
     if length is None:
         return usual
     if usual is None:
@@ -173,6 +173,7 @@ def checked_length(length: int | None, family: Family, network_config: Any) -> i
             f"max_sequence_length = {length} is for models that read prompts with T5 (SD3, FLUX); {family.name} reads "
             "77 tokens: leave it unset"
         )
-    if not 0 < length <= MOST_TOKENS:
-        raise ValueError(f"max_sequence_length = {length}: expected 1 to {MOST_TOKENS} tokens")
+    least = 0 if getattr(pipeline, family.text_encoder_names[-1], None) is None else 1  # zeros may be left out
+    if not least <= length <= MOST_TOKENS:
+        raise ValueError(f"max_sequence_length = {length}: expected {least} to {MOST_TOKENS} tokens")
     return length

@@ -51,7 +51,7 @@ class StableDiffusion3(FlowFamily):
             None,
             device=pipeline.text_encoder.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=length or T5_TOKENS,
+            max_sequence_length=T5_TOKENS if length is None else length,
         )
         return Conditioning(embeds, pooled)
 
@@ -79,5 +79,5 @@ class StableDiffusion3(FlowFamily):
         }
 
     def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
-        text = self.text_inputs(network, rows, CLIP_TOKENS + (length or T5_TOKENS))
+        text = self.text_inputs(network, rows, CLIP_TOKENS + (T5_TOKENS if length is None else length))
         return self.latent_inputs(network, rows, side, text)

@@ -40,6 +40,10 @@ def fingerprint(adapter: Adapter, transform: PairTransform) -> str:
         facts.append("tiling")
     if adapter.vae.config.get("latents_mean") is not None:
         facts += [list(adapter.vae.config.latents_mean), list(adapter.vae.config.latents_std)]
+    if adapter.vae.config.get("shift_factor"):
+        facts.append({"shift_factor": adapter.vae.config.shift_factor})
+    if adapter.max_sequence_length is not None:  # what fills a prompt up is attended to
+        facts.append({"max_sequence_length": adapter.max_sequence_length})
     digest = hashlib.sha256(json.dumps(facts).encode())
     for module in (adapter.vae, *adapter.text_encoders):
         hash_weights(digest, module.state_dict())

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
@@ -27,18 +26,19 @@ AT_ONCE = 8
 def step_divergence(path: Path, squared: Tensor, t: Tensor) -> Tensor:
     """KL of one reverse step of the training chain, from t to t - 1, (B,) float32: sensitivity(t) x |eps - eps_ref|^2.
 
-    Both steps are Gaussian with one variance (DDPM's), so this is exact. At t = 0 nothing is drawn, and it is 0.
+    Both steps are Gaussian with one variance (DDPM's), so this is exact. At t = 0 nothing is drawn, and it is 0. Flow
+    matching's chain has as many steps, and |u - u_ref|^2 of the flow.
 
     Args:
         squared: (B,) sum of (output - reference's output)^2 over a latent, in the space of the raw outputs.
         t: (B,) timesteps.
     """
-    now, after = path.at(t), path.at((t - 1).clamp(min=0))
+    now, after = path.at(t), path.at(path.previous(t))
     # Predictions are linear in the output: what one unit of it is in noise.
     one = torch.ones(len(t), 1, 1, 1, device=t.device)
-    unit = path.views(one, torch.zeros_like(one), t).eps.flatten().square()
+    unit = path.moving(path.views(one, torch.zeros_like(one), t)).flatten().square()
     each = path.sensitivity(now, after, 1.0).flatten() * unit * squared.float()
-    return torch.where(t > 0, each, torch.zeros_like(each))
+    return torch.where(path.variance(now, after, 1.0).flatten() > 0, each, torch.zeros_like(each))
 
 
 @dataclass
@@ -96,8 +96,8 @@ class DivergenceProbe:
         with adapter.reference():  # whose text encoder may be another one
             base_policy = GuidedPolicy(adapter, self.size, self.guidance_scale)
             base_conditions = base_policy.conditions([self.prompts[row] for row in rows], inpaint)
-        scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
-        scheduler.set_timesteps(self.steps)
+        scheduler = path.sampler(adapter.pipeline.scheduler)
+        adapter.set_steps(scheduler, self.steps, self.size, self.size)
         levels = path.levels(scheduler).to(adapter.device)
         seeds = torch.tensor([mix(self.seed, row) for row in rows])
         side = self.size // adapter.vae_scale_factor
@@ -105,17 +105,18 @@ class DivergenceProbe:
         x = send(normal(seeds, NOISE, shape), adapter.device)
         fresh = send(normal(seeds, STEPS, (len(scheduler.timesteps), *shape)), adapter.device)
         found = []
-        for step, time in enumerate(scheduler.timesteps.tolist()):
-            t = torch.full((len(rows),), time, device=adapter.device, dtype=torch.long)
+        times = path.times(scheduler)
+        for step, time in enumerate(times.tolist()):
+            t = torch.full((len(rows),), time, device=adapter.device, dtype=times.dtype)
             now, after = levels[step].expand(len(rows)), levels[step + 1].expand(len(rows))
             ours = policy.predict(x, t, conditions)
             with adapter.reference():
                 base = base_policy.predict(x, t, base_conditions)
-            squared = (ours.eps.float() - base.eps.float()).square().flatten(1).sum(dim=1)
+            squared = (path.moving(ours).float() - path.moving(base).float()).square().flatten(1).sum(dim=1)
             moves = path.sensitivity(now, after, 1.0).flatten()
             # A last step that draws nothing has no density to compare.
             noisy = path.variance(now, after, 1.0).flatten() > 0
             found.append(torch.where(noisy, moves * squared, torch.zeros_like(squared)))
             drawn = path.gaussian(x, ours.x0.float(), now, after, 1.0)
             x = drawn.mean + drawn.std * fresh[:, step]
-        return torch.stack(found), scheduler.timesteps.long()
+        return torch.stack(found), path.timestep(times)

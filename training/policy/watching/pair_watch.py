@@ -54,4 +54,4 @@ class PairWatch:
             whole["kappa_above_1"] = (found["kappa"] > 1).float().mean()  # its median is, where this is above a half
         if stats.moved is not None:
             found["kl_data"] = step_divergence(self.path, stats.moved.mean(dim=0) * values, t)
-        return whole | self.bins.means(t, found)
+        return whole | self.bins.means(self.path.timestep(t), found)
