@@ -5,7 +5,10 @@ Names are imported when first used, so that ``import diffusion_align`` and the c
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +149,24 @@ __all__ = [
 ]
 
 
-# `python` started in a checkout finds this folder before the installed package, and would miss rewards/ and training/,
-# which lie beside it there.
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "training" / "run.py").is_file() and (_checkout / "rewards" / "protocol.py").is_file():
-    __path__.append(str(_checkout))
+class _Beside:
+    """Finds rewards/ and training/, which lie beside this folder in a checkout: `python` that is started there finds
+    this folder before the installed package. (The checkout in ``__path__`` would do it, too, and make tests/ and
+    benchmarks/ look like parts of the package.)"""
+
+    checkout = Path(__file__).resolve().parent.parent
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        room = name.removeprefix(f"{__name__}.")
+        if room == name or room not in ("rewards", "training"):
+            return None
+        folder = cls.checkout / room
+        return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if (_Beside.checkout / "training" / "run.py").is_file() and (_Beside.checkout / "rewards" / "protocol.py").is_file():
+    sys.meta_path.append(_Beside)  # after Python's own finders, which know an installed package's folders
 
 
 def __getattr__(name: str) -> Any:

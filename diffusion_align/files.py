@@ -287,6 +287,18 @@ def verify_folder(folder: Path) -> None:
         raise ValueError(f"{error}. If it was changed on purpose, delete {folder / CHECKSUMS}") from None
 
 
+def check_free(files: Iterable[Path], overwrite: bool) -> None:
+    """Whether ``files`` may be written: none is there, or ``overwrite`` says that it may be replaced.
+
+    Raises:
+        FileExistsError: one is there; it is named.
+    """
+    there = [] if overwrite else [path for path in files if path.exists()]
+    if there:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} is already there: give another --out, or --overwrite")
+
+
 def check_writable(folder: Path) -> None:
     """Make ``folder`` if it is not there, and try whether files can be made in it.
 

@@ -38,6 +38,11 @@ SHIPPED_PAIRS = ("scenes-pairs",)
 SHIPPED_LORAS = ("scenes-aligned",)
 SHIPPED_SCORERS = ("scenes-clip", "scenes-vp", "scenes-vp-words", "scenes-vp-inpaint", "scenes-edit", "scenes-pal")
 SHIPPED_EVALUATORS = ("scenes-sdxl-evaluator", "scenes-sd-evaluator", "scenes-uneven-evaluator")
+#: The evaluator that was trained on a shipped model's latents.
+EVALUATOR_OF: Mapping[str, str] = MappingProxyType(
+    {"scenes-sdxl": "scenes-sdxl-evaluator", "scenes-sd": "scenes-sd-evaluator",
+     "scenes-uneven": "scenes-uneven-evaluator"}
+)  # fmt: skip
 SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS, *SHIPPED_LORAS)
 
 #: Published models of which the configs come with the package, without weights and vocabularies: enough for a plan.

@@ -28,6 +28,11 @@ class Combined(RewardScorer):
         self.elsewhere = all(member.elsewhere for member in members)
         self.needs = frozenset[str]().union(*(member.needs for member in members))
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for member in self.members:
+            assert isinstance(member, RewardScorer)
+            member.check_prompts(prompts)
+
     def _preprocessed(self, batch: Tensor | list[Tensor]) -> Any:
         return batch  # each member resizes as it must
 

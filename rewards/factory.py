@@ -47,7 +47,7 @@ def load_scorer(
     Args:
         name: a known name (see docs/rewards.md), that of an installed plug-in (entry points of the group
             "diffusion_align.rewards": a function that takes ``name`` and ``checkpoint``), the folder of a scorer
-            that was trained here, or the address of ``diffusion-align serve-scorer`` ("http://127.0.0.1:8765").
+            that was trained here or of the run that did it, or the address of ``diffusion-align serve-scorer`` ("http://127.0.0.1:8765").
         checkpoint: weights file or folder instead of the published ones.
         options: of the scorer's loader, e.g. ``model="ViT-L-14"`` for "clip".
 
@@ -103,15 +103,16 @@ def load_shipped(name: str) -> RewardScorer:
 
 
 def load_trained(name: str) -> RewardScorer:
-    """The scorer saved in folder ``name``.
+    """The scorer saved in folder ``name``, or by the run or checkpoint that ``name`` is the folder of.
 
     Raises:
         FileNotFoundError, ValueError: there is no scorer, it is of an unknown kind, its weights do not fit, or a file
             has changed since it was written.
     """
     from .published.clip import OPEN_CLIP_CONFIG, load_clip
-    from .trained.scorer import read_config
+    from .trained.scorer import read_config, scorer_folder
 
+    name = str(scorer_folder(name))
     if (Path(name) / OPEN_CLIP_CONFIG).is_file():
         verify_folder(Path(name))
         return load_clip("clip", model=f"local-dir:{name}")

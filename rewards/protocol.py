@@ -112,6 +112,13 @@ class RewardScorer(nn.Module, ABC):
         """``evaluate``, so that a distributed wrapper can stand between."""
         return self.evaluate(images, prompts, context)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Whether pictures of these prompts can be scored, before any is drawn.
+
+        Raises:
+            ValueError: they cannot; the prompt is named.
+        """
+
     def preprocess(self, images: Tensor) -> Tensor:
         """What ``evaluate`` sees of ``images`` (B, 3, H, W) in [0, 1]; must be differentiable if the scorer is."""
         return images

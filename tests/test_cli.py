@@ -94,7 +94,8 @@ def test_a_picture_is_replayed_from_its_record(sdxl_folder: Path, tmp_path: Path
     assert set(told["scales"]) <= {1.0, 4.0}
     assert told["nfe"] == 6
     assert len(told["scores"]["scenes-oracle"]) == 3
-    (plot,) = (tmp_path / "first").glob("*-schedule.png")
+    (plot,) = (tmp_path / "first" / "schedules").glob("*.png")
+    assert len(list((tmp_path / "first").glob("*.png"))) == 1
     assert Image.open(plot).width > 300
     replay = ["--guidance", "replay", "--schedule", str(record), "--out", str(tmp_path / "second")]
     assert main(["generate", *replay, "--model", str(sdxl_folder)]) == 0
@@ -184,6 +185,7 @@ def test_generate_repaints_a_hole_and_nothing_else(tmp_path: Path, capsys: pytes
         "2",
         "--out",
         str(tmp_path / "out"),
+        "--overwrite",
     ]
     assert main([*common, "--model", "scenes-inpaint", *given]) == 0
     files = capsys.readouterr().out.split()

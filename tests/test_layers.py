@@ -21,7 +21,7 @@ MAPPED = ("rewards", "training")
 
 #: Bottom to top. A room imports from itself and from rooms of the lines above it in this list, not from its neighbours.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("packed", "hardware", "devices", "environment", "files", "host_memory", "pictures"),
+    ("packed", "hardware", "devices", "environment", "files", "host_memory", "pictures", "quiet"),
     ("shipped",),
     ("process",),
     ("adapters", "objectives"),
@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("studio",),
     ("cli",),
+    ("__main__",),
 )
 
 MOST_FILES, MOST_LINES, MOST_IN_TRAINING = 14, 400, 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +19,26 @@ from .engine.loop import TrainResult, run_loop
 from .engine.reporting.run_report import write_run_report
 from .engine.resuming import resumed_checkpoint
 from .methods import build_job
+from .policy.config import TrainConfig
 from .policy.costs.relief import with_advice
+from .policy.last_pictures import draw_last_pictures
 from .settings import save_config, to_dict, validated
 
 
-def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> TrainResult:
+def train(
+    config: RunConfig,
+    adapter: Adapter | None = None,
+    scorer: RewardScorer | None = None,
+    *,
+    last_pictures: bool = False,
+) -> TrainResult:
     """Run the method that ``config`` belongs to.
 
     Args:
         config: e.g. ``DPOConfig(model="scenes-sdxl", max_steps=100)``.
         adapter: an already loaded diffusion model to train instead of ``config.model``; it keeps the trained policy.
         scorer: an already loaded reward to learn from instead of ``config.scorers`` (evaluator: ``config.teacher``).
+        last_pictures: draw ``config.final_pictures`` prompts at the end of a run without validation.
 
     Raises:
         ValueError, FileNotFoundError, OSError: settings, model or data that cannot be used; the message names what.
@@ -55,7 +65,7 @@ def train(config: RunConfig, adapter: Adapter | None = None, scorer: RewardScore
         for note in notes:
             accelerator.print(note)
     with with_advice(config):
-        return _run(config, accelerator, adapter, scorer, checkpoint)
+        return _run(config, accelerator, adapter, scorer, checkpoint, last_pictures)
 
 
 def _run(
@@ -64,6 +74,7 @@ def _run(
     adapter: Adapter | None,
     scorer: RewardScorer | None,
     checkpoint: Path | None,
+    last_pictures: bool,
 ) -> TrainResult:
     """From checked settings and a folder that can be written to the end."""
     job = build_job(config, accelerator, adapter, scorer)
@@ -75,6 +86,12 @@ def _run(
         accelerator.init_trackers("diffusion-align", config=flat)
     validate = job.validate if config.eval_steps else None
     result = run_loop(config, job.trained, job.method, accelerator, validate, checkpoint, watchdog=job.watchdog)
+    whole = result.stopped is None or result.ended_early
+    shown = last_pictures and whole and validate is None
+    if shown and isinstance(config, TrainConfig) and isinstance(job.trained, Adapter) and config.final_pictures:
+        lacking = draw_last_pictures(config, job.trained, accelerator.device, result.step)
+        if lacking is not None:
+            print(f"no pictures of the trained model: {lacking}", file=sys.stderr)
     if accelerator.is_main_process:
         write_run_report(config, result.step, result.stopped, job.report)
     return result

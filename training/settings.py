@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffusion_align.files import write_whole
 
-from .engine.config import RunConfig
+from .engine.config import RunConfig, nearest_setting
 from .methods import config_class
 
 C = TypeVar("C", bound=RunConfig)
@@ -36,8 +35,8 @@ def validated(cls: type[C], values: dict[str, Any], source: str, complete: bool 
     known = {field.name for field in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f" of method {cls.method!r}"
+            near = nearest_setting(str(key), known)
+            hint = f"; did you mean {near!r}?" if near else f" of method {cls.method!r}"
             raise ValueError(f"{source}: unknown key {key!r}{hint}")
     try:
         config = TypeAdapter(cls).validate_python(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from diffusion_align.files import verify_folder
 from diffusion_align.process import OUTPUTS, is_flow
+from diffusion_align.quiet import no_loading_bars
 from diffusion_align.shipped import LAYOUTS, PUBLISHED_LAYOUTS, SHIPPED_MODELS, shipped_path
 
 from .adapter import Adapter
@@ -179,10 +181,12 @@ def load_adapter(
     absent = PARTS - set(parts)
     wanted = Wanted(dtype, network_dtype or dtype, variant, vae, absent, bf16_instead)
     path = Path(shipped_path(str(model)) if str(model) in SHIPPED_MODELS else model)
-    if path.is_file():
-        pipeline = _load_single_file(path, config, family, wanted)
-    else:
-        pipeline = _load_pipeline(_find_pipeline(str(path) if path.is_dir() else str(model), family, revision), wanted)
+    with no_loading_bars() if path.exists() else nullcontext():  # a download's are worth seeing
+        if path.is_file():
+            pipeline = _load_single_file(path, config, family, wanted)
+        else:
+            source = _find_pipeline(str(path) if path.is_dir() else str(model), family, revision)
+            pipeline = _load_pipeline(source, wanted)
     if prediction_type is not None:
         pipeline.scheduler = rescheduled(pipeline.scheduler, prediction_type, False)
     told = max_sequence_length

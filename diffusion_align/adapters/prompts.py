@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from .conditioning import Conditioning
 
 #: Prompts that the text encoders get at once: always exactly this many.
 CHUNK = 8
+#: Tokens of the start and end of a text. All others stand for a byte or more.
+ENDS = 2
 #: Bytes of remembered rows: about 400 prompts of SDXL in float32, ten times as many of SD 1.x in half precision.
 CAPACITY = 256 * 2**20
 
@@ -103,3 +106,25 @@ def conditioning(
     time_ids = None if sizes is None else send(sizes, adapter.device).expand(len(prompts), -1)
     hole = None if inpaint is None else send(inpaint, adapter.device)
     return replace(cond, time_ids=time_ids, inpaint=hole)
+
+
+def cut_prompts(adapter: Adapter, prompts: Sequence[str]) -> set[int]:
+    """Places of the prompts that are longer than some text encoder of the model reads."""
+    cut: set[int] = set()
+    done: list[Any] = []
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(adapter.pipeline, name, None)
+        if tokenizer is None or any(_count_alike(tokenizer, other) for other in done):
+            continue
+        done.append(tokenizer)
+        most = tokenizer.model_max_length
+        long = [i for i, prompt in enumerate(prompts) if len(prompt.encode()) > most - ENDS]
+        if long:
+            tokens = tokenizer([prompts[i] for i in long], truncation=False, verbose=False).input_ids
+            cut |= {i for i, ids in zip(long, tokens, strict=True) if len(ids) > most}
+    return cut
+
+
+def _count_alike(first: Any, second: Any) -> bool:
+    """Whether two tokenizers give texts the same lengths; SDXL's two differ in what they fill up with."""
+    return first.model_max_length == second.model_max_length and first.get_vocab() == second.get_vocab()

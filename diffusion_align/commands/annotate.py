@@ -24,7 +24,7 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.relabelling import label
 from diffusion_align.sampling.sampler import generate, to_uint8
 
-from .opening import open_model
+from .opening import open_model, say_what_is_cut
 from .options import AnnotateOptions
 
 
@@ -43,6 +43,7 @@ def annotate_files(options: AnnotateOptions) -> Path:
     prompts = load_prompts(options.prompts)
     device = pick_device(options.device)
     adapter = open_model(options, device)
+    say_what_is_cut(adapter, prompts)
     finished = read_finished(out / "rows.jsonl", prompts, options)
     for number in tqdm(range(len(finished), len(prompts)), initial=len(finished), total=len(prompts)):
         scores = judge_prompt(adapter, prompts[number], number, scorers, options, out / "images")

@@ -16,6 +16,7 @@ from diffusion_align.evaluation import Report
 from diffusion_align.evaluation.figures import curve_figure
 from diffusion_align.evaluation.guidance import GuidanceComparison, sweep
 from diffusion_align.evaluation.guidance_rows import Rows, compare_guidance, slopes, usual_ways
+from diffusion_align.files import check_free
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.judge import load_judge
 from diffusion_align.rewards import RewardScorer, load_scorer
@@ -23,7 +24,7 @@ from diffusion_align.scenes.held_out import fresh_prompts
 
 from .guiding.guidance_options import EvaluateGuidanceOptions
 from .guiding.learned_ways import LearnedWays, check_schedule
-from .opening import open_contrastive
+from .opening import evaluator_for, open_contrastive, say_what_is_cut
 
 
 def guidance_table(
@@ -41,6 +42,7 @@ def guidance_table(
     check_schedule(options)
     device = pick_device(options.device)
     adapter = open_contrastive(options, device, options.negative_lora, options.negative_keep, None)
+    say_what_is_cut(adapter, test)
     judge = load_scorer(options.scorer).to(device)
     settings: dict[str, Any] = {"steps": options.num_inference_steps, "batch_size": options.batch_size}
     tried: dict[float, float] = {}
@@ -94,11 +96,12 @@ def chosen_rows(options: EvaluateGuidanceOptions, static: float, judge: RewardSc
     ways, bounds = options.ways, "bound" in options.ways
     dynamic: dict[str, DynamicGuidance] = {}
     if "dynamic" in ways or bounds:
-        kinds = load_judge(options.evaluator).kinds
+        evaluator = evaluator_for(options.model, options.evaluator)
+        kinds = load_judge(evaluator).kinds
         tried = [options.evaluators, *((kind,) for kind in kinds), kinds] if "dynamic" in ways else [options.evaluators]
         dynamic = {
             " + ".join(some): DynamicGuidance(
-                options.evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
+                evaluator, some, options.candidates, options.weighting, options.normalise, fallback=static
             )
             for some in tried
         }
@@ -126,8 +129,9 @@ def prompt_sets(options: EvaluateGuidanceOptions) -> tuple[list[str], list[str]]
 
 def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
     """Write ``table.json`` and ``report.html``; returns the report's path."""
-    table = guidance_table(options)
     out = Path(options.out)
+    check_free([out / "table.json", *([] if options.fit is None else [Path(options.fit)])], options.overwrite)
+    table = guidance_table(options)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
     report = Report("Ways to guide, at equal denoiser calls")

@@ -20,7 +20,7 @@ from diffusion_align.data.holes import Holes, cropped_mask
 from diffusion_align.data.transforms import crop
 from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.figures import schedule_figure
-from diffusion_align.files import check_writable, naming, write_whole
+from diffusion_align.files import check_free, check_writable, naming, write_whole
 from diffusion_align.guidance.annealing import AnnealingGuidance, AnnealingSchedule
 from diffusion_align.guidance.contrastive import ContrastiveGuidance
 from diffusion_align.guidance.dynamic import DynamicGuidance
@@ -32,7 +32,7 @@ from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
-from .opening import open_contrastive
+from .opening import evaluator_for, open_contrastive, say_what_is_cut
 from .options import GenerateOptions
 
 
@@ -45,7 +45,7 @@ def build_guider(options: GenerateOptions) -> Any:
     kind, stop = options.guidance, options.guidance_stop
     if kind == "dynamic":
         return DynamicGuidance(
-            options.evaluator, options.evaluators, options.candidates, options.weighting,
+            evaluator_for(options.model, options.evaluator), options.evaluators, options.candidates, options.weighting,
             pixel_scorers=options.pixel_scorers, stop=stop, fallback=options.guidance_scale if stop == 1 else 1.0,
         )  # fmt: skip
     if kind == "replay":
@@ -169,23 +169,27 @@ def generate_files(options: GenerateOptions) -> list[Path]:
 
     Each PNG's ``diffusion-align`` text chunk holds prompt, seed and options. Beside it lies a .json record with the
     scales of every step (which ``--guidance replay`` repeats), the denoiser calls, and for dynamic guidance every
-    candidate's scores, with a plot of them (``...-schedule.png``).
+    candidate's scores, with a plot of them in ``schedules/``.
 
     Raises:
-        ValueError, FileNotFoundError, OSError: prompts, model, weights or settings that cannot be used.
+        ValueError, FileNotFoundError, OSError: prompts, model, weights or settings that cannot be used, or a picture of
+            the same name that is there already.
     """
     options = from_record(options)
     prompts = [options.prompt] if options.prompt is not None else load_prompts(options.prompts or "")
     if options.search != "none" and options.scorer is None:
         raise ValueError(f"--search {options.search} needs --scorer")
-    guider = build_guider(options)
+    jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
     folder = Path(options.out)
+    files = [folder / f"{i:05d}-{slug(prompt)}-{seed}.png" for i, (prompt, seed) in enumerate(jobs)]
+    check_free(files, options.overwrite)
+    guider = build_guider(options)
     check_writable(folder)
     device = pick_device(options.device)
     adapter = open_contrastive(options, device, options.negative_lora, options.negative_keep, options.negative_merge)
+    say_what_is_cut(adapter, prompts)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
-    jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
     written: list[Path] = []
     # One batch at a time, so that the pictures of a long list appear, and stay, as they are drawn.
     for start in range(0, len(jobs), options.batch_size):
@@ -194,26 +198,26 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         if hole is not None:  # outside the hole the picture stays as it is, to the bit
             images = torch.where(hole.masks > 0.5, images, hole.pictures)
         for i, (job, pixels, facts) in enumerate(zip(batch, to_uint8(images), told, strict=True), start=start):
-            written.append(write_picture(folder, i, options, job, pixels, facts))
+            written.append(write_picture(files[i], options, job, pixels, facts))
     return written
 
 
 def write_picture(
-    folder: Path, number: int, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
+    path: Path, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
 ) -> Path:
-    """One PNG with its record and, if its scales were searched, their plot."""
+    """One PNG with its record and, if its scales were searched, their plot; returns ``path``."""
     prompt, seed = job
     settings = {**asdict(options), "prompt": prompt, "seed": seed}
     chunk = PngInfo()
     chunk.add_text("diffusion-align", json.dumps(settings))
-    path = folder / f"{number:05d}-{slug(prompt)}-{seed}.png"
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk)
     write_whole(path, buffer.getvalue())
     write_whole(path.with_suffix(".json"), json.dumps({**settings, **facts}).encode() + b"\n")
     if "scores" in facts:
-        plot = path.with_name(path.stem + "-schedule.png")
+        plot = path.parent / "schedules" / path.name  # a folder of pictures holds pictures only
         with naming(plot):
+            plot.parent.mkdir(exist_ok=True)
             schedule_figure(facts, prompt).savefig(plot, dpi=110)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ import torch
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.policy_files import Source
+from diffusion_align.adapters.prompts import cut_prompts
 from diffusion_align.devices import DTYPES
+from diffusion_align.shipped import EVALUATOR_OF
 from diffusion_align.training.policy.model import load_model
 
 from .options import DrawingOptions
@@ -42,6 +45,31 @@ def open_contrastive(
     if merge is None:
         return open_model(options, device).load_negative(*negative, keep=keep)
     return open_model(replace(options, lora=contrasted(options.lora, negative, merge)), device)
+
+
+def evaluator_for(model: str, given: str | None) -> str:
+    """The evaluator of dynamic guidance: ``given``, or the one that was trained on a shipped model's latents.
+
+    Raises:
+        ValueError: neither.
+    """
+    if given is None and model not in EVALUATOR_OF:
+        raise ValueError(
+            f"dynamic guidance needs --evaluator: none comes with {model}. Train one with "
+            f"'diffusion-align train evaluator --model {model}', or give latent-clip:PATH or lrm:FOLDER"
+        )
+    return EVALUATOR_OF[model] if given is None else given
+
+
+def say_what_is_cut(adapter: Adapter, prompts: Sequence[str]) -> None:
+    """One line on stderr where prompts are longer than the model's text encoders read."""
+    cut = sorted(cut_prompts(adapter, prompts))
+    if cut:
+        print(
+            f"note: {len(cut)} of {len(prompts)} prompts are longer than the text encoder reads, and are cut, e.g. "
+            f"{prompts[cut[0]][:60]!r}",
+            file=sys.stderr,
+        )
 
 
 def contrasted(positive: Sequence[str], negative: Sequence[str], weight: float) -> tuple[str, ...]:

@@ -61,6 +61,8 @@ class GenerateOptions(DrawingOptions, Options):
     """File of prompts (.txt, .csv, .jsonl, .parquet)."""
     out: str = "images"
     """Folder for PNG files; each carries its settings."""
+    overwrite: bool = False
+    """Write over pictures of the same name in --out."""
     num_images: int = 4
     """Images per prompt."""
     num_inference_steps: int = 25
@@ -101,9 +103,9 @@ class GenerateOptions(DrawingOptions, Options):
     schedule: str | None = None
     """For replay: the .json record of a picture. Without a prompt, it also gives prompt, seed and steps. For annealing:
     the file that evaluate guidance --fit wrote."""
-    evaluator: str = "scenes-sdxl-evaluator"
+    evaluator: str | None = None
     """For dynamic guidance: a shipped evaluator, the folder that train evaluator wrote, or a published judge:
-    latent-clip:PATH, lrm:FOLDER."""
+    latent-clip:PATH, lrm:FOLDER; unset: the one that comes with a shipped --model."""
     evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
     """For dynamic guidance: which of its judgements count."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
@@ -221,6 +223,8 @@ class ScoreOptions(Options):
     """Names (docs/rewards.md) or folders of trained scorers."""
     out: str = "scores.parquet"
     """Table to write: .parquet or .jsonl."""
+    overwrite: bool = False
+    """Write over a table that is there already."""
     prompts: str | None = None
     """For a folder: file with one prompt per picture, in the order of the file names; unset reads the metadata that
     generate writes."""

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from diffusion_align.data.reading.rows import image_bytes
 from diffusion_align.data.tables import open_source
-from diffusion_align.files import append_rows, check_writable, read_journal, write_parquet, write_whole
+from diffusion_align.files import append_rows, check_free, check_writable, read_journal, write_parquet, write_whole
 from diffusion_align.pictures import SUFFIXES, CorruptImageError, decoded_picture, opened_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 
@@ -67,8 +67,10 @@ def score_files(options: ScoreOptions) -> Path:
         ValueError: a picture without a prompt, no picture that can be decoded, a table of another run in
             ``OUT.partial``, an unknown suffix or scorer; the file or row is named.
         FileNotFoundError: no such source or checkpoint.
+        FileExistsError: the table is there already.
     """
     out = Path(options.out)
+    check_free([out], options.overwrite)
     check_writable(out.parent)
     from diffusion_align.devices import pick_device
 

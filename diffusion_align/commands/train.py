@@ -69,9 +69,11 @@ def run(config: RunConfig) -> int:
         print(make_plan(config))
         return 0
     from diffusion_align.training.engine.accelerator import leave_processes
+    from diffusion_align.training.engine.metrics import read_metrics
+    from diffusion_align.training.engine.reporting.last_words import last_words
     from diffusion_align.training.run import train
 
-    result = train(config)
+    result = train(config, last_pictures=True)
     leave_processes()
     if result.stopped is not None and not result.ended_early:
         print(f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest")
@@ -81,6 +83,7 @@ def run(config: RunConfig) -> int:
         kept = f"; the best weights are in {best}" if best.is_dir() else ""
         early = f" ({result.stopped}{kept})" if result.stopped else ""
         print(f"trained {result.step} steps{early}: {result.weights}")
+        print("\n".join(last_words(config, read_metrics(result.output_dir / "metrics.jsonl"))))
         if getattr(config, "push_to_hub", False):
             from .sharing.hub import push
             from .sharing.sharing_options import PushOptions

@@ -14,7 +14,9 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarG
 from torch import Tensor
 
 from diffusion_align.guidance.dynamic import DynamicGuidance
+from diffusion_align.guidance.guider import EXPERIMENTAL
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
+from diffusion_align.quiet import unsaid
 from diffusion_align.rewards import RewardScorer
 
 from .guidance import OTHER_SEEDS, Draw, GuidanceComparison, GuidanceTrial
@@ -70,12 +72,15 @@ class Rows:
 
 def usual_ways(static: float) -> dict[str, Any]:
     """What a user would try first, with the best static scale as their (mean) scale."""
+    with unsaid(EXPERIMENTAL):
+        apg = AdaptiveProjectedGuidance(guidance_scale=static, eta=0.0)
+        zero_star = ClassifierFreeZeroStarGuidance(guidance_scale=static)
     return {
         "interval": ScheduleGuidance(static, sigma_low=0.28, sigma_high=5.42),  # 2404.07724's, for ImageNet
         "linear": ScheduleGuidance(static, "linear"),
         "cosine": ScheduleGuidance(static, "cosine"),
-        "APG": AdaptiveProjectedGuidance(guidance_scale=static, eta=0.0),
-        "CFG-Zero*": ClassifierFreeZeroStarGuidance(guidance_scale=static),
+        "APG": apg,
+        "CFG-Zero*": zero_star,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,10 @@ from torch import Tensor
 from diffusion_align.adapters import Conditioning
 from diffusion_align.devices import send
 from diffusion_align.process import Level, Output
+from diffusion_align.quiet import unsaid
 
+#: Says at every construction of a guider that guiders are experimental.
+EXPERIMENTAL = "diffusers.guiders.guider_utils"
 #: Why it cannot be guided otherwise.
 DISTILLED = (
     "but this model was distilled: it takes the guidance scale as an input (unet: time_cond_proj_dim, FLUX: "
@@ -88,10 +90,8 @@ class StepGuidance(BaseGuidance, ABC):
     _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
 
     def __init__(self, start: float = 0.0, stop: float = 1.0, enabled: bool = True) -> None:
-        notice = logging.getLogger("diffusers.guiders.guider_utils")
-        muted, notice.disabled = notice.disabled, True  # every construction would say that guiders are experimental
-        super().__init__(start, stop, enabled)
-        notice.disabled = muted
+        with unsaid(EXPERIMENTAL):
+            super().__init__(start, stop, enabled)
         self.view: StepView | None = None
         self.scales: list[Tensor] = []
         self.branches: list[int] = []

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.prompts import conditioning
-from diffusion_align.guidance.guider import DISTILLED, StepGuidance
+from diffusion_align.guidance.guider import DISTILLED, EXPERIMENTAL, StepGuidance
 from diffusion_align.guidance.schedules import as_guider
+from diffusion_align.quiet import unsaid
 
 from .batch_run import BatchRun, Samples
 from .control import PLAIN, SamplingOptions, StepPlan
@@ -27,15 +28,15 @@ Guidance: TypeAlias = float | Sequence[float] | Tensor | BaseGuidance
 
 def generate(
     adapter: Adapter,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 16,
-    negative_prompts: Sequence[str] | None = None,
+    negative_prompts: str | Sequence[str] | None = None,
     inpaint: Tensor | None = None,
 ) -> Tensor:
     """The images of :func:`sample` with constant guidance and the pipeline's scheduler.
@@ -62,15 +63,23 @@ def generate(
     ).images
 
 
+def asked(prompts: str | Sequence[str], seeds: Sequence[int] | None) -> tuple[list[str], Sequence[int]]:
+    """A prompt and a seed for each picture: one prompt is drawn once for each of ``seeds``, and without ``seeds`` they
+    are 0, 1, 2, ..."""
+    if isinstance(prompts, str):
+        prompts = [prompts] * (1 if seeds is None else len(seeds))
+    return list(prompts), range(len(prompts)) if seeds is None else seeds
+
+
 @torch.no_grad()
 def sample(
     adapter: Adapter,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     num_inference_steps: int = 25,
     guidance: Guidance = 5.0,
-    seeds: Sequence[int],
-    negative_prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    negative_prompts: str | Sequence[str] | None = None,
     scheduler: Any = None,
     eta: float | Sequence[float] = 0.0,
     inpaint: Tensor | None = None,
@@ -85,11 +94,13 @@ def sample(
     where a scheduler calls the denoiser more often (Heun, KDPM2, PNDM), a step's calls share it.
 
     Args:
+        prompts: one is drawn once for each of ``seeds``.
         num_inference_steps: N; any number that the scheduler can make.
         guidance: w in eps_null + w (eps_prompt - eps_null) (2207.12598), 1 or less predicts with the prompt only; or
             one w per image, a (steps, images) table, or a guider, ours or diffusers'.
-        seeds: one per prompt.
-        negative_prompts: one per prompt, instead of the pipeline's null prompt (SDXL's zeros; "" is encoded).
+        seeds: one per prompt; None takes 0, 1, 2, ...
+        negative_prompts: one per prompt, or one for all, instead of the pipeline's null prompt (SDXL's zeros; "" is
+            encoded).
         scheduler: a diffusers scheduler; None is the pipeline's. A copy is used. DPM++ SDE draws each picture's noise
             from its own seed, as the pipeline does with ``noise_sampler_seed`` set to it.
         eta: DDIM's share of fresh noise, for schedulers that have it; one number or one per step.
@@ -101,6 +112,9 @@ def sample(
             not fit, another ``alignment_strength`` than 1 without trained weights, ``copies`` across batches, a
             scheduler of another noising process (EDM, flow matching), or steps that it cannot make.
     """
+    prompts, seeds = asked(prompts, seeds)
+    if isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
     sampler = scheduler or adapter.pipeline.scheduler
     adapter.family.check_scheduler(sampler)
     for name, values in (
@@ -132,7 +146,7 @@ def sample(
             cond, null = replace(cond, guidance=scales), replace(null, guidance=scales)
         run = BatchRun(
             adapter,
-            guider if isinstance(guider, StepGuidance) else guider.new(),  # diffusers' guiders remember their last run
+            fresh(guider),
             copy.deepcopy(sampler),
             texts,
             cond,
@@ -183,6 +197,14 @@ def _two_branches(adapter: Adapter, negative: bool, embedded: float | None) -> b
     if negative and embedded is None:
         raise ValueError(f"negative_prompts steer away from a second prediction, {DISTILLED}")
     return embedded is not None
+
+
+def fresh(guider: BaseGuidance) -> BaseGuidance:
+    """One that remembers nothing: ours forget by themselves, diffusers' guiders remember their last run."""
+    if isinstance(guider, StepGuidance):
+        return guider
+    with unsaid(EXPERIMENTAL):
+        return guider.new()
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from diffusion_align.rewards import RewardScorer, score_in_batches
 
 from .batch_run import Samples
 from .control import PLAIN, Moment, SamplingOptions, StepCallback
-from .sampler import sample
+from .sampler import asked, sample
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,13 @@ class Steered:
 
 
 def best_of_n(
-    adapter: Adapter, prompts: Sequence[str], scorer: RewardScorer, n: int, *, seeds: Sequence[int], **keywords: Any
+    adapter: Adapter,
+    prompts: str | Sequence[str],
+    scorer: RewardScorer,
+    n: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    **keywords: Any,
 ) -> Steered:
     """Draw ``n`` images per prompt, from seeds ``seeds[i] + 1_000_003 k``, and keep the best.
 
@@ -48,6 +54,7 @@ def best_of_n(
     """
     if n < 1:
         raise ValueError(f"best-of-n: n = {n}, expected at least 1")
+    prompts, seeds = asked(prompts, seeds)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     all_seeds = [seed + 1_000_003 * k for seed in seeds for k in range(n)]
     drawn = sample(adapter, repeated, seeds=all_seeds, **keywords)
@@ -72,11 +79,11 @@ def remembers(scheduler: Any) -> bool:
 
 def fk_steering(
     adapter: Adapter,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     scorer: RewardScorer,
     particles: int = 4,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None = None,
     strength: float = 10.0,
     every: int = 5,
     num_inference_steps: int = 25,
@@ -110,6 +117,7 @@ def fk_steering(
     sampler = scheduler or adapter.pipeline.scheduler
     if remembers(sampler) or not eta:
         raise ValueError("fk steering needs a one-step scheduler with fresh noise: DDIMScheduler and eta > 0")
+    prompts, seeds = asked(prompts, seeds)
     repeated = [prompt for prompt in prompts for _ in range(particles)]
     deviation = scorer.statistics[1] if scorer.statistics else 1.0
     before: dict[int, Tensor] = {}  # by prompt: rewards (particles,) at the last resampling

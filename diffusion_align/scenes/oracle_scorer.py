@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from diffusion_align.rewards.protocol import RewardOutput, RewardScorer
 
+from .world.grammar import parse_prompt
 from .world.oracle import score_images
 
 
@@ -20,6 +22,10 @@ class ScenesOracle(RewardScorer):
     """
 
     name = "scenes-oracle"
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            parse_prompt(prompt)
 
     def evaluate(self, images: Tensor, prompts: list[str], context: dict[str, Any]) -> RewardOutput:
         pictures = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

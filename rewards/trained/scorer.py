@@ -75,6 +75,12 @@ class TrainedScorer(RewardScorer):
         return scorer
 
 
+def scorer_folder(place: str | Path) -> Path:
+    """The folder of a saved scorer; of a run or checkpoint that trained one, the one in it."""
+    inner = Path(place) / "scorer"
+    return inner if inner.is_dir() else Path(place)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """scorer.json of a saved scorer.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,8 +26,10 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
 
     Raises:
         CheckpointError: checkpoints of an earlier run would be mixed with this one's.
+        ImportError: the tracker of ``report_to`` is not installed.
         OSError: nothing can be written there.
     """
+    check_tracker(config.report_to)
     existing = list_checkpoints(output_dir)
     if existing and config.overwrite_output_dir:
         for checkpoint in existing:
@@ -40,6 +43,15 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
             "or another --output-dir"
         )
     check_writable(output_dir)
+
+
+def check_tracker(name: str) -> None:
+    """Raise ImportError where accelerate would train on without the tracker that was asked for."""
+    if name != "none" and find_spec(name) is None:
+        raise ImportError(
+            f"report_to {name} needs the {name} package: pip install 'diffusion-align[{name}]', "
+            "or set report_to to none"
+        )
 
 
 def leave_processes() -> None:

@@ -6,9 +6,11 @@ imported by any config, so that ``diffusion-align train dpo --help`` is instant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -17,6 +19,24 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+#: What other programs call settings, where the names are too unlike to be found.
+USUAL_NAMES: Mapping[str, str] = MappingProxyType({
+    "lr": "learning_rate", "lr_warmup_steps": "warmup_steps", "optimizer": "optim", "beta_dpo": "beta",
+    "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size",
+    "steps": "max_steps", "max_train_steps": "max_steps", "num_train_epochs": "max_steps", "epochs": "max_steps",
+    "rank": "lora_rank", "network_dim": "lora_rank", "network_alpha": "lora_alpha", "out": "output_dir",
+    "pretrained_model_name_or_path": "model", "train_data_dir": "dataset", "data": "dataset", "prompts": "dataset",
+    "fp16": "mixed_precision", "bf16": "mixed_precision", "max_samples": "max_pairs", "reward": "scorers",
+})  # fmt: skip
+
+
+def nearest_setting(name: str, known: Collection[str]) -> str | None:
+    """The setting that ``name`` was probably meant for, e.g. learning_rate for lr; None: none is near."""
+    if USUAL_NAMES.get(name) in known:
+        return USUAL_NAMES[name]
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,20 @@ class RunConfig:
     #: Whether ``train`` may be given a loaded scorer to learn from, and a loaded diffusion model.
     takes_scorer: ClassVar[bool] = False
     takes_model: ClassVar[bool] = True
+
+    def __new__(cls, *values: Any, **settings: Any) -> Self:
+        """Before the fields are filled: a name that is none of them is met with the nearest one.
+
+        Raises:
+            TypeError: an unknown setting.
+        """
+        known = {each.name for each in fields(cls)}
+        for name in settings:
+            if name not in known:
+                near = nearest_setting(name, known)
+                hint = f": did you mean {near!r}?" if near else f", whose settings are {', '.join(sorted(known))}"
+                raise TypeError(f"{name!r} is no setting of {cls.__name__}{hint}")
+        return super().__new__(cls)
 
     config: str | None = None
     """YAML recipe, or the config.yaml of an earlier run; flags override it."""
@@ -155,6 +189,10 @@ class RunConfig:
         if self.use_ema:
             found.append({"use_ema": False})
         return tuple(found)
+
+    def next_commands(self) -> list[list[str]]:
+        """Arguments of the commands that whoever made the run is likely to want next."""
+        return []
 
     def memory_bytes(self) -> int | None:
         """Estimate of a run's peak on one device; None where there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,7 @@ from .guard import FiniteGuard, Patience, StopSignal
 from .metrics import MetricLog
 from .optimizer import build_optimizer
 from .protocols import Method, RunInterrupted, Trainable, Validate
+from .reporting.last_words import validated_line
 from .resuming import record_of
 from .sharding import distribute, forget_gathered, is_cut, saved_whole, uncut
 from .state import collect_state, restore_state
@@ -158,6 +160,8 @@ def run_loop(
         if patience.is_best(step, metrics):
             save_weights(output_dir / "best")
         log.add_evaluation(step, metrics)
+        if config.progress and accelerator.is_main_process:
+            tqdm.write(validated_line(step, metrics), file=sys.stderr)
 
     def early() -> str | None:
         """Why the run should end before its last step, on all processes alike."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
-from diffusion_align.training.engine.config import NonNegativeFloat, Positive, RunConfig
+from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, RunConfig
 from diffusion_align.training.policy.data_config import PairData
 from diffusion_align.training.policy.model_options import TrainedModelOptions
 
@@ -17,6 +17,17 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
 
     method: ClassVar[str] = "evaluator"
     takes_scorer: ClassVar[bool] = True
+
+    # -- optimisation
+    per_device_train_batch_size: Positive = 64
+    """Pairs per device and micro-step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate: evaluators are small, and start from nothing."""
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                               "constant_with_warmup"] = "cosine"  # fmt: skip
+    """Schedule of the learning rate (diffusers.optimization)."""
+    warmup_steps: NonNegative = 100
+    """Steps of linear warm-up."""
 
     # -- evaluator
     kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")
@@ -55,6 +66,10 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
     """Use only this many pairs of each data set; all latents are held in memory, in half precision."""
     pair_selection: Literal["random", "first"] = "random"
     """Which they are: drawn at random by the seed, or the first of each data set."""
+
+    def next_commands(self) -> list[list[str]]:
+        dynamic = ["--guidance", "dynamic", "--evaluator", self.output_dir]
+        return [["generate", "a prompt of yours", *self.model_flags(), *dynamic]]
 
     def check(self) -> None:
         super().check()

@@ -7,16 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.adapters.prompts import cut_prompts
 from diffusion_align.data import PairLoader, StreamLoader
 from diffusion_align.data.beyond_pairs.balance import Summary
 from diffusion_align.evaluation.report import Report
 
 COUNTS = "data.json"
-#: Tokens of the start and end of a text. All others stand for a byte or more.
-ENDS = 2
 
 
 @dataclass(frozen=True)
@@ -145,24 +144,7 @@ def left_out(pairs: Counted, source: PairLoader | StreamLoader, adapter: Adapter
 
 def _captions_cut(sample: Sequence[str], used: int, adapter: Adapter) -> int:
     """Captions of all that some text encoder cuts, by a sample of them."""
-    cut: set[int] = set()
-    done: list[Any] = []
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-        tokenizer = getattr(adapter.pipeline, name, None)
-        if tokenizer is None or any(_count_alike(tokenizer, other) for other in done):
-            continue
-        done.append(tokenizer)
-        most = tokenizer.model_max_length
-        long = [i for i, caption in enumerate(sample) if len(caption.encode()) > most - ENDS]
-        if long:
-            tokens = tokenizer([sample[i] for i in long], truncation=False, verbose=False).input_ids
-            cut |= {i for i, ids in zip(long, tokens, strict=True) if len(ids) > most}
-    return round(len(cut) * max(1.0, used / max(len(sample), 1)))
-
-
-def _count_alike(first: Any, second: Any) -> bool:
-    """Whether two tokenizers give texts the same lengths; SDXL's two differ in what they fill up with."""
-    return first.model_max_length == second.model_max_length and first.get_vocab() == second.get_vocab()
+    return round(len(cut_prompts(adapter, sample)) * max(1.0, used / max(len(sample), 1)))
 
 
 def _more(counts: dict[str, int], named: list[str]) -> str:

@@ -111,8 +111,9 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     changeable: ClassVar[frozenset[str]] = frozenset({
         "gradient_checkpointing", "torch_compile", "channels_last", "vae_batch_size", "validation_prompts",
         "num_validation_prompts", "validation_scorer", "validation_inference_steps", "validation_guidance_scale",
-        "validation_seed", "validation_seeds_per_prompt", "held_out_scorers", "kl_prompts", "kl_budget", "stop_on",
-        "timestep_bins", "push_to_hub", "hub_model_id",
+        "validation_seed", "validation_seeds_per_prompt", "final_pictures", "held_out_scorers",
+        "kl_prompts", "kl_budget", "stop_on", "timestep_bins", "push_to_hub",
+        "hub_model_id",
     })  # fmt: skip
 
     #: Rules that a run of this method has.
@@ -167,6 +168,10 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     held_out_scorers: tuple[str, ...] = ()
     """Scorers that are only watched in validation (eval/NAME), e.g. scenes-oracle: a reward that rises while these
     fall is over-optimised."""
+
+    final_pictures: NonNegative = 6
+    """Without eval_steps: prompts that base and trained model draw at the end of `diffusion-align train`, into samples/
+    and the report; 0: none. (`train()` in Python draws none.)"""
 
     # -- sharing
     push_to_hub: bool = False
@@ -250,6 +255,9 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         if not self.full_finetuning and self.lora_rank > 1:
             found.append({"lora_rank": self.lora_rank // 2})
         return tuple(found)
+
+    def next_commands(self) -> list[list[str]]:
+        return [["generate", "a prompt of yours", *self.model_flags(), "--lora", self.output_dir]]
 
     def memory_bytes(self) -> int | None:
         from .costs.memory import estimate_memory

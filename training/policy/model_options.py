@@ -46,6 +46,12 @@ class ModelOptions(VAEOptions):
     """Precision of the weights that are not trained. auto: weight_dtype in training; to draw, fp16 on a GPU and fp32
     on the CPU."""
 
+    def model_flags(self) -> list[str]:
+        """Flags with which other commands load the same model."""
+        names = ("variant", "revision", "vae", "model_config", "family", "prediction_type")
+        given = {"model": self.model} | {name: value for name in names if (value := getattr(self, name)) is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModelOptions(ModelOptions):

@@ -186,12 +186,14 @@ def build_validator(
     output_dir: Path,
     held_out_rule: HeldOutRule | None = None,
     reward: RewardScorer | None = None,
+    prompts: list[str] | None = None,
 ) -> Validator:
     """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split.
 
     Args:
         held_out_rule: of the run's watchdog; None: held-out scorers are only logged.
         reward: that the run learns from; the members of an ensemble are watched.
+        prompts: instead of those that the settings name.
 
     Raises:
         ValueError, FileNotFoundError, OSError: prompts, pictures or scorers that cannot be used.
@@ -207,11 +209,11 @@ def build_validator(
         seeds = [mix(config.validation_seed, MASKS, i) for i in range(count)]
         holes = load_holes(source, range(count), seeds, size, data.mask_kinds)
         prompts = holes.prompts
-    elif config.validation_prompts is not None:
+    elif prompts is None and config.validation_prompts is not None:
         prompts = load_prompts(config.validation_prompts)
-    else:
+    elif prompts is None:
         assert data.dataset is not None  # TrainConfig.check
-        prompts = training_prompts(data.dataset, "validation")
+        prompts = _captions(data.dataset)
     prompts, each = prompts[:count], config.validation_seeds_per_prompt
     if "artefacts" in config.stop_on and len(prompts) < LEAST_PROMPTS:
         raise ValueError(f"stop_on artefacts needs at least {LEAST_PROMPTS} validation prompts, found {len(prompts)}")
@@ -228,21 +230,49 @@ def build_validator(
             TimestepBins(config.timestep_bins, adapter.path.num_timesteps),
             None if holes is None else holes.at(list(range(shown))),
         )
+    scorer = None if config.validation_scorer is None else load_scorer(config.validation_scorer)
+    watched = {name: load_scorer(name) for name in config.held_out_scorers}
+    if scorer is not None:
+        _check_scorer("validation_scorer", str(config.validation_scorer), scorer, prompts)
+    for name, held in watched.items():
+        _check_scorer("held_out_scorers", name, held, prompts)
     repeated = [row for row in range(len(prompts)) for _ in range(each)]
     return Validator(
         adapter,
         [prompts[row] for row in repeated],
         output_dir / "samples",
-        None if config.validation_scorer is None else load_scorer(config.validation_scorer),
+        scorer,
         settings,
         holes if holes is None or each == 1 else holes.at(repeated),
-        {name: load_scorer(name) for name in config.held_out_scorers},
+        watched,
         seeds_per_prompt=each,
         watch=PictureWatch(each) if len(prompts) >= LEAST_PROMPTS else None,
         held_out_rule=held_out_rule,
         ensemble=ensemble_members(reward),
         divergence=probe,
     )
+
+
+def _captions(dataset: str) -> list[str]:
+    try:
+        return training_prompts(dataset, "validation")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Validation draws the captions of that split: give --validation-prompts, a file with one prompt "
+            "a line, or set eval_steps to 0"
+        ) from error
+
+
+def _check_scorer(setting: str, name: str, scorer: RewardScorer, prompts: Sequence[str]) -> None:
+    """Raise ValueError, naming the setting, where ``scorer`` cannot judge pictures of ``prompts``."""
+    try:
+        scorer.check_prompts(prompts)
+    except ValueError as error:
+        flag = setting.replace("_", "-")
+        raise ValueError(
+            f"{setting} {name} cannot judge the validation prompts: {error}. Give another one with --{flag}, e.g. clip "
+            "or pickscore (diffusion-align scorers lists all)"
+        ) from error
 
 
 def ensemble_members(reward: RewardScorer | None) -> dict[str, RewardScorer]:

@@ -20,7 +20,7 @@ from diffusion_align.rewards.trained.architectures import READERS, reader_settin
 from diffusion_align.rewards.trained.edit import EditScore
 from diffusion_align.rewards.trained.pal import PALScorer
 from diffusion_align.rewards.trained.repainting import RepaintingScorer
-from diffusion_align.rewards.trained.scorer import CONFIG, read_config
+from diffusion_align.rewards.trained.scorer import CONFIG, read_config, scorer_folder
 from diffusion_align.rewards.trained.vp import VPScore
 from diffusion_align.shipped import SHIPPED_MODELS, SHIPPED_SCORERS, shipped_path
 from diffusion_align.training.policy.data_config import selection_seed
@@ -60,7 +60,7 @@ def scorer_kind(name: str) -> str:
     if name not in SHIPPED_SCORERS and not Path(name).is_dir():
         known = ", ".join((*BUILDERS, *SHIPPED_SCORERS))
         raise ValueError(f"scorer = {name!r}: expected one of {known}, or the folder of a trained scorer")
-    folder = shipped_path(name) if name in SHIPPED_SCORERS else Path(name)
+    folder = shipped_path(name) if name in SHIPPED_SCORERS else scorer_folder(name)
     return str(read_config(folder)["kind"]) if (folder / CONFIG).is_file() else "clip"
 
 

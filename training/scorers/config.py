@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffusion_align.training.engine.config import NonNegativeFloat, PlanNotes, Positive, RunConfig
+from diffusion_align.training.engine.config import (
+    NonNegative,
+    NonNegativeFloat,
+    PlanNotes,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+)
 from diffusion_align.training.policy.data_config import JudgedPairs
 
 
@@ -15,6 +22,18 @@ class RewardConfig(JudgedPairs, RunConfig):
 
     method: ClassVar[str] = "reward"
     takes_model: ClassVar[bool] = False
+
+    # -- optimisation
+    per_device_train_batch_size: Positive = 64
+    """Pairs (prefpaint: pictures) per device and micro-step."""
+    learning_rate: PositiveFloat = 3e-4
+    """Peak learning rate, for a small scorer from nothing; one that starts from large trained weights wants about
+    1e-5."""
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                               "constant_with_warmup"] = "cosine"  # fmt: skip
+    """Schedule of the learning rate (diffusers.optimization)."""
+    warmup_steps: NonNegative = 100
+    """Steps of linear warm-up."""
 
     # -- scorer
     scorer: str = "vp-score"
@@ -55,6 +74,9 @@ class RewardConfig(JudgedPairs, RunConfig):
     """Weight of the words' mean loss (vp-score, on data with wrong_words_0 and wrong_words_1)."""
     contrastive_weight: NonNegativeFloat = 0.0
     """Weight of BLIP's image-text contrastive loss on the preferred pictures (vp-score trained from nothing)."""
+
+    def next_commands(self) -> list[list[str]]:
+        return [["score", "FOLDER_OF_PICTURES", "--scorers", self.output_dir]]
 
     def plan(self, world_size: int = 1) -> PlanNotes:
         from .building import open_judgements

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_align.adapters.conditioning import Conditioning
+from diffusion_align.quiet import unsaid
 
 #: Most tokens of a prompt, the pipelines' own limit.
 MOST_TOKENS = 512
@@ -147,7 +148,10 @@ def encode_prompts(
     family: Family, pipeline: Any, prompts: Sequence[str | None], length: int | None = None
 ) -> Conditioning:
     """Conditioning of ``prompts``; None becomes the pipeline's own null prompt (SDXL: zeros)."""
-    cond = family.encode(pipeline, [prompt or "" for prompt in prompts], length)
+    # Which prompts are cut is said once (``cut_prompts``), not for every batch with the text that is lost.
+    modules = {kind.__module__ for kind in type(pipeline).__mro__ if kind.__module__.startswith("diffusers.")}
+    with unsaid(*modules, "transformers.tokenization_utils_base"):
+        cond = family.encode(pipeline, [prompt or "" for prompt in prompts], length)
     nulls = [i for i, prompt in enumerate(prompts) if prompt is None]
     if not nulls:
         return cond

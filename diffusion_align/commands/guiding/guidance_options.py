@@ -49,8 +49,8 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
     """Shares of the steps that Step AG guides."""
     bound_scorer: str | None = None
     """Scorer that picks candidates in the bound rows; unset: the judge itself."""
-    evaluator: str = "scenes-sdxl-evaluator"
-    """Evaluator of dynamic guidance."""
+    evaluator: str | None = None
+    """Evaluator of dynamic guidance; unset: the one that comes with a shipped --model."""
     evaluators: tuple[EvaluatorKind, ...] = ("alignment", "preference")
     """Judgements used together; each is also tried alone."""
     candidates: tuple[float, ...] = (2.5, 3.5, 5.0)
@@ -79,6 +79,8 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
     """Images drawn at once."""
     out: str = "runs/evaluate-guidance"
     """Folder of table.json and report.html."""
+    overwrite: bool = False
+    """Write over a table that is there already, and over the file of --fit."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes a GPU where there is one."""
 

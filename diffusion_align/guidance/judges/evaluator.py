@@ -307,7 +307,7 @@ def level_bin(log_snr: Tensor) -> Tensor:
 
 
 def load_evaluator(name: str | Path) -> LatentEvaluator:
-    """A shipped evaluator, or the folder of a trained one.
+    """A shipped evaluator, or the folder of a trained one or of the run that trained it.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it cannot be read.
@@ -319,4 +319,5 @@ def load_evaluator(name: str | Path) -> LatentEvaluator:
             f"evaluator {str(name)!r}: expected a folder that 'train evaluator' wrote, or one of "
             f"{', '.join(SHIPPED_EVALUATORS)}, latent-clip, latent-clip:PATH, lrm:FOLDER"
         )
-    return LatentEvaluator.from_pretrained(name)
+    inner = Path(name) / "evaluator"
+    return LatentEvaluator.from_pretrained(inner if inner.is_dir() else name)

@@ -1,0 +1,136 @@
+"""``diffusion-align data import, export, check, dedup, stats, split``: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_align.data.importers.pickapic_files import Import, import_pairs
+from diffusion_align.data.tending.checked import check_pairs
+from diffusion_align.data.tending.deduplicated import find_duplicates, write_without
+from diffusion_align.data.tending.divided import divide
+from diffusion_align.data.tending.exported import export_pairs
+from diffusion_align.data.tending.pair_figures import pair_figures
+from diffusion_align.data.tending.raw_pairs import splits_of
+from diffusion_align.files import check_writable
+
+from .pair_options import CheckOptions, DedupOptions, ImportOptions, PairExportOptions, SplitOptions, StatsOptions
+
+
+def run_import(options: ImportOptions) -> int:
+    """Import, and say what came of it; returns the exit status."""
+    out = Path(options.out)
+    check_writable(out)
+    task = Import(options.source, options.format, options.split, options.rank_best, options.soft_labels,
+                  options.limit, options.shard_size, options.max_missing)  # fmt: skip
+    found = import_pairs(task, out, progress=lambda text: print(text, file=sys.stderr))
+    _say({**found, "out": str(out)}, options.json)
+    return 0
+
+
+def run_export(options: PairExportOptions) -> int:
+    """Export, and say what was written and what could not be; returns the exit status."""
+    out = _empty(options.out)
+    _say({**export_pairs(options.source, options.split, options.format, out), "out": str(out)}, options.json)
+    return 0
+
+
+def run_check(options: CheckOptions) -> int:
+    """Check; returns 1 where something must be mended."""
+    found = check_pairs(options.source, splits_of(options.source, options.splits), options.decode)
+    if options.json:
+        print(json.dumps(found.to_json(), indent=1))
+        return int(found.failed)
+    print(_line({**{f"{split} pairs": count for split, count in found.splits.items()}, **dict(found.counts)}))
+    texts = {"corrupt": "pictures that cannot be decoded", "leaked_prompts": "prompts in two splits",
+             "leaked_pictures": "pictures in two splits", "contradicting": "pairs with verdicts for either picture",
+             "repeated": "pairs that are there twice", "identical": "pairs of a picture with itself"}  # fmt: skip
+    for kind, text in texts.items():
+        if total := found.totals[kind]:
+            _cases(f"{total:,} {text}", getattr(found, kind), total)
+    print("must be mended: exit status 1" if found.failed else "nothing that must be mended")
+    return int(found.failed)
+
+
+def run_dedup(options: DedupOptions) -> int:
+    """Tell the duplicates, and write the rest if that is asked for; returns the exit status."""
+    out = None if options.out is None else _empty(options.out)
+    found = find_duplicates(options.source, options.split, options.near)
+    if out is not None:
+        write_without(options.source, options.split, found, out)
+    if options.json:
+        print(json.dumps({**found.to_json(), "out": options.out}, indent=1))
+        return 0
+    print(_line({**dict(found.counts), "kept": len(found.keep)}))
+    for kind, cases in found.named.items():
+        _cases(f"{found.counts[kind]:,} {kind}", cases, found.counts[kind])
+    if options.out is not None:
+        print(options.out)
+    return 0
+
+
+def run_stats(options: StatsOptions) -> int:
+    """Print the figures; returns the exit status."""
+    _say(pair_figures(options.source, options.split, options.sizes), options.json)
+    return 0
+
+
+def run_split(options: SplitOptions) -> int:
+    """Part the data set, and say what each part has; returns the exit status."""
+    out = _empty(options.out)
+    shares = {name: share for name, share in (("test", options.test), ("validation", options.validation)) if share}
+    _say({**divide(options.source, options.split, shares, options.seed, out), "out": str(out)}, options.json)
+    return 0
+
+
+def _empty(name: str) -> Path:
+    """A folder that can be written and has nothing in it.
+
+    Raises:
+        FileExistsError: something is in it.
+        OSError: it cannot be written.
+    """
+    folder = Path(name)
+    check_writable(folder)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"--out {folder} is not empty: give a new folder")
+    return folder
+
+
+def _say(found: Mapping[str, Any], as_json: bool) -> None:
+    """All of it as JSON, or a line for each thing."""
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            print(f"{name}:")
+            for inner, told in value.items():
+                print(f"  {inner}: {_line(told) if isinstance(told, dict) else _number(told)}")
+        elif isinstance(value, dict):
+            print(f"{name}: {_line(value)}")
+        else:
+            print(f"{name}: {_number(value)}")
+
+
+def _cases(title: str, cases: list[str], total: int) -> None:
+    print(f"{title}:")
+    for case in cases:
+        print(f"  {case}")
+    if total > len(cases):
+        print(f"  and {total - len(cases):,} more")
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_number(value)} {name}" for name, value in values.items())
+
+
+def _number(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

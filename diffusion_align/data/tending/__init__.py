@@ -1,0 +1,1 @@
+"""Looking after data sets of pairs: exports, checks, duplicates, splits, and figures."""
