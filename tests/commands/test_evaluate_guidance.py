@@ -47,8 +47,8 @@ def test_a_table_with_what_is_learned_and_pictures_drawn_with_it(sdxl_folder: Pa
         {"negative_lora": (negative,), "negative_merge": 0.5, "lora": (lora,)},
     ):
         settings: dict[str, Any] = {"num_images": 1, "num_inference_steps": 2, "device": "cpu", **more}
-        out = str(tmp_path / "pictures")
-        drawn = generate_files(GenerateOptions(model=str(sdxl_folder), prompt=PROMPTS[0], out=out, **settings))
+        settings |= {"out": str(tmp_path / "pictures"), "overwrite": True}
+        drawn = generate_files(GenerateOptions(model=str(sdxl_folder), prompt=PROMPTS[0], **settings))
         record = json.loads(drawn[0].with_suffix(".json").read_text())
         assert record["nfe"] == (3 if "guidance_stop" in more else 4)
 

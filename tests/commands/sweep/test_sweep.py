@@ -236,7 +236,7 @@ def test_a_true_run(tmp_path: Path, sdxl_folder: Path, pairs_folder: Path, capfd
     flags = [
         "sweep", "--base", "dpo", "--values", "beta=500", "--metric", "loss", "--goal", "minimize",
         "--out", str(tmp_path / "s"), "--set", f"model={sdxl_folder}", f"dataset={pairs_folder}", "max_steps=1",
-        "logging_steps=1", "lr_scheduler_type=constant", "warmup_steps=0",
+        "logging_steps=1", "lr_scheduler_type=constant", "warmup_steps=0", "final_pictures=0",
     ]  # fmt: skip
     assert main(flags) == 0
     assert "0.6931" in capfd.readouterr().out  # log 2, before the first step
