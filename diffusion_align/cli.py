@@ -88,7 +88,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "annotate",
         ),
         "data": Command(
-            "new data sets from old ones: data relabel (by a scorer), data lists (ranked lists of pairs)",
+            "import, export, check, dedup, split and count pairs; new labels (relabel), ranked lists (lists)",
             data_sets.parse,
             "data_sets",
         ),

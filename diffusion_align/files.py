@@ -215,7 +215,10 @@ def write_parquet(path: Path, table: Any) -> None:
     Raises:
         OSError: it cannot be written; the file is named.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    partial, hidden = path.with_name(f".{path.name}.partial"), are_progress_bars_disabled()
+    disable_progress_bars()  # of one file, which is written in no time
     with naming(path):
         try:
             table.to_parquet(partial, write_page_checksum=True)
@@ -223,6 +226,9 @@ def write_parquet(path: Path, table: Any) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+        finally:
+            if not hidden:
+                enable_progress_bars()
 
 
 def files_in(folder: Path) -> dict[str, dict[str, Any]]:

@@ -181,8 +181,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         raise ValueError(f"--search {options.search} needs --scorer")
     jobs = [(prompt, options.seed + i) for prompt in prompts for i in range(options.num_images)]
     folder = Path(options.out)
-    files = [folder / f"{i:05d}-{slug(prompt)}-{seed}.png" for i, (prompt, seed) in enumerate(jobs)]
-    check_free(files, options.overwrite)
+    check_free([picture_path(folder, number, job) for number, job in enumerate(jobs)], options.overwrite)
     guider = build_guider(options)
     check_writable(folder)
     device = pick_device(options.device)
@@ -198,15 +197,15 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         if hole is not None:  # outside the hole the picture stays as it is, to the bit
             images = torch.where(hole.masks > 0.5, images, hole.pictures)
         for i, (job, pixels, facts) in enumerate(zip(batch, to_uint8(images), told, strict=True), start=start):
-            written.append(write_picture(files[i], options, job, pixels, facts))
+            written.append(write_picture(folder, i, options, job, pixels, facts))
     return written
 
 
 def write_picture(
-    path: Path, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
+    folder: Path, number: int, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
 ) -> Path:
-    """One PNG with its record and, if its scales were searched, their plot; returns ``path``."""
-    prompt, seed = job
+    """One PNG with its record and, if its scales were searched, their plot; returns the PNG."""
+    (prompt, seed), path = job, picture_path(folder, number, job)
     settings = {**asdict(options), "prompt": prompt, "seed": seed}
     chunk = PngInfo()
     chunk.add_text("diffusion-align", json.dumps(settings))
@@ -220,6 +219,12 @@ def write_picture(
             plot.parent.mkdir(exist_ok=True)
             schedule_figure(facts, prompt).savefig(plot, dpi=110)
     return path
+
+
+def picture_path(folder: Path, number: int, job: tuple[str, int]) -> Path:
+    """Where the picture of a prompt and a seed goes."""
+    prompt, seed = job
+    return folder / f"{number:05d}-{slug(prompt)}-{seed}.png"
 
 
 def slug(text: str, limit: int = 48) -> str:

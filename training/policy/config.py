@@ -257,7 +257,8 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         return tuple(found)
 
     def next_commands(self) -> list[list[str]]:
-        return [["generate", "a prompt of yours", *self.model_flags(), "--lora", self.output_dir]]
+        drawn = ["generate", "a prompt of yours", *self.model_flags(), "--lora", self.output_dir]
+        return [drawn, ["evaluate", "base", self.output_dir]]
 
     def memory_bytes(self) -> int | None:
         from .costs.memory import estimate_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, JSON-able."""
-        return {**asdict(self), "failed": self.failed}
+        lists = ("corrupt", "leaked_prompts", "leaked_pictures", "repeated", "contradicting", "identical")
+        cases = {name: {"count": self.totals[name], "first": getattr(self, name)} for name in lists}
+        return {"splits": self.splits, **dict(self.counts), **cases, "failed": self.failed}
 
 
 def check_pairs(source: str | Path, splits: Sequence[str], decode: bool = True) -> Findings:

@@ -53,7 +53,7 @@ def divide(source: str | Path, split: str, shares: Mapping[str, float], seed: in
         chosen = {number for number, place in enumerate(rows) if place is not None and homes[together[place]] == name}
         if not chosen:
             raise ValueError(
-                f"{source}: split {name} gets none of {len(rows)} pairs: they share prompts or pictures, or are too few"
+                f"{source}: the part {name} gets none of {len(rows)} pairs: they are too few, or share too much"
             )
         counts[name] = write_rows(
             (pickapic_row(pair) for pair in raw_pairs(source, split) if pair.number in chosen), out, name

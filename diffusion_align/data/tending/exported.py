@@ -75,7 +75,7 @@ def _to_folders(better: str, worse: str) -> Callable[[Iterator[RawPair], Path, s
 
 def _to_metadata(pairs: Iterator[RawPair], out: Path, split: str, counts: Counter[str]) -> None:
     """``metadata.jsonl`` as this package reads it: ties and soft labels fit in."""
-    lines = []
+    lines: list[str] = []
     for pair in pairs:
         label, number = pair.label_0, len(lines)
         if label is None:
@@ -100,8 +100,9 @@ def _to_metadata(pairs: Iterator[RawPair], out: Path, split: str, counts: Counte
 def named(content: bytes) -> tuple[str, bytes]:
     """How a picture's file should end, and its bytes: as they are, or, of rare formats, as PNG."""
     with Image.open(io.BytesIO(content)) as image:
-        if image.format in ENDINGS:
-            return ENDINGS[image.format], content
+        ending = ENDINGS.get(image.format or "")
+        if ending is not None:
+            return ending, content
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         return ".png", buffer.getvalue()

@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from diffusion_align.files import write_parquet
 from diffusion_align.pictures import CorruptImageError
 
@@ -28,7 +30,7 @@ def pickapic_row(pair: RawPair) -> dict[str, Any]:
         if isinstance(content, CorruptImageError):
             raise content
     label = pair.label_0
-    hard = label if label in (None, 0.5) else float(label > 0.5)  # type: ignore[operator]
+    hard = label if label in (None, 0.5) else float(label > 0.5)
     row = {"jpg_0": pair.pictures[0], "jpg_1": pair.pictures[1], "caption": pair.caption, "label_0": hard}
     row |= {"label_1": None if hard is None else 1 - hard, "has_label": hard is not None}
     if label != hard:
@@ -49,17 +51,18 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path, split: str, shard_s
 
 
 def _write(rows: list[Mapping[str, Any]], path: Path) -> None:
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
 
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    empty = {name for name, values in columns.items() if all(value is None for value in values)}
-    table = Dataset.from_dict({name: values for name, values in columns.items() if name not in empty})
-    own = {"jpg_0": "binary", "jpg_1": "binary", "caption": "string", "label_0": "float64", "label_1": "float64",
-           "has_label": "bool", SOFT_LABEL: "float64"}  # fmt: skip
-    kinds = {name: Value(own[name]) if name in own else kind for name, kind in table.features.items()}
+    own = {"jpg_0": pa.binary(), "jpg_1": pa.binary(), "caption": pa.string(), "label_0": pa.float64(),
+           "label_1": pa.float64(), "has_label": pa.bool_(), SOFT_LABEL: pa.float64()}  # fmt: skip
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        column = pa.array([row.get(name) for row in rows], own.get(name))
+        if not pa.types.is_null(column.type):
+            columns[name] = column
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(path, table.cast(Features(kinds)))
+    write_parquet(path, Dataset(InMemoryTable(pa.table(columns))))
 
 
 def readable(pairs: Iterable[RawPair], left_out: list[str]) -> Iterator[RawPair]:
