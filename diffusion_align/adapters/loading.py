@@ -24,6 +24,9 @@ from .families import DENOISERS, Family, matching_family, pipeline_classes
 from .parts import NEVER, PARTS, Part, check_whole, class_of, find_variants, skeleton
 from .single_file import SingleFile, read_single_file
 
+#: Field of a model_index.json: how many tokens T5 is given, where it is not the pipeline's own number.
+LENGTH_FIELD = "_max_sequence_length"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -122,7 +125,9 @@ class Wanted:
             parts["vae"] = _load_vae(self.vae, source)
         if "safety_checker" in source.index:
             parts["requires_safety_checker"] = False
-        return parts | {name: None for name in NEVER if name in source.index}
+        # Diffusers asks to be told of parts that the folder says are missing: SD3 without T5.
+        missing = {name for name, part in source.index.items() if isinstance(part, list) and part[:1] == [None]}
+        return parts | dict.fromkeys(missing | {name for name in NEVER if name in source.index})
 
 
 def load_adapter(
@@ -163,8 +168,8 @@ def load_adapter(
         vae_batch_size, vae_tiling: as in ``Adapter.code_in_chunks``.
         network_dtype: of the denoiser alone, where it is not ``dtype``.
         max_sequence_length: tokens that T5 is given, of SD3 and FLUX; None is what the folder's ``model_index.json``
-            says under this name, else the pipeline's own (256; FLUX 512, schnell 256). Another one than the model was
-            trained with makes other pictures.
+            says (``_max_sequence_length``), else the pipeline's own (256; FLUX 512, schnell 256). Another one than the
+            model was trained with makes other pictures.
         bf16_instead: where fp16 is asked for and the model leaves its range (FLUX), take bf16 instead of refusing.
         parts: what is loaded; of the others only the configs are there, and what needs their weights is an error.
 
@@ -189,9 +194,7 @@ def load_adapter(
             pipeline = _load_pipeline(source, wanted)
     if prediction_type is not None:
         pipeline.scheduler = rescheduled(pipeline.scheduler, prediction_type, False)
-    told = max_sequence_length
-    if told is None:
-        told = pipeline.config.get("max_sequence_length")
+    told = pipeline.config.get(LENGTH_FIELD) if max_sequence_length is None else max_sequence_length
     adapter = Adapter(pipeline, absent, told)
     stored = stored_dtype(dtype, adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, stored)  # diffusers' own .to warns of an empty list of modules
@@ -260,7 +263,7 @@ def _load_pipeline(source: Source, wanted: Wanted) -> Any:
                 options = {"subfolder": name, "variant": variants[name], "dtype": dtypes.get(name, wanted.dtype)}
                 given[name] = kind.from_pretrained(source.name, use_safetensors=True, **options)
     try:
-        return DiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             source.name,
             variant=variant,
             revision=source.revision,
@@ -274,6 +277,9 @@ def _load_pipeline(source: Source, wanted: Wanted) -> Any:
         if variant is None or f"variant={variant}" not in str(error):
             raise
         raise ValueError(f"{source.name}: {error} --variant None reads those without a name") from error
+    if LENGTH_FIELD in source.index:  # diffusers passes over private fields
+        pipeline.register_to_config(**{LENGTH_FIELD: source.index[LENGTH_FIELD]})
+    return pipeline
 
 
 def _advice(name: str, error: OSError) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from diffusion_align.adapters import PARTS, Adapter
 from diffusion_align.adapters.autoencoder import stored_dtype
+from diffusion_align.adapters.loading import LENGTH_FIELD
 from diffusion_align.adapters.lora_files import find_lora_file
 from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of, write_lora
 from diffusion_align.devices import DTYPES
@@ -94,6 +95,8 @@ def save_merged(adapter: Adapter, folder: Path, dtype: str) -> Path:
         module.to(DTYPES[dtype])
     vae = stored_dtype(DTYPES[dtype], adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, vae)
+    if adapter.max_sequence_length is not None:
+        adapter.pipeline.register_to_config(**{LENGTH_FIELD: adapter.max_sequence_length})
     with sealed_folder(folder):
         adapter.pipeline.save_pretrained(folder)
     return folder

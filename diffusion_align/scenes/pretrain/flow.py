@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from diffusion_align.adapters.loading import LENGTH_FIELD
 from diffusion_align.devices import fast_autocast
 
 from .corpus import Corpus
@@ -131,4 +132,5 @@ def train_flow(corpus: Corpus, work: Path, out: Path, sdxl: Path, minutes: float
         None,
         None,
     )
+    pipeline.register_to_config(**{LENGTH_FIELD: 0})
     save_half(pipeline, out)
