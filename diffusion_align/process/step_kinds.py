@@ -45,6 +45,13 @@ class StepKind:
             return (after.sigma_sq - variance).clamp(min=0).sqrt()
         return after.sigma - variance / (2 * now.sigma)
 
+    def noise_left(self, now: Level[Tensor], after: Level[Tensor], variance: Tensor) -> Tensor:
+        """Noise of the latents after a step from perfect predictions, in shares of the level that it comes to, like
+        the levels' tensors: 1 where it is kept; not a number where first-order kinds come to a clean picture."""
+        if self.keeps:
+            return torch.ones_like(variance)
+        return ((self.direction(now, after, variance) ** 2 + variance) / after.sigma_sq).sqrt()
+
 
 def ddim(now: Level[Any], after: Level[Any], a: float) -> Tensor:
     """a^2 sigma'^2 / sigma^2 (sigma^2 - (alpha / alpha')^2 sigma'^2) (DDIM, 2010.02502, eq. 16, for any path)."""

@@ -16,6 +16,7 @@ from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAE
 from diffusion_align.training.policy.data_config import TrainingData
 
 from .keeping.config import Keeping
+from .stepping.config import Stepping
 
 #: Timesteps that models are trained with; a model's own schedule may be shorter.
 LONGEST_SCHEDULE = 1000
@@ -189,22 +190,11 @@ class RolloutConfig(OnlineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(RolloutConfig):
+class GRPOConfig(Stepping, RolloutConfig):
     """Policy gradient on the sampler's steps (DDPO 2305.13301, with GRPO's group-relative advantages 2402.03300)."""
 
     method: ClassVar[str] = "grpo"
 
-    eta: PositiveFloat = 1.0
-    """DDIM's share of fresh noise; 1 is DDPM."""
-    train_steps: Positive | Literal["all"] = 4
-    """Sampling steps of each picture that are trained on (random ones, or those of the window); all: those that have
-    noise (DDPO's timestep_fraction 1)."""
-    stochastic_steps: Literal["all", "window"] = "all"
-    """Fresh noise in every step, or only in a random window of train_steps steps (MixGRPO 2507.21802)."""
-    step_normalisation: bool = True
-    """Divide log-ratios by how far each step's can move, so that all steps count alike (GRPO-Guard 2510.22319)."""
-    shared_noise: bool = True
-    """All pictures of a prompt start from the same noise, so they differ by the policy's own steps alone."""
     num_iterations: Positive = 1
     """Passes over a rollout."""
     fused_rollouts: bool = False
@@ -247,6 +237,7 @@ class GRPOConfig(RolloutConfig):
         return False
 
     def check(self) -> None:
+        self.check_noise()
         if self.fused_rollouts and self.zero_advantage == "skip":
             raise ValueError("fused_rollouts keeps the graph of all pictures: zero_advantage must be keep, not skip")
         super().check()

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from diffusion_align.adapters import Adapter, Conditioning
+from diffusion_align.adapters import Adapter
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.sampling.control import Moment
 from diffusion_align.training.engine.protocols import RunInterrupted
@@ -36,8 +36,7 @@ class GraphRecorder(StepRecorder):
     """
 
     def __init__(self, method: FusedGRPOMethod, steps: Tensor, etas: list[float], with_reference: bool) -> None:
-        path, dtype = method.adapter.path, DTYPES[method.config.trajectory_dtype]
-        super().__init__(steps, path, method.levels, etas, dtype, method.masked)
+        super().__init__(steps, method.sampling, etas, DTYPES[method.config.trajectory_dtype], method.masked)
         self.method, self.with_reference = method, with_reference
         self.places: list[Tensor] = []
         self.log_probs: list[Tensor] = []
@@ -49,10 +48,9 @@ class GraphRecorder(StepRecorder):
             self.log_probs.append(drawn.step.log_prob(drawn.after.float(), drawn.mask))
         if self.with_reference:
             method, index = self.method, moment.step - 1
-            cond = moment.cond[rows]
-            conditions = Conditioning.cat([cond, moment.null[rows]]) if method.policy.scale > 1 else cond
+            conditions = method.policy.given(moment.cond[rows], moment.null[rows])
             steps = torch.full((len(rows),), index)
-            t = send(method.scheduler.timesteps[steps], rows.device)
+            t = send(method.sampling.times[steps], rows.device)
             with method.adapter.reference():
                 reference = method.step_at(drawn.before, t, steps, conditions)
             with torch.enable_grad():

@@ -8,22 +8,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import DTYPES, send
 from diffusion_align.objectives.policy_gradient import clipped_policy_loss
-from diffusion_align.process import GaussianStep, Level, Path
+from diffusion_align.process import GaussianStep
 from diffusion_align.sampling.control import Moment, SamplingOptions
 from diffusion_align.training.engine.randomness import STEPS, mix
 from diffusion_align.training.policy.guided import GuidedPolicy
 
 from .config import GRPOConfig
+from .renoising import check_timesteps
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream, Trajectory, each_tensor
+from .stepping.noisy_steps import NoisySteps
 
-#: Steps with less noise than this are as good as deterministic: their log-probabilities are not trained on.
-SMALLEST_STD = 1e-3
 #: Largest difference between the log-ratio 0 and what sampler and training batch make of it, by autocast dtype.
 RATIO_TOLERANCE = {"no": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 
@@ -52,9 +51,8 @@ class StepRecorder:
 
     Args:
         steps: (N, T) which steps to keep.
-        path: the noising process.
-        levels: at every step and after the last (steps + 1,).
-        etas: of every step.
+        sampling: all of the run.
+        etas: noise level of every step.
         dtype: latents are rounded to it before the sampler continues, so that what is stored is what was drawn.
         masked: log-probabilities count the hole only.
     """
@@ -62,13 +60,12 @@ class StepRecorder:
     def __init__(
         self,
         steps: Tensor,
-        path: Path,
-        levels: Level[Tensor],
+        sampling: NoisySteps,
         etas: list[float],
         dtype: torch.dtype,
         masked: bool,
     ) -> None:
-        self.steps, self.path, self.levels = steps, path, levels
+        self.steps, self.sampling = steps, sampling
         self.etas, self.dtype, self.masked = etas, dtype, masked
         self.kept: Trajectory | None = None
 
@@ -80,9 +77,10 @@ class StepRecorder:
         if len(rows):
             on_device = send(rows, stored.device)
             before, after = moment.before[on_device], stored[on_device]
-            now, following = (self.levels[at].to(stored.device).expand(len(rows)) for at in (index, index + 1))
             with torch.set_grad_enabled(moment.x0.requires_grad):
-                step = self.path.gaussian(before, moment.x0[on_device], now, following, self.etas[index])
+                step = self.sampling.gaussian(
+                    before, moment.x0[on_device], torch.full((len(rows),), index), self.etas[index]
+                )
             mask = moment.cond.inpaint[on_device, :1] if self.masked and moment.cond.inpaint is not None else None
             self.keep(Drawn(rows + moment.rows.start, columns, before, after, step, mask), moment, on_device)
         return stored.float()
@@ -110,22 +108,15 @@ class GRPOMethod:
     def __init__(self, config: GRPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         self.policy = GuidedPolicy(adapter, engine.tasks.size, config.guidance_scale)
-        self.scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config, clip_sample=False)
-        self.scheduler.set_timesteps(config.num_inference_steps)
-        path = adapter.path
-        self.levels = path.levels(self.scheduler)
-        each = self.levels[:-1], self.levels[1:]
-        noisy = path.variance(*each, config.eta).clamp(min=0).sqrt() > SMALLEST_STD
-        self.noisy = (noisy & (self.scheduler.timesteps >= config.min_timestep)).nonzero().flatten()
-        self.train_steps = len(self.noisy) if config.train_steps == "all" else config.train_steps
-        if not 0 < self.train_steps <= len(self.noisy):
-            raise ValueError(
-                f"train_steps = {config.train_steps}: only {len(self.noisy)} of the sampling steps have noise and a "
-                f"timestep of at least min_timestep = {config.min_timestep}"
-            )
+        check_timesteps(config, adapter)
+        size = engine.tasks.size
+        self.scheduler = adapter.path.sampler(adapter.pipeline.scheduler, config.noise_kind)
+        adapter.set_steps(self.scheduler, config.num_inference_steps, size, size)
+        self.sampling = NoisySteps.of(config, adapter, self.scheduler, config.min_timestep)
+        self.train_steps = self.sampling.check(config.train_steps, f"min_timestep = {config.min_timestep}")
         config.check_updates(config.prompts_per_rollout * config.num_generations * self.train_steps)
-        moves = path.sensitivity(*each, config.eta).sqrt()
-        self.step_scale = moves[self.noisy].mean() / moves if config.step_normalisation else torch.ones_like(moves)
+        ones = torch.ones(config.num_inference_steps)
+        self.step_scale = self.sampling.scales() if config.step_normalisation else ones
         self.masked = config.counts_hole_only()
         self.kl_beta, self.kl_sum, self.kl_count = config.kl_beta, torch.zeros((), device=adapter.device), 0
         self.tested = False
@@ -147,9 +138,7 @@ class GRPOMethod:
         """A rollout with the chosen steps of its trajectories."""
         config = self.config
         steps, etas = self.choose_steps(number)
-        recorder = StepRecorder(
-            steps, self.adapter.path, self.levels, etas, DTYPES[config.trajectory_dtype], self.masked
-        )
+        recorder = StepRecorder(steps, self.sampling, etas, DTYPES[config.trajectory_dtype], self.masked)
         rollout = self.sample(number, recorder)
         if number and config.kl_target and self.kl_count:  # after the scorer, which may fail
             self.adapt_kl_beta()
@@ -161,19 +150,19 @@ class GRPOMethod:
         return self.with_update_log_probs(rollout, number)
 
     def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
-        """Which steps (N, train_steps) of a rollout's pictures are trained on, and eta of every sampling step."""
+        """Which steps (N, train_steps) of a rollout's pictures are trained on, and every sampling step's noise level."""
         config = self.config
         pictures = config.prompts_per_rollout * config.num_generations
         shuffle = torch.Generator().manual_seed(
             mix(config.seed, STEPS, number * self.accelerator.num_processes + self.accelerator.process_index)
         )
+        noisy = self.sampling.noisy
         if config.stochastic_steps == "window":
-            start = int(torch.randint(len(self.noisy) - self.train_steps + 1, (1,), generator=shuffle))
-            window = self.noisy[start : start + self.train_steps]
-            etas = [config.eta if step in window.tolist() else 0.0 for step in range(config.num_inference_steps)]
-            return window.expand(pictures, -1).clone(), etas
-        choice = torch.stack([torch.randperm(len(self.noisy), generator=shuffle) for _ in range(pictures)])
-        return self.noisy[choice[:, : self.train_steps]], [config.eta] * config.num_inference_steps
+            start = int(torch.randint(len(noisy) - self.train_steps + 1, (1,), generator=shuffle))
+            window = noisy[start : start + self.train_steps]
+            return window.expand(pictures, -1).clone(), self.sampling.etas_in(window)
+        choice = torch.stack([torch.randperm(len(noisy), generator=shuffle) for _ in range(pictures)])
+        return noisy[choice[:, : self.train_steps]], self.sampling.etas
 
     def sample(self, number: int, recorder: StepRecorder, graph: Tensor | None = None) -> Rollout:
         """Rollout ``number``, drawn and scored, with ``recorder`` looking on; ``graph`` as in ``SamplingOptions``."""
@@ -247,8 +236,7 @@ class GRPOMethod:
     def step_at(self, x_t: Tensor, t: Tensor, steps: Tensor, conditions: Any) -> GaussianStep:
         """The Gaussian over the next latents that the present weights predict; ``steps`` (B,) on the CPU."""
         prediction = self.policy.predict(x_t, t, conditions)
-        now, after = (self.levels[places].to(x_t.device).column() for places in (steps, steps + 1))
-        return self.adapter.path.gaussian(x_t, prediction.x0, now, after, self.config.eta)
+        return self.sampling.gaussian(x_t, prediction.x0, steps)
 
     def log_prob(self, batch: MiniBatch, with_reference: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B,) of the recorded steps and, if asked for, KL divergences (B,) to the reference."""
@@ -259,7 +247,7 @@ class GRPOMethod:
         steps = rollout.steps[rows, batch.column]
         x_t = send(rollout.trajectory.before[rows, batch.column], device).float()
         after = send(rollout.trajectory.after[rows, batch.column], device).float()
-        t = send(self.scheduler.timesteps[steps], device)
+        t = send(self.sampling.times[steps], device)
         conditions = self.policy.conditions(rollout.prompts, rollout.inpaint)
         mask = send(rollout.inpaint[:, :1], device) if self.masked and rollout.inpaint is not None else None
         with self.accelerator.autocast():

@@ -37,7 +37,14 @@ class RenoisedBatch:
 
 
 def check_timesteps(config: RolloutConfig, adapter: Adapter) -> None:
-    """Raises ValueError where no timestep is left."""
+    """Raises ValueError where no timestep is left, or there are none."""
+    if adapter.path.straight:
+        if config.min_timestep:
+            raise ValueError(
+                f"min_timestep = {config.min_timestep} is for models with timesteps, and {config.model} is of flow "
+                "matching: set min_time instead"
+            )
+        return
     if config.min_timestep >= adapter.path.num_timesteps:
         raise ValueError(
             f"min_timestep = {config.min_timestep}: the model's schedule ends at {adapter.path.num_timesteps}"

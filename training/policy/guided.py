@@ -43,9 +43,17 @@ class GuidedPolicy:
         if inpaint is not None:
             inpaint = inpaint.repeat(len(texts) // len(prompts), 1, 1, 1)
         cond = conditioning(self.adapter, texts, self.size, self.size, inpaint, self.encode)
-        if not embeds:
-            return cond
-        return replace(cond, guidance=cond.embeds.new_full((len(texts),), self.scale, dtype=torch.float32))
+        return self._told(cond) if embeds else cond
+
+    def given(self, cond: Conditioning, null: Conditioning) -> Conditioning:
+        """``conditions`` of prompts and null prompts (B each) that are encoded already."""
+        if self.adapter.embeds_guidance:
+            return self._told(cond)
+        return Conditioning.cat([cond, null]) if self.scale > 1 else cond
+
+    def _told(self, cond: Conditioning) -> Conditioning:
+        """With the scale, for a network that takes it as an input."""
+        return replace(cond, guidance=cond.embeds.new_full((len(cond),), self.scale, dtype=torch.float32))
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditioning) -> Prediction:
         """The guided prediction at ``x_t`` (B, C, h, w), timesteps ``t`` (B,)."""

@@ -154,7 +154,7 @@ def test_recorded_steps_are_the_samplers(settings: dict[str, Any]) -> None:
     rows = torch.arange(len(rollout))[:, None]
     assert torch.equal(after[rows, order][:, :-1], before[rows, order][:, 1:])
     assert torch.equal(after[rows, order][:, -1], rollout.latents)
-    levels = method.levels.alpha_sq.double()
+    levels = method.sampling.levels.alpha_sq.double()
     ratio = levels[rollout.steps] / levels[rollout.steps + 1]
     std = ((1 - levels[rollout.steps + 1]) / (1 - levels[rollout.steps]) * (1 - ratio)).sqrt()
     # E[log p] of a Gaussian is minus its entropy; 64 steps of 1,024 values leave an error below 0.01.

@@ -111,8 +111,8 @@ def test_all_steps_with_noise_are_trained_on(settings: dict[str, Any]) -> None:
     method = GRPOMethod(config, adapter, RolloutEngine(config, adapter, accelerator, Brightness()), accelerator)
     steps, _ = method.choose_steps(0)
     assert method.scheduler.timesteps.tolist()[3:] == [201, 1]
-    assert method.train_steps == len(method.noisy) == 4
-    assert [sorted(row) for row in steps.tolist()] == [method.noisy.tolist()] * 4
+    assert method.train_steps == len(method.sampling.noisy) == 4
+    assert [sorted(row) for row in steps.tolist()] == [method.sampling.noisy.tolist()] * 4
     seen = [(int(p), int(c)) for batch, _ in zip(method.batches(), range(4), strict=False)
             for p, c in zip(batch.picture, batch.column, strict=True)]  # fmt: skip
     assert sorted(seen) == [(picture, column) for picture in range(4) for column in range(4)]
