@@ -107,11 +107,7 @@ def load_policy(stack: LoraStack, sources: Sequence[Source]) -> None:
     for source in sources:
         file = find_lora_file(source.path)
         if file is not None:
-            if stack.own_base and base_of(file) == OTHER_BASE:
-                warnings.warn(
-                    f"{file} was trained on other weights than the model's own (init_weights): load those first",
-                    stacklevel=3,
-                )
+            warn_of_other_base(stack, file)
             loras.append({address: layer.scaled(source.weight) for address, layer in stack.read(file).items()})
         elif loras or stack:
             raise ValueError(f"{source.path}: expected a LoRA; a whole network must come before all LoRAs")
@@ -135,8 +131,17 @@ def load_negative(stack: LoraStack, sources: Sequence[Source], keep: float) -> N
             if not source.path.exists():
                 raise FileNotFoundError(f"{source.path}: no such file or folder; expected the LoRA of a negative model")
             raise ValueError(f"{source.path}: expected the LoRA of a negative model")
+        warn_of_other_base(stack, file)
         loras.append({address: layer.scaled(source.weight) for address, layer in stack.read(file).items()})
     stack.attach_negative(combined(loras), keep)
+
+
+def warn_of_other_base(stack: LoraStack, file: Path) -> None:
+    """Warn of a LoRA file that was trained on other weights than the model has."""
+    if stack.own_base and base_of(file) == OTHER_BASE:
+        warnings.warn(
+            f"{file} was trained on other weights than the model's own (init_weights): load those first", stacklevel=4
+        )
 
 
 def base_of(file: Path) -> str | None:

@@ -140,6 +140,15 @@ def test_pairs_become_lists(tmp_path: Path, uids: bool) -> None:
     assert json.loads((tmp_path / "out/lists.json").read_text())["lists"] == found
 
 
+def test_a_picture_that_only_has_a_name_leaves_its_list_out(tmp_path: Path) -> None:
+    verdicts: list[tuple[int, int, float | None, str]] = [(10, 20, 1.0, "a"), (30, 40, 1.0, "b")]
+    table = pairs(tmp_path / "a.parquet", verdicts, image_0_uid=["10", "30"], image_1_uid=["20", "40"],
+                  jpg_0=[encoded(10), None])  # fmt: skip
+    found = make_lists(MadeOf(str(table)), tmp_path / "out")
+    assert found["lists left out, of which a picture is missing"] == 1
+    assert lists_in(tmp_path / "out") == [("a", {10: 0, 20: 1})]
+
+
 def test_a_judge_breaks_circles(tmp_path: Path) -> None:
     asked: list[tuple[list[int], str]] = []
 

@@ -164,10 +164,14 @@ def _of_prompt(
 def _row(plan: ListPlan, table: Source, breaker: Breaker | None, counts: Counter[str]) -> dict[str, Any] | None:
     """The row of a list; None of one that is left out."""
     rows = {row: table.table[row] for row in {row for row, _ in plan.pictures}}
-    pictures = [
-        image_bytes(rows[row][column], table.folder, f"{table.where(row)}, column {column}")
-        for row, column in plan.pictures
-    ]
+    try:
+        pictures = [
+            image_bytes(rows[row][column], table.folder, f"{table.where(row)}, column {column}")
+            for row, column in plan.pictures
+        ]
+    except CorruptImageError:  # columns of names told of a picture that no cell has
+        counts["lists left out, of which a picture is missing"] += 1
+        return None
     order = order_by(plan.wins)
     judged = bool(order.open) and breaker is not None
     if judged and breaker is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from diffusion_align.training.engine.config import Fraction, Positive, PositiveFloat
 
@@ -39,7 +41,7 @@ class ReferenceSwitches:
     """With reference ema: share of the average that stays at each step."""
     reference_sync_steps: Positive = 512
     """With reference sync: steps between renewals."""
-    reference_sync_alpha: Fraction = 0.6
+    reference_sync_alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
     """With reference sync: share of the policy in the renewed reference."""
     watch_frozen: bool = True
     """With reference ema or sync: also ask the frozen model (one more forward pass a step), for frozen/margin,
