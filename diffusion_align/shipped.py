@@ -46,7 +46,10 @@ EVALUATOR_OF: Mapping[str, str] = MappingProxyType(
 SHIPPED = (*SHIPPED_MODELS, *SHIPPED_PAIRS, *SHIPPED_SCORERS, *SHIPPED_EVALUATORS, *SHIPPED_LORAS)
 
 #: Published models of which the configs come with the package, without weights and vocabularies: enough for a plan.
-LAYOUTS = ("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint")
+LAYOUTS = (
+    "sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "sd3-medium", "sd35-medium", "sd35-large", "flux-dev",
+    "flux-schnell",
+)  # fmt: skip
 #: The same by the names that the models have on the hub; the last one is an autoencoder alone.
 PUBLISHED_LAYOUTS: Mapping[str, str] = MappingProxyType(
     {
@@ -54,6 +57,11 @@ PUBLISHED_LAYOUTS: Mapping[str, str] = MappingProxyType(
         "stable-diffusion-v1-5/stable-diffusion-inpainting": "sd15-inpaint",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
         "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": "sdxl-inpaint",
+        "stabilityai/stable-diffusion-3-medium-diffusers": "sd3-medium",
+        "stabilityai/stable-diffusion-3.5-medium": "sd35-medium",
+        "stabilityai/stable-diffusion-3.5-large": "sd35-large",
+        "black-forest-labs/FLUX.1-dev": "flux-dev",
+        "black-forest-labs/FLUX.1-schnell": "flux-schnell",
         "madebyollin/sdxl-vae-fp16-fix": "sdxl-vae-fp16-fix",
     }
 )

@@ -55,6 +55,8 @@ class LowRank:
         return LowRank(*(matrix.to("cpu", copy=True) for matrix in (self.down, self.up)))
 
 
+#: Matrices of one layer as a file has them, by kind: "down", "up", "mid".
+Matrices = Mapping[str, Tensor]
 #: A whole LoRA, module by module.
 Lora = Mapping[Address, LowRank]
 
@@ -110,11 +112,7 @@ def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size
     matrices, alphas = sort_tensors(file, tensors, names)
     told = ToldScales.read(file, read_header(file))
     lora = {}
-    for address, kinds in matrices.items():
-        name = names.kohya[address]
-        missing = {"down", "up"} - kinds.keys()
-        if missing:
-            raise ValueError(f"{file}: {name} has no {min(missing)!r} matrix")
+    for address, (name, kinds) in _single(file, matrices, names, weights).items():
         layer = fitted(kinds, weights[address])
         if layer is None:
             sizes = {kind: tuple(matrix.shape) for kind, matrix in kinds.items()}
@@ -125,6 +123,33 @@ def read_lora(file: Path, names: LoraNames, weights: Mapping[Address, torch.Size
         alpha = alphas.get(address)
         lora[address] = layer.scaled(told.scale(address, layer.rank) if alpha is None else alpha / layer.rank)
     return lora
+
+
+def _single(
+    file: Path, matrices: Mapping[Address | tuple[Address, ...], Matrices], names: LoraNames,
+    weights: Mapping[Address, torch.Size],
+) -> dict[Address, tuple[str, Matrices]]:  # fmt: skip
+    """Name and matrices of every module, those that a file holds in one apart: they share the first matrix.
+
+    Raises:
+        ValueError: a matrix without its partner, or one in which there are other modules than the model's.
+    """
+    found: dict[Address, tuple[str, Matrices]] = {}
+    for place, kinds in matrices.items():
+        together = place if isinstance(place, tuple) else (place,)
+        name = " + ".join(names.kohya[address] for address in together)
+        missing = {"down", "up"} - kinds.keys()
+        if missing:
+            raise ValueError(f"{file}: {name} has no {min(missing)!r} matrix")
+        rows = [weights[address][0] for address in together]
+        if len(together) > 1 and sum(rows) != len(kinds["up"]):
+            raise ValueError(
+                f"{file}: {name} has {len(kinds['up'])} rows, expected {sum(rows)}: is it a LoRA of another model?"
+            )
+        parts = kinds["up"].split(rows) if len(together) > 1 else [kinds["up"]]
+        for address, up in zip(together, parts, strict=True):
+            found[address] = name, {**kinds, "up": up}
+    return found
 
 
 def fitted(kinds: Mapping[str, Tensor], shape: torch.Size) -> LowRank | None:
@@ -164,13 +189,13 @@ def read_header(file: Path) -> dict[str, str]:
 
 def sort_tensors(
     file: Path, tensors: Mapping[str, Tensor], names: LoraNames
-) -> tuple[dict[Address, dict[str, Tensor]], dict[Address, float]]:
-    """Matrices by module and kind, and the alphas that are tensors.
+) -> tuple[dict[Address | tuple[Address, ...], dict[str, Tensor]], dict[Address, float]]:
+    """Matrices by module (or modules in one) and kind, and the alphas that are tensors.
 
     Raises:
         ValueError: keys that match nothing; the first ones are named.
     """
-    matrices: dict[Address, dict[str, Tensor]] = {}
+    matrices: dict[Address | tuple[Address, ...], dict[str, Tensor]] = {}
     alphas: dict[Address, float] = {}
     strange = []
     for key, tensor in tensors.items():
@@ -179,11 +204,11 @@ def sort_tensors(
         if not parsed or address is None:
             strange.append(key)
         elif parsed.re is ALPHA:
-            alphas[address] = float(tensor)
+            alphas |= dict.fromkeys(address if isinstance(address, tuple) else (address,), float(tensor))
         else:
             kind = KINDS.get(parsed["kind"], parsed["kind"])
             if kind in matrices.setdefault(address, {}):
-                raise ValueError(f"{file}: two tensors are the {kind!r} matrix of {names.kohya[address]}")
+                raise ValueError(f"{file}: two tensors are the {kind!r} matrix of {parsed['module']}")
             matrices[address][kind] = tensor
     if strange or not matrices:
         shown = ", ".join(repr(key) for key in sorted(strange)[:3]) or "it has none"
@@ -262,6 +287,28 @@ def kohya_state(lora: Lora, names: Mapping[Address, str]) -> dict[str, Tensor]:
         state[f"{name}.lora_up.weight"] = layer.up
         state[f"{name}.alpha"] = torch.tensor(float(layer.rank))
     return state
+
+
+def fused_state(lora: Lora, names: LoraNames) -> dict[str, Tensor]:
+    """As ``kohya_state``, in kohya's scripts' names of fused weights: ranks side by side, and zeros where a module has
+    none; a part that is in no fused weight keeps its own name.
+    """
+    state, left = {}, dict(lora)
+    for name, together in names.scripts.items():
+        layers = [left.pop(address, None) for address in together]
+        there = [layer for layer in layers if layer is not None]
+        if not there:
+            continue
+        ranks, device = [0 if layer is None else layer.rank for layer in layers], there[0].up.device
+        rows = [names.rows[address] for address in together]
+        up = torch.zeros(sum(rows), sum(ranks), device=device)
+        for i, layer in enumerate(layers):
+            if layer is not None:
+                up[sum(rows[:i]) : sum(rows[: i + 1]), sum(ranks[:i]) : sum(ranks[: i + 1])] = layer.up
+        state[f"{name}.lora_down.weight"] = torch.cat([layer.down for layer in there])
+        state[f"{name}.lora_up.weight"] = up
+        state[f"{name}.alpha"] = torch.tensor(float(sum(ranks)))
+    return state | kohya_state(left, names.kohya)
 
 
 def kohya_header(lora: Lora) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -44,6 +45,8 @@ class LoraNames:
     Attributes:
         addresses: every module that can have a LoRA, by every name that files give it.
         kohya: the name that we write for kohya's readers, e.g. "lora_unet_mid_block_attentions_0_proj_in".
+        fused: modules that a file may hold in one, rows of the weight one after the other, by every name that files
+            give them; ``scripts``: by the name that kohya's scripts give them; ``rows``: how many each of them has.
         original: the same with the blocks of the original layout, as kohya's own scripts name SDXL's; equal to
             ``kohya`` where the original layout has no other name.
     """
@@ -51,6 +54,9 @@ class LoraNames:
     addresses: Mapping[str, Address]
     kohya: Mapping[Address, str]
     original: Mapping[Address, str]
+    fused: Mapping[str, tuple[Address, ...]]
+    scripts: Mapping[str, tuple[Address, ...]]
+    rows: Mapping[Address, int]
 
     @classmethod
     def of(
@@ -59,6 +65,7 @@ class LoraNames:
         network_name: str,
         prefixes: Mapping[str, tuple[str, ...]],
         original_names: Mapping[str, str],
+        fused_names: Mapping[str, tuple[str, ...]],
     ) -> LoraNames:
         """The names of a model's modules.
 
@@ -67,6 +74,7 @@ class LoraNames:
             network_name: which of them is the network: names without a part are its.
             prefixes: kohya's by part; the first is written, all are read.
             original_names: the network's modules in the layout of the original checkpoints.
+            fused_names: of that layout, names of several of the network's modules in one.
         """
         addresses: dict[str, Address] = {}
         kohya, original = {}, {}
@@ -84,13 +92,23 @@ class LoraNames:
                 if part == network_name:
                     names |= {*dotted, f"diffusion_model.{old}"}
                 addresses |= dict.fromkeys(names, address)
-        return cls(addresses, kohya, original)
+        fused, scripts = {}, {}
+        rows: dict[Address, int] = {}
+        for name, modules in fused_names.items():
+            together = tuple(Address(network_name, module) for module in modules)
+            scripts[f"lora_unet_{name.replace('.', '_')}"] = together
+            for address in together:
+                linear: Any = parts[network_name].get_submodule(address.module)
+                rows[address] = linear.out_features
+            for spelled in (name, f"diffusion_model.{name}", f"lora_unet_{name.replace('.', '_')}"):
+                fused[spelled] = together
+        return cls(addresses, kohya, original, fused, scripts, rows)
 
-    def find(self, name: str) -> Address | None:
-        """The module that a file calls ``name``; None if there is none."""
+    def find(self, name: str) -> Address | tuple[Address, ...] | None:
+        """The module, or modules in one, that a file calls ``name``; None if there is none."""
         for word in ("base_model.model.", "processor."):  # peft's wrapper, and diffusers' attention processors
             name = name.replace(word, "")
-        return self.addresses.get(name)
+        return self.addresses.get(name) or self.fused.get(name)
 
 
 def adaptable(model: nn.Module) -> Iterator[str]:

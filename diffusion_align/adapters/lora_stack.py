@@ -80,8 +80,8 @@ class LoraStack:
     def names(self) -> LoraNames:
         """What files call the model's modules."""
         parts, network = self.parts, self.family.network_name
-        originals = self.family.original_names(parts[network])
-        return LoraNames.of(parts, network, self.family.lora_prefixes, originals)
+        originals, fused = self.family.original_names(parts[network]), self.family.fused_names(parts[network])
+        return LoraNames.of(parts, network, self.family.lora_prefixes, originals, fused)
 
     def read(self, file: Path) -> dict[Address, LowRank]:
         """A LoRA of this model from a file of any usual layout.

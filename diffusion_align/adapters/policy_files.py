@@ -18,6 +18,7 @@ from .lora_files import (
     combined,
     diffusers_state,
     find_lora_file,
+    fused_state,
     kohya_header,
     kohya_state,
     read_header,
@@ -76,7 +77,8 @@ def write_lora(stack: LoraStack, file: Path, layout: Layout, title: str | None =
 
     Args:
         layout: "diffusers" for ``pipeline.load_lora_weights``; "kohya" for ComfyUI, A1111, Forge and diffusers;
-            "sd-scripts" for kohya's own scripts, which call SDXL's blocks by their original numbers.
+            "sd-scripts" for kohya's own scripts, which call SDXL's blocks by their original numbers, and hold SD3's and
+            FLUX's weights as the original checkpoints do, several in one.
         title: the LoRA's name in kohya's header.
     """
     lora, header = stack.whole(), lora_header(stack)
@@ -84,7 +86,10 @@ def write_lora(stack: LoraStack, file: Path, layout: Layout, title: str | None =
         return write_safetensors(file, diffusers_state(lora), header)
     names = stack.names()
     original = layout == "sd-scripts" and stack.family.scripts_name_original_blocks
-    state = kohya_state(lora, names.original if original else names.kohya)
+    if original and names.scripts:
+        state = fused_state(lora, names)
+    else:
+        state = kohya_state(lora, names.original if original else names.kohya)
     named = {} if title is None else {"ss_output_name": title, "modelspec.title": title}
     return write_safetensors(file, state, {**header, **kohya_header(lora), **named})
 

@@ -177,7 +177,8 @@ class ExportOptions(ModelOptions, Options):
     """Folder of a run or of one of its checkpoints, or a LoRA file (the flag may be left out if it comes first)."""
     format: Literal["diffusers", "kohya", "sd-scripts", "merged"]
     """diffusers: a LoRA for load_lora_weights; kohya: for ComfyUI, A1111 and Forge; sd-scripts: for kohya's own, which
-    number SDXL's blocks as the original does; merged: a whole pipeline with the weights folded in."""
+    number SDXL's blocks and fuse SD3's and FLUX's weights as the originals do; merged: a whole pipeline with the
+    weights folded in."""
     out: str | None = None
     """File of a LoRA (.safetensors), or folder of a merged pipeline; unset: beside the run, named after it."""
     model: str = field(default="", kw_only=True)

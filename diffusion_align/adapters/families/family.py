@@ -137,6 +137,10 @@ class Family(Protocol):
     def original_names(self, network: Any) -> Mapping[str, str]:
         """The network's modules in the layout of the original checkpoints, by their name in diffusers."""
 
+    def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        """The network's modules whose weights the original layout holds in one, rows one after the other, by its name;
+        of transformers also those that are alone. Empty where ``original_names`` says it."""
+
     def model_spec(self, pipeline: Any) -> dict[str, str]:
         """What the header of a LoRA file says of its base model: ``modelspec.*`` and kohya's ``ss_*`` fields."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffusion_align.adapters.conditioning import Conditioning
 
 from .family import Guidance, NetworkInputs
+from .fused_names import flux_names
 from .transformer import FlowFamily
 from .understood_flow import takes
 
@@ -98,6 +99,9 @@ class Flux(FlowFamily):
         ).sample
         unpacked: Tensor = FluxPipeline._unpack_latents(output, height, width, 1)
         return unpacked
+
+    def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        return flux_names(network)
 
     def model_spec(self, pipeline: Any) -> dict[str, str]:
         side = SIDE * pipeline.vae_scale_factor

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_align.adapters.conditioning import Conditioning
 
 from .family import NetworkInputs
+from .fused_names import sd3_names
 from .transformer import CLIP_TOKENS, FlowFamily
 
 #: Tokens that T5 is given by the pipeline.
@@ -67,6 +68,9 @@ class StableDiffusion3(FlowFamily):
             pooled_projections=cond.pooled,
         ).sample
         return output
+
+    def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        return sd3_names(network)
 
     def model_spec(self, pipeline: Any) -> dict[str, str]:
         side = self.default_side(pipeline.transformer.config) * pipeline.vae_scale_factor

@@ -26,7 +26,7 @@ class FlowFamily:
     """
 
     network_name: str = "transformer"
-    scripts_name_original_blocks: bool = False
+    scripts_name_original_blocks: bool = True
     conditioning_fields: Mapping[str, Collection[Any]] = {}
     latent_fields: Collection[str] = ("scaling_factor", "shift_factor")
     patch: int = 2

@@ -102,6 +102,9 @@ class UNetFamily:
     def original_names(self, network: Any) -> Mapping[str, str]:
         return original_unet_names(network)
 
+    def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
     def model_spec(self, pipeline: Any) -> dict[str, str]:
         predicted = str(pipeline.scheduler.config.prediction_type)
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor

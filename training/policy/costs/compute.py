@@ -75,12 +75,12 @@ def count_operations(model: MetaModel, checkpointing: str) -> Operations:
     Args:
         checkpointing: ``gradient_checkpointing`` of the run.
     """
-    unet, family = model.unet, model.family
+    unet, family = model.network, model.family
     if checkpointing != "none":
         family.recompute(unet, attention_only=checkpointing == "attention")
     nn.Module.to(unet, torch.float32).train()  # precision changes no count
     with RememberedShapes(), CountedOperations() as counted:
-        output = family.call(unet, family.memory_inputs(unet, 1, model.latent[-1]))
+        output = family.call(unet, model.inputs(1, model.latent[-1]))
         forward = counted.total
         output.sum().backward()
     unet.zero_grad(set_to_none=True)
@@ -97,8 +97,10 @@ def count_operations(model: MetaModel, checkpointing: str) -> Operations:
         "decode": lambda: decode(False),
         "decode_with_graph": lambda: decode(True),
     }
-    tokens = torch.zeros(1, model.tokens, dtype=torch.long, device="meta")
-    prompt = sum(_operations_of(partial(text, tokens), False) for text in model.texts)
+    prompt = 0
+    for text in model.texts:
+        tokens = torch.zeros(1, model.read_by(text), dtype=torch.long, device="meta")
+        prompt += _operations_of(partial(text, tokens), False)
     vae = {kind: _operations_of(work, kind == "decode_with_graph") for kind, work in jobs.items()}
     return Operations(forward, counted.total, vae, prompt)
 

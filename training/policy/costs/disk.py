@@ -35,9 +35,7 @@ def cached_bytes(config: TrainConfig, model: MetaModel) -> int:
         return 0
     channels, height, width = model.latent
     latents = cached.pictures * cached.versions * 2 * channels * height * width
-    cond = model.family.memory_inputs(model.unet, 1, height).cond
-    prompt = cond.embeds.shape[-1] * model.tokens + (0 if cond.pooled is None else cond.pooled.numel())
-    return CACHED * (latents + prompt)
+    return CACHED * (latents + model.prompt_values)
 
 
 def disk_rows(config: TrainConfig, model: MetaModel, memory: MemoryEstimate, examples: int | None) -> dict[str, str]:

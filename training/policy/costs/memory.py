@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size
-from diffusion_align.adapters.families import Family
 from diffusion_align.adapters.prompts import CAPACITY
 from diffusion_align.evaluation.compare import SamplingSettings
 
@@ -101,7 +100,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1, model: MetaModel |
     trained = sum(shape.numel() for shape in shapes)
     rows = needs.rows * config.per_device_train_batch_size
     with AutocastShapes(None if model.own_precision else model.autocast):
-        kept = saved_bytes(model.unet, model.family, rows, model.latent[-1], config.gradient_checkpointing)
+        kept = saved_bytes(model, rows, config.gradient_checkpointing)
     stored = BYTES[config.weight_dtype]
     frozen = 0 if config.full_finetuning else model.base * stored
     if not needs.cached or config.eval_steps:  # validation decodes pictures and encodes prompts
@@ -188,13 +187,13 @@ def _vae_bytes(config: TrainConfig, needs: MemoryNeeds, model: MetaModel) -> int
     return max(found)
 
 
-def saved_bytes(unet: UNet2DConditionModel, family: Family, rows: int, latent: int, checkpointing: str) -> int:
-    """Bytes autograd keeps in one forward of a ``meta`` UNet on ``rows`` latents of side ``latent``."""
-    blocks = _measure(unet, family, rows, latent)
+def saved_bytes(model: MetaModel, rows: int, checkpointing: str) -> int:
+    """Bytes autograd keeps in one forward of a ``meta`` model's network on ``rows`` latents."""
+    blocks = _measure(model, rows)
     if checkpointing == "none":
         return blocks.total
-    family.recompute(unet, attention_only=checkpointing == "attention")
-    return _measure(unet, family, rows, latent).total + blocks.largest_block
+    model.family.recompute(model.network, attention_only=checkpointing == "attention")
+    return _measure(model, rows).total + blocks.largest_block
 
 
 @dataclass
@@ -203,8 +202,9 @@ class _Saved:
     largest_block: int = 0
 
 
-def _measure(unet: UNet2DConditionModel, family: Family, rows: int, latent: int) -> _Saved:
+def _measure(model: MetaModel, rows: int) -> _Saved:
     """Count what one training-mode forward keeps, and the most that a single block adds."""
+    unet, family = model.network, model.family
     found, seen, keep = _Saved(), {p.untyped_storage()._cdata for p in unet.parameters()}, []
     starts: dict[int, int] = {}
 
@@ -231,7 +231,7 @@ def _measure(unet: UNet2DConditionModel, family: Family, rows: int, latent: int)
     unet.train()
     hooked = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with flash_attention_shapes(), RememberedShapes(), hooked:
-        family.call(unet, family.memory_inputs(unet, rows, latent))
+        family.call(unet, model.inputs(rows, model.latent[-1]))
     for hook in hooks:
         hook.remove()
     return found

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from peft import LoraConfig
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_align.adapters.autoencoder import stored_dtype
-from diffusion_align.adapters.families import Family, matching_family
+from diffusion_align.adapters.families import DENOISERS, Family, NetworkInputs, matching_family
+from diffusion_align.adapters.loading import LENGTH_FIELD
 from diffusion_align.adapters.lora import quicken_lora
+from diffusion_align.adapters.parts import class_of, skeleton
 from diffusion_align.adapters.single_file import read_single_file
 from diffusion_align.devices import DTYPES
 from diffusion_align.shipped import SHIPPED_MODELS, layout_path, shipped_path
@@ -29,23 +31,25 @@ class MetaModel:
     """Parts of a pipeline without data, as a run makes them ready.
 
     Attributes:
-        unet: with its LoRA, or all of it trained; in the dtype that it computes in.
+        network: the denoiser, with its LoRA, or all of it trained; in the dtype that it computes in.
         base: how many parameters it has without the LoRA.
         vae: in the dtype that it is stored in.
         texts: text encoders; the second one of SDXL without its last projection.
         side: of the pictures, pixels.
         autocast: the dtype that the run computes in under autocast; None computes as weights are.
-        own_precision: whether the UNet computes in its own precision, without autocast.
+        own_precision: whether the denoiser computes in its own precision, without autocast.
+        length: tokens that the longest text encoder is given; None where that is fixed.
     """
 
     family: Family
-    unet: UNet2DConditionModel
+    network: Any
     base: int
     vae: AutoencoderKL
-    texts: tuple[CLIPTextModel, ...]
+    texts: tuple[Any, ...]
     side: int
     autocast: torch.dtype | None
     own_precision: bool
+    length: int | None = None
 
     @property
     def factor(self) -> int:
@@ -60,13 +64,28 @@ class MetaModel:
 
     @property
     def tokens(self) -> int:
-        """That the text encoders read of a prompt."""
-        return int(self.texts[0].config.max_position_embeddings)
+        """That the first text encoder reads of a prompt."""
+        return self.read_by(self.texts[0])
+
+    def read_by(self, text: Any) -> int:
+        """Tokens that one of ``texts`` reads of a prompt."""
+        return int(getattr(text.config, "max_position_embeddings", self.length or 0))
+
+    def inputs(self, rows: int, side: int) -> NetworkInputs:
+        """Inputs of the network on the ``meta`` device, for latents of ``side`` x ``side``."""
+        return self.family.memory_inputs(self.network, rows, side, self.length)
+
+    @property
+    def prompt_values(self) -> int:
+        """Numbers that a prompt's embeddings are."""
+        cond = self.inputs(1, self.latent[-1]).cond
+        pooled = 0 if cond.pooled is None else cond.pooled.numel()
+        return pooled + (cond.embeds.shape[-1] * self.tokens if self.length is None else cond.embeds.numel())
 
     @property
     def trained_shapes(self) -> list[torch.Size]:
         """Of the trained parameters."""
-        return [parameter.shape for parameter in self.unet.parameters() if parameter.requires_grad]
+        return [parameter.shape for parameter in self.network.parameters() if parameter.requires_grad]
 
 
 def build_meta_model(config: TrainConfig) -> MetaModel:
@@ -79,26 +98,49 @@ def build_meta_model(config: TrainConfig) -> MetaModel:
         ValueError: a family that is not supported, or no single file that is understood.
     """
     source = _source(config)
-    network_config = UNet2DConditionModel.load_config(source, subfolder="unet")
-    family = matching_family(DiffusionPipeline.load_config(source), network_config, source)
+    index = DiffusionPipeline.load_config(source)
+    there = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    kind: Any = next((class_of(there[name]) for name in DENOISERS if name in there), None)
+    part = next((name for name in DENOISERS if name in there), "")
+    network_config = {} if kind is None else kind.load_config(source, subfolder=part)
+    family = matching_family(index, network_config, source)
     vae = _vae(config, source, family)
+    texts = tuple(_text(there[name], source, name) for name in family.text_encoder_names if name in there)
     with torch.device("meta"):
-        texts = tuple(
-            CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name)).requires_grad_(False).eval()
-            for name in family.text_encoder_names
-        )
-        unet = UNet2DConditionModel.from_config(network_config)
-        base = count_parameters(unet)
+        network = kind.from_config(network_config)
+        base = count_parameters(network)
         if not config.full_finetuning:
-            unet.requires_grad_(False)
-            unet.add_adapter(LoraConfig(r=config.lora_rank, target_modules=list(config.lora_target_modules)))
-            quicken_lora(unet)
+            network.requires_grad_(False)
+            network.add_adapter(LoraConfig(r=config.lora_rank, target_modules=_targets(config, family)))
+            quicken_lora(network)
     compute = DTYPES[config.compute_dtype]
     autocast = None if config.mixed_precision == "no" else compute
-    network_to(unet, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
+    network_to(network, autocast or (torch.float32 if config.full_finetuning else DTYPES[config.weight_dtype]))
     own_precision = not config.full_finetuning and DTYPES[config.weight_dtype] == autocast  # as ``Adapter.predict``
-    side = config.memory_needs().resolution or unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    return MetaModel(family, unet, base, vae, texts, side, autocast, own_precision)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = config.memory_needs().resolution or family.default_side(network_config) * factor
+    length = family.default_length(network_config)
+    if length is not None:
+        told = index.get(LENGTH_FIELD, length)
+        length = told if config.max_sequence_length is None else config.max_sequence_length
+    return MetaModel(family, network, base, vae, texts, side, autocast, own_precision, length)
+
+
+def _text(entry: list[str], source: str, name: str) -> nn.Module:
+    """A text encoder; CLIP's without the projection of the pooled embedding."""
+    kind = class_of(entry)
+    with torch.device("meta"):
+        if kind.__name__.startswith("CLIP"):
+            built: nn.Module = CLIPTextModel(CLIPTextConfig.from_pretrained(source, subfolder=name))
+        else:
+            built = skeleton(kind, source, name)
+    return built.requires_grad_(False).eval()
+
+
+def _targets(config: TrainConfig, family: Family) -> list[str]:
+    """Modules that get a LoRA, as ``prepare_policy`` chooses them."""
+    own = config.lora_target_modules == type(config).lora_target_modules
+    return list(family.lora_targets if own else config.lora_target_modules)
 
 
 def _source(config: TrainConfig) -> str:
@@ -130,10 +172,10 @@ def _vae(config: TrainConfig, source: str, family: Family) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def network_to(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
-    """Cast a ``meta`` UNet to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
-    lora = {name for name, p in unet.named_parameters() if p.requires_grad and "lora" in name}
-    for name, parameter in unet.named_parameters():
+def network_to(network: Any, dtype: torch.dtype) -> None:
+    """Cast a ``meta`` network to ``dtype``, except for LoRA matrices, which stay float32 as in a run."""
+    lora = {name for name, p in network.named_parameters() if p.requires_grad and "lora" in name}
+    for name, parameter in network.named_parameters():
         if name not in lora:
             parameter.data = parameter.data.to(dtype)
 
