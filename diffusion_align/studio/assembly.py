@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import getpass
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from starlette.types import ASGIApp
-
 from .labels.label_store import checked_name
+from .serving.compare_desk import CompareDesk
 from .serving.data_desk import DataDesk
 from .serving.door import Door
 from .serving.event_stream import EventStream
 from .serving.label_desk import LabelDesk
 from .serving.picture_catalogue import Catalogue
+from .serving.run_desk import RunDesk
 from .serving.studio_app import Parts, build_app
+from .serving.studio_server import StudioServer
 from .studio_options import StudioOptions
+
+#: Seconds between looks at the runs' metrics.
+LOOK = 2.0
 
 
 @contextmanager
-def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[ASGIApp, Door]]:
-    """The application and its door; inside, the worker may run.
+def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[StudioServer, Door]]:
+    """The server and its door; inside, the drawing process may run.
 
     Raises:
         FileNotFoundError: a folder of --data is not there.
@@ -31,9 +36,12 @@ def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[A
     for root in roots:
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such file or folder")
-    catalogue = Catalogue(tuple(root.resolve() for root in roots))
+    catalogue = Catalogue(tuple(root.resolve() for root in roots), home / ".studio" / "thumbnails")
     labels = LabelDesk(home, catalogue, options.labels, annotator_of(options))
     data = DataDesk(home, catalogue)
+    runs = RunDesk(home, catalogue)
+    stream = EventStream()
+    compare = CompareDesk(home, catalogue, stream, options.idle * 60)
     door = Door(f"studio-{port}", tuple(name.lower() for name in options.allow_host), options.root_path)
     actions = {
         "label-tasks": lambda given: labels.tasks(),
@@ -43,12 +51,35 @@ def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[A
         "label-undo": labels.undo,
         "label-summary": labels.summary,
         "label-export": labels.export,
+        "compare-start": compare.start,
+        "compare-strength": compare.strength,
+        "compare-cancel": compare.cancel,
+        "compare-state": compare.state,
+        "compare-label": compare.label,
+        "compare-grid": compare.save_grid,
+        "runs-list": runs.listed,
+        "runs-detail": runs.detail,
+        "runs-compare": runs.compare,
         "data-sources": data.sources,
         "data-page": data.page,
         "data-counts": data.counts,
         "data-exclude": data.exclude,
     }
-    yield build_app(Parts(door, catalogue, EventStream(), actions)), door
+    ended = threading.Event()
+    threading.Thread(target=watch_runs, args=(runs, stream, ended), daemon=True).start()
+    try:
+        yield StudioServer(build_app(Parts(door, catalogue, stream, actions)), stream), door
+    finally:
+        ended.set()
+        compare.close()
+
+
+def watch_runs(runs: RunDesk, stream: EventStream, ended: threading.Event) -> None:
+    """Tell the pages which runs have grown, as long as any page listens."""
+    while not ended.wait(LOOK):
+        if stream.heard:
+            for name in runs.changed():
+                stream.send("run", run=name)
 
 
 def annotator_of(options: StudioOptions) -> str:

@@ -27,7 +27,7 @@ def run(options: StudioOptions) -> int:
         ImportError: the extra ``studio`` is not installed.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError:
         raise ImportError("the studio needs starlette and uvicorn: pip install 'diffusion-align[studio]'") from None
     from .assembly import assembled
@@ -36,16 +36,11 @@ def run(options: StudioOptions) -> int:
     check_writable(home)
     with folder_lock(home), listening(options) as (port, listener):
         begin_labels(home, options)
-        with assembled(home, options, port) as (app, door):
-            config = uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="off", proxy_headers=False, server_header=False,
-                timeout_graceful_shutdown=1,
-            )  # fmt: skip
+        with assembled(home, options, port) as (server, door):
             address = f"http://{_shown(options.host)}:{port}{options.root_path}/?token={door.launch}"
             print(f"The studio is at {address}\nCtrl-C ends it.", flush=True)
             if not options.no_browser:
                 threading.Timer(0.5, webbrowser.open, [address]).start()
-            server = uvicorn.Server(config)
 
             def stop(number: int, frame: FrameType | None) -> None:
                 server.should_exit = True

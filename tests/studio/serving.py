@@ -9,12 +9,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from diffusion_align.studio.assembly import assembled
+from diffusion_align.studio.labels.label_store import folder_lock
+from diffusion_align.studio.launching import begin_labels, listening
+from diffusion_align.studio.studio_options import StudioOptions
 
 
 @dataclass
@@ -31,7 +37,7 @@ class Answer:
 class Studio:
     """A running studio, as its own page sees it."""
 
-    process: subprocess.Popen[str]
+    process: Any
     address: str
     cookie: str = ""
     token: str = ""
@@ -94,6 +100,22 @@ class Studio:
         answer = self.post(action, **given)
         assert answer.status == 200, answer.body
         return answer.json()
+
+
+@contextmanager
+def studio_here(folder: Path, **options: Any) -> Iterator[Studio]:
+    """A studio in a thread of this process, which starts in no time; ``options`` are those of the command."""
+    given = StudioOptions(str(folder), **options)
+    with folder_lock(folder), listening(given) as (port, listener):
+        begin_labels(folder, given)
+        with assembled(folder, given, port) as (server, door):
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            running = Studio(None, f"http://127.0.0.1:{port}/?token={door.launch}")
+            running.enter()
+            yield running
+            server.should_exit = True
+            thread.join(10)
 
 
 @contextmanager

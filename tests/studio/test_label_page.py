@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.studio.material import picture_folders, scored_table
-from tests.studio.serving import Studio, studio
+from tests.studio.serving import Studio, studio, studio_here
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def judge(page: Any, key: str) -> float:
 
 def test_a_hundred_labels_by_keyboard_at_thirty_a_minute(browser: Any, tmp_path: Path) -> None:
     scored_table(tmp_path / "pairs", 104, size=512)
-    with studio(tmp_path, "--source", str(tmp_path / "pairs"), "--annotator", "ada") as running:
+    with studio_here(tmp_path, source=(str(tmp_path / "pairs"),), annotator="ada") as running:
         page = entered(browser, running, viewport={"width": 1280, "height": 800})
         page.locator(".stage img").first.wait_for()
         start = time.perf_counter()
@@ -58,14 +58,14 @@ def test_a_hundred_labels_by_keyboard_at_thirty_a_minute(browser: Any, tmp_path:
 
 def test_undo_skip_help_zoom_summary_and_export(browser: Any, tmp_path: Path) -> None:
     scored_table(tmp_path / "pairs", 6, size=64)
-    flags = ["--source", str(tmp_path / "pairs"), "--annotator", "ada"]
-    with studio(tmp_path, *flags) as running:
+    options: dict[str, Any] = {"source": (str(tmp_path / "pairs"),), "annotator": "ada"}
+    with studio_here(tmp_path, **options) as running:
         page = entered(browser, running)
         page.locator(".stage img").first.wait_for()
         first = page.locator(".prompt").inner_text()
         judge(page, "ArrowLeft")
         judge(page, "ArrowRight")
-    with studio(tmp_path, *flags) as running:  # undo goes over a restart
+    with studio_here(tmp_path, **options) as running:  # undo goes over a restart
         page = entered(browser, running)
         page.locator(".stage img").first.wait_for()
         judge(page, "u")
@@ -94,8 +94,8 @@ def test_undo_skip_help_zoom_summary_and_export(browser: Any, tmp_path: Path) ->
 
 def test_aspects_and_words_are_asked(browser: Any, tmp_path: Path) -> None:
     scored_table(tmp_path / "pairs", 2, size=64)
-    flags = ["--source", str(tmp_path / "pairs"), "--annotator", "ada", "--words", "--aspects", "light", "detail"]
-    with studio(tmp_path, *flags) as running:
+    options: dict[str, Any] = {"annotator": "ada", "words": True, "aspects": ("light", "detail")}
+    with studio_here(tmp_path, source=(str(tmp_path / "pairs"),), **options) as running:
         page = entered(browser, running)
         page.locator(".words button", has_text="red").first.click()
         page.keyboard.press("ArrowLeft")
@@ -110,7 +110,7 @@ def test_aspects_and_words_are_asked(browser: Any, tmp_path: Path) -> None:
 
 def test_the_best_and_the_worst_of_four(browser: Any, tmp_path: Path) -> None:
     folders = picture_folders(tmp_path, ("a", "b", "c", "d"), 2)
-    with studio(tmp_path, "--source", *map(str, folders), "--kind", "best-worst", "--annotator", "ada") as running:
+    with studio_here(tmp_path, source=tuple(map(str, folders)), kind="best-worst", annotator="ada") as running:
         page = entered(browser, running)
         page.locator(".stage img").nth(3).wait_for()
         page.keyboard.press("2")
@@ -122,7 +122,7 @@ def test_the_best_and_the_worst_of_four(browser: Any, tmp_path: Path) -> None:
 
 def test_a_task_is_begun_on_the_page(browser: Any, tmp_path: Path) -> None:
     scored_table(tmp_path / "pairs", 3, size=64)
-    with studio(tmp_path, "--annotator", "ada") as running:
+    with studio_here(tmp_path, annotator="ada") as running:
         page = entered(browser, running)
         page.get_by_role("button", name="pairs", exact=True).click()
         page.get_by_role("button", name="Begin").click()
@@ -157,7 +157,7 @@ def test_markup_in_a_prompt_is_text(browser: Any, tmp_path: Path) -> None:
     folders = picture_folders(tmp_path, ("a", "b"), 1)
     for folder in folders:
         (folder / "0.txt").write_text("<img src=x onerror=document.title=1> a star")
-    with studio(tmp_path, "--source", *map(str, folders)) as running:
+    with studio_here(tmp_path, source=tuple(map(str, folders))) as running:
         page = entered(browser, running)
         page.locator(".prompt", has_text="<img src=x onerror").wait_for()
         assert re.match("Label", page.title())

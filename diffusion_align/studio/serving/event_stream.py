@@ -23,7 +23,13 @@ class EventStream:
     _events: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _last: int = 0
     _loop: asyncio.AbstractEventLoop | None = None
+    _closed: bool = False
     _waiting: set[asyncio.Event] = field(default_factory=set)
+
+    @property
+    def heard(self) -> bool:
+        """Whether any tab listens."""
+        return bool(self._waiting)
 
     def send(self, kind: str, **facts: Any) -> None:
         """Tell all tabs."""
@@ -31,6 +37,11 @@ class EventStream:
         self._events.append((self._last, json.dumps({"kind": kind, **facts})))
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)
+
+    def close(self) -> None:
+        """End all streams; called in the server's own thread."""
+        self._closed = True
+        self._wake()
 
     def _wake(self) -> None:
         for event in self._waiting:
@@ -44,12 +55,12 @@ class EventStream:
         self._waiting.add(news)
         try:
             yield b"retry: 1000\n\n"
-            while True:
+            while not self._closed:
                 for number, text in [event for event in self._events if event[0] > seen]:
                     yield f"id: {number}\ndata: {text}\n\n".encode()
                     seen = number
                 news.clear()
-                if self._last > seen:
+                if self._last > seen or self._closed:
                     continue
                 try:
                     await asyncio.wait_for(news.wait(), self.heartbeat)

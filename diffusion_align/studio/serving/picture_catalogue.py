@@ -11,8 +11,10 @@ from threading import Lock
 
 from diffusion_align.pictures import CorruptImageError
 from diffusion_align.studio.sources.parquet_cells import ParquetCells
-from diffusion_align.studio.sources.served_pictures import Served, as_png, clean, thumbnail
+from diffusion_align.studio.sources.served_pictures import Served, as_png, clean
 from diffusion_align.studio.sources.units import Picture
+
+from .thumbnails import Thumbnails
 
 #: Ids that are remembered; the oldest are forgotten first.
 MOST_IDS = 50_000
@@ -46,15 +48,21 @@ class Catalogue:
 
     Attributes:
         roots: resolved folders and files that pictures must lie in.
+        kept: where thumbnails are kept.
     """
 
     roots: tuple[Path, ...]
+    kept: Path
     cells: ParquetCells = field(default_factory=ParquetCells)
+    thumbnails: Thumbnails = field(init=False)
     _entries: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
     _ids: dict[Entry, str] = field(default_factory=dict)
     _ready: OrderedDict[tuple[Picture, ...], list[Served]] = field(default_factory=OrderedDict)
     _inside: dict[Path, bool] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self.thumbnails = Thumbnails(self.kept, self.cells)
 
     def holds(self, place: Path) -> bool:
         """Whether a file or folder lies within the roots, wherever links lead."""
@@ -116,7 +124,7 @@ class Catalogue:
     def _read(self, entry: Entry) -> Served:
         picture = entry.pictures[entry.number]
         if entry.small:
-            return thumbnail(picture.read(self.cells), picture.where)
+            return self.thumbnails.read(picture)
         if entry.lossless:
             return as_png(picture.read(self.cells), picture.where)
         with self._lock:

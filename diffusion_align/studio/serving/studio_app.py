@@ -26,7 +26,7 @@ from .picture_catalogue import Catalogue
 MOST_BODY = 64 * 2**10
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 #: Name and title of every page, in the order of the menu.
-PAGES: Mapping[str, str] = {"label": "Label"}
+PAGES: Mapping[str, str] = {"label": "Label", "compare": "Compare", "runs": "Runs", "data": "Data"}
 #: From a request's JSON object to the answer's; runs in a thread of its own.
 Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
