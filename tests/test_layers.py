@@ -35,6 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training.policy",),
     ("training.pairs", "training.online", "training.scorers", "training.evaluators"),
     ("training",),
+    ("studio.sources",),
+    ("studio.labels",),
     ("commands",),
     ("studio",),
     ("cli",),

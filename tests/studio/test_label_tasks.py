@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from diffusion_align.cli import main
 from diffusion_align.data import Comparisons, load_pairs
-from diffusion_align.studio.labels.keyed import held_out, share
 from diffusion_align.studio.labels.label_order import UNIFORM, interest, ordered
 from diffusion_align.studio.labels.label_queue import LabelQueue, Visit
 from diffusion_align.studio.labels.label_store import LabelFile, read_labels
@@ -19,6 +19,7 @@ from diffusion_align.studio.labels.label_tasks import Task, TaskSettings, begin_
 from diffusion_align.studio.labels.many_at_once import contradictions, swiss_matches, swiss_rounds
 from diffusion_align.studio.labels.pickapic_export import export_labels
 from diffusion_align.studio.labels.verdicts import Verdict
+from diffusion_align.studio.sources.keyed import held_out, share
 from tests.studio.material import picture, picture_folders, scored_table
 
 
@@ -192,7 +193,7 @@ def test_the_export_is_what_the_readers_read_and_byte_equal(tmp_path: Path) -> N
     assert set(first.labels) == {"overall", "light"}
     assert {max(marks, default=0) for marks in first.wrong_words} == {0.0, 1.0}
     assert load_pairs(tmp_path / "out").used == told.rows["train"] - sum(row["label_0"] == 0.5 for row in rows["train"])
-    export_labels(task.folder, tmp_path / "again")
+    assert main(["data", "export", str(task.folder), "--format", "pickapic", "--out", str(tmp_path / "again")]) == 0
     for file in told.files:
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 

@@ -16,6 +16,8 @@ from diffusion_align.data.tending.exported import export_pairs
 from diffusion_align.data.tending.pair_figures import pair_figures
 from diffusion_align.data.tending.raw_pairs import splits_of
 from diffusion_align.files import check_writable
+from diffusion_align.studio.labels.label_tasks import TASK
+from diffusion_align.studio.labels.pickapic_export import export_labels
 
 from .pair_options import CheckOptions, DedupOptions, ImportOptions, PairExportOptions, SplitOptions, StatsOptions
 
@@ -34,7 +36,27 @@ def run_import(options: ImportOptions) -> int:
 def run_export(options: PairExportOptions) -> int:
     """Export, and say what was written and what could not be; returns the exit status."""
     out = _empty(options.out)
+    if (Path(options.source) / TASK).is_file():
+        return _export_labels(options, out)
     _say({**export_pairs(options.source, options.split, options.format, out), "out": str(out)}, options.json)
+    return 0
+
+
+def _export_labels(options: PairExportOptions, out: Path) -> int:
+    """Export a folder of the studio's labels: the majority of all annotators, with the votes.
+
+    Raises:
+        ValueError: another format, which other programs' readers of tables write.
+    """
+    if options.format != "pickapic":
+        raise ValueError(
+            f"--format {options.format}: {options.source} is a folder of labels: export it with --format pickapic, and "
+            "that folder with this one"
+        )
+    told = export_labels(Path(options.source), out)
+    counts = {"pairs": sum(told.rows.values()), "ties": told.ties, "skipped": told.skipped, "lost": told.lost,
+              "leaking": told.leaking}  # fmt: skip
+    _say({**counts, "out": str(out)}, options.json)
     return 0
 
 

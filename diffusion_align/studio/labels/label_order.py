@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .keyed import opaque, share
+from diffusion_align.studio.sources.keyed import opaque, share
 
 #: random: by a hash; file: as they stand; active: mostly those that scorers disagree about or find close.
 Order = Literal["random", "file", "active"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from .keyed import opaque, share
+from diffusion_align.studio.sources.keyed import opaque, share
+
 from .label_store import LabelFile
 from .label_tasks import Task
 from .many_at_once import swiss_matches

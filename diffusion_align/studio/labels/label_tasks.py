@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from diffusion_align.files import begin_folder, read_object
+from diffusion_align.studio.sources.keyed import held_out, normalised
 from diffusion_align.studio.sources.matched_folders import Match, match_folders
 from diffusion_align.studio.sources.pair_tables import groups_of_table, pairs_of_table, parquet_files, read_table
 from diffusion_align.studio.sources.units import Gathered, Unit
 
-from .keyed import held_out, normalised
 from .label_order import Order, ordered
 
 #: In a folder of labels: what it is about.

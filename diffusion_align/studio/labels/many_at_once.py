@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from .keyed import share
+from diffusion_align.studio.sources.keyed import share
+
 from .verdicts import Verdict, outcomes
 
 Match = tuple[int, int]

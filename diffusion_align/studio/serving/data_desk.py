@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion_align.files import write_whole
 from diffusion_align.pictures import SUFFIXES, CorruptImageError
-from diffusion_align.studio.labels.keyed import normalised
+from diffusion_align.studio.sources.keyed import normalised
 from diffusion_align.studio.sources.pair_tables import PairTable, is_pair_table, read_table, scores_of, sides
 from diffusion_align.studio.sources.served_pictures import checked_size
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from diffusion_align.studio.labels.keyed import opaque
+from diffusion_align.studio.sources.keyed import opaque
 from diffusion_align.studio.sources.units import Picture
 
 from .picture_catalogue import Catalogue, Entry

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from diffusion_align.studio.labels.keyed import opaque
+from diffusion_align.studio.sources.keyed import opaque
 from diffusion_align.studio.sources.parquet_cells import ParquetCells
 from diffusion_align.studio.sources.served_pictures import Served, thumbnail
 from diffusion_align.studio.sources.units import Picture

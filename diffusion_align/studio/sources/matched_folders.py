@@ -11,8 +11,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from diffusion_align.pictures import SUFFIXES
-from diffusion_align.studio.labels.keyed import opaque
 
+from .keyed import opaque
 from .units import Gathered, Picture, Unit
 
 Match = Literal["auto", "record", "name", "order"]

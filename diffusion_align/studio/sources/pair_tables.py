@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusion_align.studio.labels.keyed import opaque
-
+from .keyed import opaque
 from .units import Picture, Unit
 
 #: Columns a table of pairs must have.
