@@ -50,12 +50,12 @@ def test_ten_thousand_pairs_scroll_in_bounded_memory(browser: Any, tmp_path: Pat
         most = 0
         for place in range(0, 2500 * 196, 60_000):
             page.mouse.wheel(0, 60_000 if place else 0)
-            page.wait_for_timeout(120)
+            page.wait_for_timeout(200)
             most = max(most, page.locator(".tile").count())
         page.keyboard.press("End")
         page.locator("[data-row='9999'] img").first.wait_for()
-        assert 20 < most <= 200
-        assert server.memory_info().rss - before <= 100 * 2**20
+        assert 12 <= most <= 200
+        assert server.memory_info().rss - before <= 100 * 2**20, server.memory_info()
         assert page.locator("#shown").inner_text() == "10,000 pairs"
         assert not page.wrong
 

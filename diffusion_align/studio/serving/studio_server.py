@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 
+import anyio.to_thread
 import uvicorn
 from starlette.types import ASGIApp
 
 from .event_stream import EventStream
+
+#: Requests that are worked on at once; each thread that has decoded pictures keeps some memory.
+THREADS = 6
 
 
 class StudioServer(uvicorn.Server):
@@ -21,6 +25,10 @@ class StudioServer(uvicorn.Server):
             )
         )  # fmt: skip
         self.stream = stream
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.stream.close()

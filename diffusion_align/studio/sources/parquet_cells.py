@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 #: Rows that are read together; whoever asks for one asks for its neighbours next.
 ROWS = 16
 #: Bytes of pictures that are kept.
-MOST_BYTES = 24 * 2**20
+MOST_BYTES = 8 * 2**20
 
 
 @dataclass
@@ -80,7 +80,7 @@ class ParquetCells:
 
     def _reader(self, file: Path, column: str) -> _Reader:
         if (file, column) not in self._readers:
-            opened = pq.ParquetFile(file, memory_map=True, pre_buffer=False)
+            opened = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)  # a mapped file counts as memory
             self._readers[file, column] = _Reader(opened, column)
             sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
             self._starts[file] = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
