@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import Any
 from diffusion_align.training.methods import METHODS
 
 from .commands import cache, data_sets, evaluating, scorers, sharing, sweep, train
+from .commands.console import talking
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -35,18 +36,28 @@ class Command:
         parse: arguments to checked options; it prints the help and raises ``SystemExit`` where that is asked for.
         module: of ``room``, whose ``run`` does what the options say.
         room: of the package.
+        ends: by itself; others run until they are stopped.
     """
 
     text: str
     parse: Callable[[list[str]], Any]
     module: str
     room: str = "commands"
+    ends: bool = True
 
     def run(self, options: Any) -> int:
         """Do what ``options`` say; returns the exit status."""
         status: int = import_module(f"{__package__}.{self.room}.{self.module}").run(options)
         return status
 
+
+#: Flags that stand anywhere behind any command.
+FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "--json": "every command: one JSON object on stdout instead of text",
+        "--quiet": "every command: nothing on stderr but errors",
+    }
+)
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
@@ -78,6 +89,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "serve a scorer to runs in other processes",
             partial(parse_options, ServeScorerOptions, "serve-scorer", bare="--scorer"),
             "serve_scorer",
+            ends=False,
         ),
         "scorers": Command(
             "list scorers and where their weights are; scorers verify NAME tries one", scorers.parse, "scorers"
@@ -98,7 +110,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "evaluating",
         ),
         "studio": Command(
-            "label pictures, compare models and watch runs in a browser", studio_options.parse, "launching", "studio"
+            "label pictures, compare models and watch runs in a browser",
+            studio_options.parse,
+            "launching",
+            "studio",
+            False,
         ),
         "card": Command("write a model card into a run's folder", sharing.parse_card, "sharing"),
         "push": Command("send a run with its card to the hub", sharing.parse_push, "sharing"),
@@ -118,9 +134,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(version("diffusion-align"))
         return 0
+    if argv is None and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars of a log are a line now and then
     try:
+        arguments, flags = without_flags(arguments)
         command, options = parse(arguments)
-        return command.run(options)
+        as_json = "--json" in flags
+        if as_json and hasattr(options, "json"):
+            options = replace(options, json=True)
+        if as_json and not command.ends:
+            raise ValueError(f"--json: {arguments[0]} runs until it is stopped, and has no result to print")
+        with talking(as_json, "--quiet" in flags) as talk:
+            status = command.run(options)
+        if talk is not None and os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+            print(talk.text(status), flush=True)
+        return status
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         return 130
@@ -129,6 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError | ImportError) else 1
+
+
+def without_flags(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Arguments without the flags that every command has, and which of those were there."""
+    found = {flag for flag in FLAGS if flag in arguments}
+    return [argument for argument in arguments if argument not in found], found
 
 
 def parse(arguments: Sequence[str]) -> tuple[Command, Any]:
@@ -148,7 +182,8 @@ def overview() -> str:
     """The text of ``diffusion-align --help``."""
     lines = ["usage: diffusion-align COMMAND ... (each command has its own --help)", ""]
     lines += [f"  {name:<14}{command.text}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "Full tracebacks: DIFFUSION_ALIGN_DEBUG=1"])
+    lines += ["", *(f"  {flag:<14}{text}" for flag, text in FLAGS.items())]
+    return "\n".join([*lines, "", "Full tracebacks: DIFFUSION_ALIGN_DEBUG=1; no colours: NO_COLOR=1"])
 
 
 if __name__ == "__main__":

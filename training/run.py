@@ -63,7 +63,7 @@ def train(
     if config.resume_from_checkpoint is not None:
         checkpoint, notes = resumed_checkpoint(config, output_dir, accelerator.num_processes)
         for note in notes:
-            accelerator.print(note)
+            accelerator.print(note, file=sys.stderr)
     with with_advice(config):
         return _run(config, accelerator, adapter, scorer, checkpoint, last_pictures)
 

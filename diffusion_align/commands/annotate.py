@@ -24,6 +24,7 @@ from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.relabelling import label
 from diffusion_align.sampling.sampler import generate, to_uint8
 
+from .console import conclude, note
 from .opening import open_model, say_what_is_cut
 from .options import AnnotateOptions
 
@@ -210,7 +211,7 @@ def write_pairs(
     path = out / "train-00000-of-00001.parquet"
     write_parquet(path, Dataset.from_list(rows))
     decisive = sum(row["label_0"] != 0.5 for row in rows)
-    print(f"{len(rows)} pairs of {len(prompts)} prompts, {len(rows) - decisive} ties")
+    note(f"{len(rows)} pairs of {len(prompts)} prompts, {len(rows) - decisive} ties")
     return path
 
 
@@ -263,5 +264,6 @@ def pair_row(
 
 def run(options: AnnotateOptions) -> int:
     """Make the pairs and print their file; returns the exit status."""
-    print(annotate_files(options))
+    pairs = annotate_files(options)
+    conclude(pairs, {"pairs": str(pairs)})
     return 0

@@ -21,6 +21,7 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
+from .console import conclude, note
 from .options import DemoOptions
 
 METHODS = {"dpo": "Diffusion-DPO", "inpo": "DDIM-InPO"}
@@ -43,11 +44,11 @@ def run_demo(options: DemoOptions) -> Path:
     """Train both methods, compare, write ``report.html`` and ``summary.json``; returns the report's path."""
     out, started = Path(options.out), time.perf_counter()
     prompts, scorer, settings = held_out_prompts(options.num_prompts), load_scorer("scenes-oracle"), SamplingSettings()
-    print(f"drawing {len(prompts)} held-out prompts with the base model")
+    note(f"drawing {len(prompts)} held-out prompts with the base model")
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
     aligned = sample_and_score(load_adapter("scenes-sdxl").load_weights(ALIGNED), prompts, scorer, settings)
     sides, rates, outcomes = {"base": base, ALIGNED: aligned}, {ALIGNED: compare(aligned, base)}, {}
-    print(f"{ALIGNED}, which comes with the package: win rate over the base {rates[ALIGNED]}")
+    note(f"{ALIGNED}, which comes with the package: win rate over the base {rates[ALIGNED]}")
     for method, steps in (("dpo", options.dpo_steps), ("inpo", options.inpo_steps)):
         config = load_recipe(
             f"scenes_{method}",
@@ -59,7 +60,7 @@ def run_demo(options: DemoOptions) -> Path:
         )
         assert isinstance(config, TrainConfig)
         outcomes[method] = run_method(config, prompts, base, scorer, settings)
-        print(f"{METHODS[method]}: win rate over the base {outcomes[method].win_rate}")
+        note(f"{METHODS[method]}: win rate over the base {outcomes[method].win_rate}")
         sides[METHODS[method]], rates[METHODS[method]] = outcomes[method].sampled, outcomes[method].win_rate
     summary = {
         method: {
@@ -83,7 +84,7 @@ def run_method(
     settings: SamplingSettings,
 ) -> Outcome:
     """Train ``config`` and compare the policy with ``base`` on ``prompts``, same seeds."""
-    print(f"{METHODS[config.method]}: {config.max_steps} steps")
+    note(f"{METHODS[config.method]}: {config.max_steps} steps")
     started = time.perf_counter()
     adapter: Adapter = load_adapter(config.model)
     result = train(config, adapter)
@@ -174,5 +175,6 @@ def _scores_row(name: str, side: Sampled) -> dict[str, object]:
 
 def run(options: DemoOptions) -> int:
     """Train, compare, and print the report's file; returns the exit status."""
-    print(f"report: {run_demo(options)}")
+    report = run_demo(options)
+    conclude(f"report: {report}", {"report": str(report)})
     return 0

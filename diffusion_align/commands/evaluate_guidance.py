@@ -22,6 +22,7 @@ from diffusion_align.guidance.judges.judge import load_judge
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.scenes.held_out import fresh_prompts
 
+from .console import conclude, note
 from .guiding.guidance_options import EvaluateGuidanceOptions
 from .guiding.learned_ways import LearnedWays, check_schedule
 from .opening import evaluator_for, open_contrastive, say_what_is_cut
@@ -49,7 +50,7 @@ def guidance_table(
     chosen_on = GuidanceComparison(adapter, judge, validation, **settings)
     if options.static is None:
         tried = sweep(chosen_on, {scale: chosen_on.guided(float(scale)) for scale in options.sweep})
-        print(f"mean reward of static scales on {len(validation)} validation prompts: {tried}", flush=True)
+        note(f"mean reward of static scales on {len(validation)} validation prompts: {tried}")
     static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
     comparison = GuidanceComparison(
         adapter, judge, test, seeds=options.seeds, measured=options.matched_prompts, **settings
@@ -74,7 +75,7 @@ def guidance_table(
         table["chosen_on_validation"] = learned.chosen
         table["rows"][name] = row
         table["curve"] = slopes(table["rows"], options.sweep)
-        print(f"{name}: win rate {row['win_rate']['rate']:.3f}{matched(row)}", flush=True)
+        note(f"{name}: win rate {row['win_rate']['rate']:.3f}{matched(row)}")
         keep(table)
     return table
 
@@ -200,5 +201,6 @@ def difference(row: Mapping[str, Any], value: str) -> str:
 
 def run(options: EvaluateGuidanceOptions) -> int:
     """Compare, and print the report's file; returns the exit status."""
-    print(f"report: {evaluate_guidance(options)}")
+    report = evaluate_guidance(options)
+    conclude(f"report: {report}", {"report": str(report), **json.loads((report.parent / "table.json").read_text())})
     return 0

@@ -20,6 +20,7 @@ from diffusion_align.training.policy.model import load_policy_model
 from diffusion_align.training.policy.model_options import ModelOptions
 from diffusion_align.training.settings import load_run
 
+from .console import conclude, note
 from .options import ExportOptions
 
 
@@ -45,7 +46,7 @@ def export_weights(options: ExportOptions) -> Path:
     if not adapter.has_lora:
         raise ValueError(f"{source} holds all weights of the network and no LoRA: export it with --format merged")
     if not adapter.loras.own_base:
-        print(f"note: {out} fits the model with its init_weights only; --format merged holds both")
+        note(f"note: {out} fits the model with its init_weights only; --format merged holds both")
     return write_lora(adapter.loras, out, options.format, out.stem)
 
 
@@ -104,5 +105,6 @@ def save_merged(adapter: Adapter, folder: Path, dtype: str) -> Path:
 
 def run(options: ExportOptions) -> int:
     """Export, and print what was written; returns the exit status."""
-    print(export_weights(options))
+    written = export_weights(options)
+    conclude(written, {"weights": str(written)})
     return 0

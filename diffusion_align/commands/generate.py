@@ -32,6 +32,7 @@ from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
 
+from .console import conclude
 from .opening import evaluator_for, open_contrastive, say_what_is_cut
 from .options import GenerateOptions
 
@@ -234,6 +235,6 @@ def slug(text: str, limit: int = 48) -> str:
 
 def run(options: GenerateOptions) -> int:
     """Draw the images and print their files; returns the exit status."""
-    for path in generate_files(options):
-        print(path)
+    written = [str(path) for path in generate_files(options)]
+    conclude("\n".join(written), {"pictures": written})
     return 0

@@ -339,17 +339,13 @@ class ScorersOptions(Options):
     'diffusion-align scorers verify NAME' loads one and scores a few pictures.
     """
 
-    json: bool = False
-    """One JSON list instead of a table."""
+    # No options of its own: --json, which every command has, gives one JSON list.
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyScorerOptions(OneScorerOptions):
     """Load a scorer, score a few pictures that the package draws, compare with what is known of it, and print a row
     for the table of what was run (docs/evidence/scorers.md). Weights that are not here are downloaded."""
-
-    json: bool = False
-    """Everything that was found as JSON instead of the row."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from diffusion_align.devices import pick_device
 from diffusion_align.rewards import load_scorer
 from diffusion_align.rewards.relabelling import Relabelling, relabel, told
 
+from .console import conclude, note
 from .options import RelabelOptions
 
 
@@ -28,8 +29,7 @@ def run(options: RelabelOptions) -> int:
     )
     scorer = load_scorer(options.scorer, options.checkpoint, device=pick_device(options.device))
     found = relabel(
-        task, scorer, options.out, batch_size=options.batch_size, max_corrupt=options.max_corrupt, progress=print
+        task, scorer, options.out, batch_size=options.batch_size, max_corrupt=options.max_corrupt, progress=note
     )
-    print(told(found))
-    print(options.out)
+    conclude(f"{told(found)}\n{options.out}", {"out": options.out, **found})
     return 0

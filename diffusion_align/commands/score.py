@@ -19,6 +19,7 @@ from diffusion_align.files import append_rows, check_free, check_writable, read_
 from diffusion_align.pictures import SUFFIXES, CorruptImageError, decoded_picture, opened_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 
+from .console import conclude, note
 from .options import ScoreOptions
 
 #: Column of ``OUT.partial`` that the table does not have.
@@ -158,7 +159,7 @@ def finish(partial: Path, rows: Sequence[dict[str, Any]]) -> None:
     """
     errors = [row["error"] for row in rows if "error" in row]
     if errors:
-        print(f"{len(errors)} of {len(rows)} pictures cannot be decoded and have no scores: {'; '.join(errors[:5])}")
+        note(f"{len(errors)} of {len(rows)} pictures cannot be decoded and have no scores: {'; '.join(errors[:5])}")
     if errors and len(errors) == len(rows):
         raise ValueError(f"no picture can be decoded, e.g. {errors[0]}")
     out = partial.with_name(partial.name.removesuffix(".partial"))
@@ -226,5 +227,6 @@ def cell_content(value: Any, folder: Path | None, where: str) -> bytes | Corrupt
 
 def run(options: ScoreOptions) -> int:
     """Score the pictures and print the table's file; returns the exit status."""
-    print(score_files(options))
+    table = score_files(options)
+    conclude(table, {"table": str(table)})
     return 0

@@ -8,6 +8,7 @@ from typing import TypeVar
 from diffusion_align.training import methods
 from diffusion_align.training.engine.config import RunConfig
 
+from .console import conclude
 from .parsing import asks_for_help, unknown
 
 C = TypeVar("C", bound=RunConfig)
@@ -66,7 +67,8 @@ def run(config: RunConfig) -> int:
     if config.dry_run:
         from diffusion_align.training.plan import make_plan
 
-        print(make_plan(config))
+        plan = make_plan(config)
+        conclude(plan, {"plan": str(plan)})
         return 0
     from diffusion_align.training.engine.accelerator import leave_processes
     from diffusion_align.training.engine.metrics import read_metrics
@@ -76,18 +78,23 @@ def run(config: RunConfig) -> int:
     result = train(config, last_pictures=True)
     leave_processes()
     if result.stopped is not None and not result.ended_early:
-        print(f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest")
+        told = f"stopped by {result.stopped} after step {result.step}; continue with --resume-from-checkpoint latest"
+        conclude(told, {"stopped": result.stopped, "step": result.step, "output_dir": str(result.output_dir)})
         return 130
     if result.weights is not None:  # only the first of several processes writes them
         best = result.output_dir / "best"
         kept = f"; the best weights are in {best}" if best.is_dir() else ""
         early = f" ({result.stopped}{kept})" if result.stopped else ""
-        print(f"trained {result.step} steps{early}: {result.weights}")
-        print("\n".join(last_words(config, read_metrics(result.output_dir / "metrics.jsonl"))))
+        said = {"output_dir": str(result.output_dir), "weights": str(result.weights), "step": result.step}
+        last = {name: value for line in result.history for name, value in line.items()}
+        told = [f"trained {result.step} steps{early}: {result.weights}"]
+        told += last_words(config, read_metrics(result.output_dir / "metrics.jsonl"))
+        conclude("\n".join(told), {**said, "stopped": result.stopped, "metrics": last})
         if getattr(config, "push_to_hub", False):
             from .sharing.hub import push
             from .sharing.sharing_options import PushOptions
 
-            repo = getattr(config, "hub_model_id", None)
-            print(f"pushed: {push(PushOptions(run=str(result.output_dir), repo=str(repo)))[0]}")
+            repo = str(getattr(config, "hub_model_id", None))
+            address, _ = push(PushOptions(run=str(result.output_dir), repo=repo))
+            conclude(f"pushed: {address}", {"repository": address})
     return 0

@@ -156,7 +156,7 @@ def test_pictures_that_cannot_be_decoded_have_no_scores(
     for name in ("000.png", "004.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:80])
     assert score(folder, tmp_path / f"scores{suffix}", "--batch-size", "3") == 0
-    assert "2 of 7 pictures cannot be decoded and have no scores: " in capsys.readouterr().out
+    assert "2 of 7 pictures cannot be decoded and have no scores: " in capsys.readouterr().err
     kind = {".parquet": "parquet", ".jsonl": "json"}[suffix]
     table = load_dataset(kind, data_files=str(tmp_path / f"scores{suffix}"), split="train").to_list()
     for i, (row, expected) in enumerate(zip(table, whole, strict=True)):

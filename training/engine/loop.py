@@ -121,7 +121,7 @@ def run_loop(
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         step = restore_state(state, trained, optimizer.optimizer, scheduler, ema, accelerator.scaler, method)
-        accelerator.print(f"resumed from {checkpoint}")
+        accelerator.print(f"resumed from {checkpoint}", file=sys.stderr)
         if watchdog is not None and "watchdog" in state.values:  # checkpoints of before there was one begin anew
             watchdog.load_state_dict(state.values["watchdog"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class MetricLog:
         if self.watchdog is not None:
             line = line | self.watchdog.seen(step, line)
             for said in self.watchdog.said if self.accelerator.is_main_process else ():
-                tqdm.write(said)
+                tqdm.write(said, file=sys.stderr)
         self.history.append({"step": step, **line})
         self.accelerator.log(line, step=step)
         if self.accelerator.is_main_process:

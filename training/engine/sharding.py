@@ -8,6 +8,7 @@ because accelerate's own covers GPUs only: what the tests run with gloo is what 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def distribute(trained: Trainable, accelerator: Accelerator) -> nn.Module:
         shard(part, accelerator)
     here, whole = held(trained.shardable)
     accelerator.print(
-        f"FSDP2: the first of {accelerator.num_processes} processes holds {here:,} of {whole:,} weights, reference too"
+        f"FSDP2: the first of {accelerator.num_processes} processes holds {here:,} of {whole:,} weights, reference too",
+        file=sys.stderr,
     )
     return network
 

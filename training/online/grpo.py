@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -218,7 +219,8 @@ class GRPOMethod:
         precision = self.accelerator.mixed_precision
         limit = RATIO_TOLERANCE[precision]
         self.accelerator.print(
-            f"on-policy self-test: |log ratio| {again:.1e} computed twice, {sampled:.1e} between sampler and update"
+            f"on-policy self-test: |log ratio| {again:.1e} computed twice, {sampled:.1e} between sampler and update",
+            file=sys.stderr,
         )
         if again > 0:
             raise RuntimeError(

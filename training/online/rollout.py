@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -325,7 +326,9 @@ class RolloutEngine:
         taught = (rollout.advantage.view(-1, group) != 0).any(dim=1)
         prompts = filled_steps(self.config, self.accelerator, taught, items)
         if not len(prompts):
-            self.accelerator.print("skipped a rollout: the pictures of every prompt have equal rewards")
+            self.accelerator.print(
+                "skipped a rollout: the pictures of every prompt have equal rewards", file=sys.stderr
+            )
         return rollout.rows((prompts[:, None] * group + torch.arange(group)).flatten())
 
     def first_task(self, number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,9 +249,14 @@ def relabelled(config: DenoisingConfig, device: torch.device, is_main: bool) -> 
             temperature=config.relabel_temperature,
         )  # fmt: skip
         scorer = load_scorer(config.relabel_with, device=device)
-        print(told(relabel(task, scorer, folder, max_corrupt=config.max_corrupt, progress=print)))
+        say(told(relabel(task, scorer, folder, max_corrupt=config.max_corrupt, progress=say)))
     PartialState().wait_for_everyone()
     return replace(config, dataset=str(folder), relabel_with=None, relabel_temperature=None)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def listed(config: DenoisingConfig, is_main: bool) -> DenoisingConfig:
@@ -259,8 +265,8 @@ def listed(config: DenoisingConfig, is_main: bool) -> DenoisingConfig:
         return config
     folder = Path(config.output_dir) / "lists"
     if is_main:
-        found = make_lists(MadeOf(config.dataset, config.dataset_split), folder, progress=print)
-        print(", ".join(f"{count:,} {name}" for name, count in found.items() if count), flush=True)
+        found = make_lists(MadeOf(config.dataset, config.dataset_split), folder, progress=say)
+        say(", ".join(f"{count:,} {name}" for name, count in found.items() if count))
     PartialState().wait_for_everyone()
     return config.on_lists(str(folder))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.commands.parsing import parse_options
 from diffusion_align.commands.train import config_argument, parse_config
 from diffusion_align.training.methods import config_class
@@ -62,6 +63,6 @@ def run(options: DenoisingConfig | VerifyCacheOptions | CollectCacheOptions) -> 
     check_writable(Path(options.cache_dir or ""))
     said = cache_pairs(options)
     if said is not None:  # only the first of several processes tells it
-        print(said)
+        conclude(said, {"cache": said.splitlines()})
     leave_processes()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.data import CachedPairs, load_in_file_order
 from diffusion_align.data.cache import collect_garbage, compare, damage, garbage, read_manifest
 
@@ -16,17 +17,16 @@ def verify(options: VerifyCacheOptions) -> int:
     problems = list(damage(options.folder))
     if options.data and not problems:
         problems = _compared(options)
-    for problem in problems:
-        print(f"WRONG {problem}")
     if problems:
-        print(
-            f"{options.folder}: run 'diffusion-align cache' again with its settings: only what is wrong is made again"
-        )
+        lines = [f"WRONG {problem}" for problem in problems]
+        again = "run 'diffusion-align cache' again with its settings: only what is wrong is made again"
+        conclude("\n".join([*lines, f"{options.folder}: {again}"]), {"ok": False, "problems": problems})
         return 1
     size = sum(facts["bytes"] for facts in record["shards"].values())
     checked = "checksums and contents" + (", rows and pictures of its data set" if options.data else "")
     held = f"{len(record['pairs']):,} {record.get('unit', 'pairs')}, {len(record['shards'])} shards"
-    print(f"ok: {options.folder}: {held}, {size / 2**20:,.1f} MiB; {checked} are right")
+    ok = f"ok: {options.folder}: {held}, {size / 2**20:,.1f} MiB; {checked} are right"
+    conclude(ok, {"ok": True, "problems": [], "bytes": size})
     return 0
 
 
@@ -34,10 +34,10 @@ def collect(options: CollectCacheOptions) -> int:
     """Remove what a cache does not need and say how much; returns the exit status."""
     folder = _folder(options.folder)
     found = garbage(folder) if options.dry_run else collect_garbage(folder)
-    for path in found:
-        print(path)
     done = "would be removed" if options.dry_run else "removed"
-    print(f"{options.folder}: {len(found)} files, {sum(found.values()):,} bytes {done}")
+    told = f"{options.folder}: {len(found)} files, {sum(found.values()):,} bytes {done}"
+    files = {str(path): size for path, size in found.items()}
+    conclude("\n".join([*files, told]), {"removed": not options.dry_run, "files": files})
     return 0
 
 

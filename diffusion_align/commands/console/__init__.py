@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .results import print_json, print_result, quiet, say_less
+from .results import conclude, talking
 from .terminal_bar import Progress, note
 
-__all__ = ["Progress", "note", "print_json", "print_result", "quiet", "say_less"]
+__all__ = ["Progress", "conclude", "note", "talking"]

@@ -1,30 +1,76 @@
-"""Where results go, and whether anything else is said."""
+"""Where results go: text on stdout, or with --json one JSON object there and nothing else; with --quiet nothing else is
+said at all."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
-#: Set by --quiet, for this process and those that it starts.
-QUIET = "DIFFUSION_ALIGN_QUIET"
+
+class Nowhere(io.TextIOBase):
+    """Takes text and forgets it. It is never closed: libraries keep the stderr that they first saw."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
-def quiet() -> bool:
-    """Whether only results and errors are wanted."""
-    return bool(os.environ.get(QUIET))
+@dataclass
+class Talk:
+    """What a command has said that --json prints at its end.
+
+    Attributes:
+        said: its values; a list only of those that ever printed one.
+        printed: what was printed all the same.
+    """
+
+    said: dict[str, Any] | list[Any] = field(default_factory=dict)
+    printed: io.StringIO = field(default_factory=io.StringIO)
+
+    def text(self, status: int) -> str:
+        """The object: what was said, else what was printed if that is JSON, else the exit status."""
+        if self.said:
+            return json.dumps(self.said, indent=2)
+        printed = self.printed.getvalue()
+        try:
+            json.loads(printed)
+        except ValueError:
+            sys.stderr.write(printed)
+            return json.dumps({"status": status})
+        return printed.strip()
 
 
-def say_less() -> None:
-    """What --quiet does: no progress, no notes, from here on."""
-    os.environ[QUIET] = "1"
+_TALK: ContextVar[Talk | None] = ContextVar("talk", default=None)
+_NOWHERE = Nowhere()
 
 
-def print_result(text: object) -> None:
-    """A result, on stdout."""
-    print(text, flush=True)
+@contextmanager
+def talking(as_json: bool, quiet: bool) -> Iterator[Talk | None]:
+    """Inside, a command runs; gives what it has said, or None where it says it at once."""
+    talk = Talk() if as_json else None
+    with ExitStack() as stack:
+        if quiet:
+            stack.enter_context(redirect_stderr(_NOWHERE))
+        if talk is not None:
+            stack.enter_context(redirect_stdout(talk.printed))
+        token = _TALK.set(talk)
+        try:
+            yield talk
+        finally:
+            _TALK.reset(token)
 
 
-def print_json(value: Any) -> None:
-    """The one JSON object that --json promises, on stdout."""
-    print(json.dumps(value, indent=2), flush=True)
+def conclude(text: object, values: Mapping[str, Any] | list[Any]) -> None:
+    """A result: ``text`` on stdout, or with --json ``values`` among those that are printed at the end."""
+    talk = _TALK.get()
+    if talk is None:
+        print(text, flush=True)
+    elif isinstance(values, list):
+        talk.said = values
+    elif isinstance(talk.said, dict):
+        talk.said.update(values)

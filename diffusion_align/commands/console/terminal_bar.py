@@ -8,23 +8,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any
 
-from .results import quiet
-
 #: Seconds between plain lines.
 EVERY = 30.0
 
 
 def note(text: str) -> None:
-    """A note or warning for the user, on stderr, unless --quiet."""
-    if not quiet():
-        print(text, file=sys.stderr, flush=True)
+    """Progress, a note or a warning for the user, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
     """How far a long task is.
 
     On a terminal it is one bar, redrawn (NO_COLOR leaves its colours out); elsewhere a line of text at the first call,
-    then at most every ``every`` seconds; with --quiet nothing.
+    then at most every ``every`` seconds.
 
     Args:
         title: what is done.
@@ -47,7 +44,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if not quiet() and self.stream.isatty():
+        if self.stream.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
@@ -60,8 +57,6 @@ class Progress:
 
     def __call__(self, text: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` are done of what ``text`` names."""
-        if quiet():
-            return
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self.title}: {text}", completed=done, total=total)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.data.beyond_pairs.from_pairs import MadeOf, make_lists
 from diffusion_align.devices import pick_device
 from diffusion_align.rewards import load_scorer
@@ -20,7 +21,7 @@ def write_lists(options: ListsOptions) -> int:
     breaker = None
     if options.scorer is not None:
         breaker = scores_of(load_scorer(options.scorer, options.checkpoint, device=pick_device(options.device)))
-    found = make_lists(task, options.out, breaker, progress=print)
-    print(", ".join(f"{count:,} {name}" for name, count in found.items() if count))
-    print(options.out)
+    found = make_lists(task, options.out, breaker, progress=note)
+    counts = ", ".join(f"{count:,} {name}" for name, count in found.items() if count)
+    conclude(f"{counts}\n{options.out}", {"out": options.out, **found})
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusion_align.commands import relabel
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.commands.options import RelabelOptions
 from diffusion_align.data.beyond_pairs.rescored import Rescoring, rescore
 from diffusion_align.data.tables import unit_here
@@ -34,10 +35,10 @@ def relabel_any(options: RelabelOptions) -> int:
             raise ValueError(f"--{name.replace('_', '-')} is for pairs, and {options.source} holds ranked lists")
     task = Rescoring(options.source, options.split, options.scorer, options.max_pairs, options.seed, options.shard_size)
     scorer = load_scorer(options.scorer, options.checkpoint, device=pick_device(options.device))
-    found = rescore(task, scores_of(scorer), options.out, max_corrupt=options.max_corrupt, progress=print)
-    print(
+    found = rescore(task, scores_of(scorer), options.out, max_corrupt=options.max_corrupt, progress=note)
+    counts = (
         f"{found['lists']:.0f} lists: of {found['ordered pairs']:.0f} pairs of pictures that were ordered before, "
         f"{100 * found['agreeing']:.1f}% are ordered alike; {found['unreadable']:.0f} lists unreadable"
     )
-    print(options.out)
+    conclude(f"{counts}\n{options.out}", {"out": options.out, **found})
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_align.commands.console import Progress, note, print_json, print_result
+from diffusion_align.commands.console import Progress, conclude, note
 from diffusion_align.evaluation.arena import Board, detectable_gap, parse_sides, verdicts
 from diffusion_align.evaluation.arena.votes import vote_verdicts
 from diffusion_align.files import check_writable
@@ -270,9 +270,5 @@ def run(options: EvaluateOptions) -> int:
     with Progress("evaluate") as progress:
         table = compare_sides(options, progress)
     out = Path(options.out)
-    if options.json:
-        print_json({**table, "out": str(out)})
-        return 0
-    print_result(told(table))
-    print_result(f"report: {out / 'report.html'}")
+    conclude(f"{told(table)}\nreport: {out / 'report.html'}", {**table, "out": str(out)})
     return 0

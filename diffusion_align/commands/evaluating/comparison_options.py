@@ -63,8 +63,6 @@ class EvaluateOptions(ModelOptions, Options):
     """Go on in --out: nothing that is there is drawn or scored again."""
     overwrite: bool = False
     """Start again although --out holds an evaluation; its pictures are deleted."""
-    json: bool = False
-    """Print one JSON object, what table.json holds, instead of the table."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes a GPU where there is one."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_align.commands.console import Progress, note, print_json, print_result
+from diffusion_align.commands.console import Progress, conclude, note
 from diffusion_align.data import Comparisons
 from diffusion_align.devices import pick_device
 from diffusion_align.environment import git_commit, versions
@@ -160,11 +160,6 @@ def run(options: EvaluateScorerOptions) -> int:
     if options.validation_split is None and table["ties"]:
         note("the threshold for ties was chosen on these very pairs: --validation-split NAME takes another split")
     written = None if options.out is None else write_report(Path(options.out), table)
-    if options.json:
-        print_json(table)
-        return 0
-    print_result(f"{table['pairs']} pairs of {table['prompts']} prompts, {table['ties']} ties")
-    print_result("\n".join(aligned(rows(table))))
-    if written is not None:
-        print_result(f"report: {written}")
+    lines = [f"{table['pairs']} pairs of {table['prompts']} prompts, {table['ties']} ties", *aligned(rows(table))]
+    conclude("\n".join(lines if written is None else [*lines, f"report: {written}"]), table)
     return 0

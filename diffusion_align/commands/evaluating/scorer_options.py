@@ -33,8 +33,6 @@ class EvaluateScorerOptions(Options):
     """Folder for table.json and report.html with the calibration curves; unset: none is written."""
     overwrite: bool = False
     """Replace the files of an earlier evaluation in --out."""
-    json: bool = False
-    """Print one JSON object instead of the table."""
     device: str = "auto"
     """cuda, mps, cpu; auto takes a GPU where there is one."""
 

@@ -14,6 +14,7 @@ from diffusion_align.evaluation.guidance_rows import Way
 from diffusion_align.guidance.annealing import AnnealingGuidance, AnnealingSchedule
 from diffusion_align.guidance.contrastive import ContrastiveGuidance
 
+from ..console import note
 from ..opening import contrasted, open_model
 from .guidance_options import EvaluateGuidanceOptions
 
@@ -92,7 +93,7 @@ class LearnedWays:
         self.chosen["annealing"] = {"explained": found.explained, "rollouts": float(found.rollouts)}
         share = f"{found.explained:.1%}" if found.explained > 0 else "nothing"
         hint = "" if found.explained > 0 else ": they do not tell scales apart, more --fit-rollouts may"
-        print(f"annealing: {found.rollouts} rollouts explain {share} of the reward{hint}", flush=True)
+        note(f"annealing: {found.rollouts} rollouts explain {share} of the reward{hint}")
         return found.schedule.save(file)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.commands.options import ScorersOptions
 from diffusion_align.rewards.catalogue import Entry, catalogue
 
@@ -57,9 +57,6 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 def run(options: ScorersOptions) -> int:
     """Print the list; returns the exit status."""
     entries = catalogue()
-    if options.json:
-        print(json.dumps([record(entry) for entry in entries], indent=2))
-        return 0
-    print(table([row(entry) for entry in entries]))
-    print("\nSizes are those of the published files. Try one: diffusion-align scorers verify NAME")
+    told = "Sizes are those of the published files. Try one: diffusion-align scorers verify NAME"
+    conclude(f"{table([row(entry) for entry in entries])}\n\n{told}", [record(entry) for entry in entries])
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from urllib.request import urlopen
 import torch
 from torch import Tensor
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.commands.options import VerifyScorerOptions
 from diffusion_align.commands.parsing import scorer_options
 from diffusion_align.devices import pick_device
@@ -200,14 +200,14 @@ def digest(path: Path) -> str:
 def run(options: VerifyScorerOptions) -> int:
     """Verify and print; returns the exit status, 1 where the scores are not those of the reference."""
     finding = verify(options)
-    if options.json:
-        print(json.dumps(asdict(finding), indent=2))
-        return 0 if finding.passed else 1
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n{finding.row()}\n")
-    print(f"largest difference of a card alone and among four: {finding.alone:.2g}")
-    print(f"largest difference of two scorings of the same cards: {finding.repeated:.2g}")
+    lines = [
+        f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n{finding.row()}\n",
+        f"largest difference of a card alone and among four: {finding.alone:.2g}",
+        f"largest difference of two scorings of the same cards: {finding.repeated:.2g}",
+    ]
     if not finding.passed:
-        print("The scores are not those of the reference: something differs from what was published.")
+        lines.append("The scores are not those of the reference: something differs from what was published.")
     elif not FACTS.get(options.scorer) or FACTS[options.scorer].package is None:
-        print("If these weights were not in docs/evidence/scorers.md before: an issue with the row above is welcome.")
+        lines.append("If these weights were not in docs/evidence/scorers.md before: an issue with the row is welcome.")
+    conclude("\n".join(lines), asdict(finding))
     return 0 if finding.passed else 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from diffusion_align.commands.console import note, print_json, print_result
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.files import write_whole
 
 from .card_text import card_text
@@ -95,8 +95,5 @@ def merged_text(before: str, ours: str) -> str:
 def run_card(options: CardOptions) -> int:
     """Write the card, and print its file; returns the exit status."""
     path, card, _ = write_card(options)
-    if options.json:
-        print_json({"card": str(path), "data": card.data.to_dict()})
-    else:
-        print_result(path)
+    conclude(path, {"card": str(path), "data": card.data.to_dict()})
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diffusion_align.commands.console import print_json, print_result
+from diffusion_align.commands.console import conclude
 
 from .card import NAME, write_card
 from .cleaning import check_secrets, cleaned, cleaned_values
@@ -111,12 +111,10 @@ def push(options: PushOptions, api: HfApi | None = None) -> tuple[str, dict[str,
 def run_push(options: PushOptions) -> int:
     """Push, and print where to and what; returns the exit status."""
     address, sizes = push(options)
-    if options.json:
-        print_json({"repository": address, "sent": not options.dry_run, "private": not options.public, "files": sizes})
-        return 0
     width = max(map(len, sizes))
-    for name, size in sizes.items():
-        print_result(f"{name.ljust(width)}  {size:>12,} bytes")
+    lines = [f"{name.ljust(width)}  {size:>12,} bytes" for name, size in sizes.items()]
     total = f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
-    print_result(f"{total}; nothing was sent (dry run)" if options.dry_run else f"{total}: {address}")
+    lines.append(f"{total}; nothing was sent (dry run)" if options.dry_run else f"{total}: {address}")
+    said = {"repository": address, "sent": not options.dry_run, "private": not options.public, "files": sizes}
+    conclude("\n".join(lines), said)
     return 0

@@ -30,8 +30,6 @@ class CardOptions(Options):
     """Repository that the card's code loads from."""
     device: str = "auto"
     """Where pictures are drawn: cuda, mps, cpu; auto takes a GPU where there is one."""
-    json: bool = False
-    """Print one JSON object: the card's file and what is in its header."""
 
     def check(self) -> None:
         super().check()
@@ -64,8 +62,6 @@ class PushOptions(Options):
     """As of card."""
     device: str = "auto"
     """As of card."""
-    json: bool = False
-    """Print one JSON object: the repository's address and the files."""
 
     def check(self) -> None:
         super().check()

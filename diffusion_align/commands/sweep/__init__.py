@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.commands.parsing import parse_options
 
 from .sweep_options import SweepOptions
@@ -18,9 +20,11 @@ def run(options: SweepOptions) -> int:
 
     sweep = load_sweep(options)
     runs = planned(sweep)
-    print(plan_text(sweep, runs), flush=True)
+    plan = plan_text(sweep, runs)
     if options.dry_run:
+        conclude(plan, {"plan": plan})
         return 0
+    note(plan)
     from .outcomes import ranked, told, write_results
     from .running import run_all, start_process
     from .winner import check_winner
@@ -30,5 +34,5 @@ def run(options: SweepOptions) -> int:
     winner = check_winner(sweep, results, runs) if status == 0 else None
     said = "" if winner is None else str(winner)
     write_results(sweep, runs, results, said)
-    print(told(sweep, results, said))
+    conclude(told(sweep, results, said), json.loads((sweep.out / "results.json").read_text()))
     return status

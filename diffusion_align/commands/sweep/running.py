@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from diffusion_align.commands.console import note
 from diffusion_align.files import write_whole
 from diffusion_align.training.engine.checkpoint import list_checkpoints
 from diffusion_align.training.engine.guard import StopSignal
@@ -132,7 +133,7 @@ def started(run: Run, start: Start, device: str | None, halt: Event, held: int) 
     if list_checkpoints(run.folder):
         arguments += ["--resume-from-checkpoint", "latest"]
     environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
-    print(f"{run.folder.name}: starts", flush=True)
+    note(f"{run.folder.name}: starts")
     began = time.perf_counter()
     process = start(arguments, run.folder / LOG, environment, held)
     while process.poll() is None:
@@ -141,11 +142,11 @@ def started(run: Run, start: Start, device: str | None, halt: Event, held: int) 
             process.wait()
     status, seconds = process.returncode, round(time.perf_counter() - began, 1)
     if status == STOPPED or halt.is_set():
-        print(f"{run.folder.name}: stopped", flush=True)
+        note(f"{run.folder.name}: stopped")
         return STOPPED
     ended = {"status": status, "seconds": seconds, "error": None if status == 0 else last_words(run.folder / LOG)}
     write_whole(run.folder / OUTCOME, json.dumps(ended).encode())
-    print(f"{run.folder.name}: {'done' if status == 0 else 'failed: ' + str(ended['error'])}", flush=True)
+    note(f"{run.folder.name}: {'done' if status == 0 else 'failed: ' + str(ended['error'])}")
     return int(status != 0)
 
 

@@ -242,7 +242,7 @@ def test_a_true_run(tmp_path: Path, sdxl_folder: Path, pairs_folder: Path, capfd
     assert "0.6931" in capfd.readouterr().out  # log 2, before the first step
     ended = (tmp_path / "s" / "000-beta=500" / OUTCOME).read_text()
     assert main(flags) == 0
-    assert "starts" not in capfd.readouterr().out
+    assert "starts" not in capfd.readouterr().err
     assert (tmp_path / "s" / "000-beta=500" / OUTCOME).read_text() == ended
 
 

@@ -35,7 +35,7 @@ def test_another_learning_rate_is_applied_told_and_recorded(
     rates = {"learning_rate": 8e-4, "lr_scheduler_type": "linear"}
     result = train(DPOConfig(max_steps=4, resume_from_checkpoint="latest", **shared, **rates))
     assert [line["learning_rate"] for line in result.history[-2:]] == pytest.approx([8e-4 / 4, 0])
-    assert "learning_rate was 0.0001, is 0.0008" in capsys.readouterr().out
+    assert "learning_rate was 0.0001, is 0.0008" in capsys.readouterr().err
     assert load_config(DPOConfig, tmp_path / "run" / "config.yaml").learning_rate == 8e-4
     with pytest.raises(CheckpointError, match=r"seed was 0, is 1; beta was 5000\.0, is 7\.0"):
         train(DPOConfig(max_steps=6, resume_from_checkpoint="latest", seed=1, beta=7.0, **shared))

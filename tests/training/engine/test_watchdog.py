@@ -102,7 +102,7 @@ def test_an_alarm_is_said_and_logged(config: DPOConfig, capsys: pytest.CaptureFi
     result = watched(config)
     assert (result.stopped, result.step) == (None, 9)
     assert [line["alarm/fifth"] for line in result.history] == [0, 0, 0, 0, 1, 1, 1, 1, 1]
-    assert "ALARM at step 5, fifth: line 5\n" in capsys.readouterr().out
+    assert "ALARM at step 5, fifth: line 5\n" in capsys.readouterr().err
     lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.history
 
@@ -112,7 +112,7 @@ def test_it_stops_where_it_may(stop_on: str, config: DPOConfig, capsys: pytest.C
     result = watched(config, (stop_on, "another"))
     assert (result.stopped, result.step, result.ended_early) == ("early stopping: fifth", 6, True)
     assert result.weights is not None
-    assert "ALARM at step 6, fifth: line 6; the run stops\n" in capsys.readouterr().out
+    assert "ALARM at step 6, fifth: line 6; the run stops\n" in capsys.readouterr().err
 
 
 def test_another_rules_name_does_not_stop_it(config: DPOConfig) -> None:

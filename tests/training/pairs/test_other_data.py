@@ -130,7 +130,7 @@ def test_lists_are_made_of_pairs_at_the_start_of_a_run(
     )  # fmt: skip
     train(config)
     out = capfd.readouterr()
-    assert "1 lists left out, whose circles nothing breaks" in out.out
+    assert "1 lists left out, whose circles nothing breaks" in out.err
     assert "3 rows, 3 ranked lists used" in out.err
     middle = str(tmp_path / "run/checkpoint-00000001")
     train(replace(config, output_dir=str(tmp_path / "again"), resume_from_checkpoint=middle))

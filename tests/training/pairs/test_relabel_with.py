@@ -27,7 +27,7 @@ def test_a_run_learns_from_the_scorer_s_labels_and_makes_them_once(
         "relabel_temperature": 0.5,
     }  # fmt: skip
     train(DPOConfig(**run))
-    assert "12 pairs: " in capsys.readouterr().out
+    assert "12 pairs: " in capsys.readouterr().err
     made = (tmp_path / "relabelled" / "train-00000.parquet").stat().st_mtime_ns
     adapter, oracle, before = load_adapter(sdxl_folder), load_scorer("scenes-oracle"), load_pairs(pairs_folder)
     source: Any = build_pair_source(DPOConfig(**run), adapter)
