@@ -208,6 +208,8 @@ def run(options: VerifyScorerOptions) -> int:
     if not finding.passed:
         lines.append("The scores are not those of the reference: something differs from what was published.")
     elif not FACTS.get(options.scorer) or FACTS[options.scorer].package is None:
-        lines.append("If these weights were not in docs/evidence/scorers.md before: an issue with the row is welcome.")
+        lines.append(
+            "If these weights were not in docs/evidence/scorers.md before: an issue with the row above is welcome."
+        )
     conclude("\n".join(lines), asdict(finding))
     return 0 if finding.passed else 1
