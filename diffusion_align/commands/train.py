@@ -87,9 +87,9 @@ def run(config: RunConfig) -> int:
         early = f" ({result.stopped}{kept})" if result.stopped else ""
         said = {"output_dir": str(result.output_dir), "weights": str(result.weights), "step": result.step}
         last = {name: value for line in result.history for name, value in line.items()}
-        told = [f"trained {result.step} steps{early}: {result.weights}"]
-        told += last_words(config, read_metrics(result.output_dir / "metrics.jsonl"))
-        conclude("\n".join(told), {**said, "stopped": result.stopped, "metrics": last})
+        lines = [f"trained {result.step} steps{early}: {result.weights}"]
+        lines += last_words(config, read_metrics(result.output_dir / "metrics.jsonl"))
+        conclude("\n".join(lines), {**said, "stopped": result.stopped, "metrics": last})
         if getattr(config, "push_to_hub", False):
             from .sharing.hub import push
             from .sharing.sharing_options import PushOptions

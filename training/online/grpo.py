@@ -151,7 +151,7 @@ class GRPOMethod:
         return self.with_update_log_probs(rollout, number)
 
     def choose_steps(self, number: int) -> tuple[Tensor, list[float]]:
-        """Which steps (N, train_steps) of a rollout's pictures are trained on, and every sampling step's noise level."""
+        """Which steps (N, train_steps) of a rollout's pictures are trained on, and all sampling steps' noise levels."""
         config = self.config
         pictures = config.prompts_per_rollout * config.num_generations
         shuffle = torch.Generator().manual_seed(

@@ -326,9 +326,7 @@ class RolloutEngine:
         taught = (rollout.advantage.view(-1, group) != 0).any(dim=1)
         prompts = filled_steps(self.config, self.accelerator, taught, items)
         if not len(prompts):
-            self.accelerator.print(
-                "skipped a rollout: the pictures of every prompt have equal rewards", file=sys.stderr
-            )
+            self.accelerator.print("skipped a rollout: every prompt's pictures have equal rewards", file=sys.stderr)
         return rollout.rows((prompts[:, None] * group + torch.arange(group)).flatten())
 
     def first_task(self, number: int) -> int:
