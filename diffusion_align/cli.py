@@ -13,8 +13,9 @@ from typing import Any
 
 from diffusion_align.training.methods import METHODS
 
-from .commands import cache, data_sets, evaluating, scorers, sharing, sweep, train
+from .commands import cache, data_sets, evaluating, helping, scorers, sharing, sweep, train
 from .commands.console import talking
+from .commands.helping.helping_options import CompletionOptions, DoctorOptions, InitOptions
 from .commands.options import (
     AnnotateOptions,
     DemoOptions,
@@ -119,6 +120,22 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "card": Command("write a model card into a run's folder", sharing.parse_card, "sharing"),
         "push": Command("send a run with its card to the hub", sharing.parse_push, "sharing"),
         "cache": Command("encode a training set's images and captions once", cache.parse, "cache"),
+        "recipes": Command("list, show and copy the shipped recipes", helping.parse_recipes, "helping"),
+        "init": Command(
+            "write a commented recipe that fits a method, a model, a data set and a card",
+            partial(parse_options, InitOptions, "init", bare="--method"),
+            "helping",
+        ),
+        "doctor": Command(
+            "look at this machine: what is there, what is missing, what to do",
+            partial(parse_options, DoctorOptions, "doctor"),
+            "helping",
+        ),
+        "completion": Command(
+            "print a script that completes commands and flags in bash, zsh or fish",
+            partial(parse_options, CompletionOptions, "completion", bare="--shell"),
+            "helping",
+        ),
     }
 )
 

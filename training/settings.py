@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,11 +131,18 @@ def recipe_path(name: str) -> Path:
     Raises:
         FileNotFoundError: no such recipe; the message lists them.
     """
-    folder = Path(str(resources.files("diffusion_align.training") / "recipes"))
-    found = {path.stem: path for path in folder.rglob("*.yaml")}
+    found = known_recipes()
     if name not in found:
-        raise FileNotFoundError(f"no recipe {name!r}: expected one of {', '.join(sorted(found))}")
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise FileNotFoundError(f"no recipe {name!r}{hint}: expected one of {', '.join(found)}")
     return found[name]
+
+
+def known_recipes() -> dict[str, Path]:
+    """Files of the shipped recipes, by name."""
+    folder = Path(str(resources.files("diffusion_align.training") / "recipes"))
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.stem)}
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -46,7 +46,10 @@ LINES = {
     "train evaluator": ["--kinds", "preference"],
 }
 #: Commands without such a model: the demo's is fixed, scores are of pictures, a sweep's runs have their own settings.
-WITHOUT = {"demo", "score", "scorers", "serve-scorer", "data", "sweep", "train reward", "studio", "card", "push"}
+WITHOUT = {
+    "demo", "score", "scorers", "serve-scorer", "data", "sweep", "train reward", "studio", "card", "push", "recipes",
+    "init", "doctor", "completion",
+}  # fmt: skip
 
 
 def test_no_command_is_forgotten() -> None:
