@@ -171,7 +171,9 @@ if (_Beside.checkout / "training" / "run.py").is_file() and (_Beside.checkout / 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .names import hint
+
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint(name, _HOMES)}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

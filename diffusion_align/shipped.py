@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .files import sha256_of, write_whole
+from .names import hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +133,9 @@ def asset_folder(name: str) -> Path:
         ValueError: nothing of that name comes with the package.
     """
     if name not in SHIPPED:
-        raise ValueError(f"{name!r} does not come with the package: expected one of {', '.join(SHIPPED)}")
+        raise ValueError(
+            f"{name!r} does not come with the package{hint(name, SHIPPED)}: expected one of {', '.join(SHIPPED)}"
+        )
     return ASSETS / name
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from diffusion_align.files import verify_folder
+from diffusion_align.names import hint
 from diffusion_align.shipped import SHIPPED_SCORERS, shipped_path
 
 from .catalogue import ENTRY_POINTS, FACTS
@@ -87,10 +87,8 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
         return remote
     if Path(name).is_dir():
         return load_trained
-    near = difflib.get_close_matches(name, known_scorers(), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"unknown scorer {name!r}{hint}: known scorers are {', '.join(known_scorers())}, the folder of a trained one, "
+        f"unknown scorer {name!r}{hint(name, known_scorers())}: known scorers are {', '.join(known_scorers())}, the folder of a trained one, "
         "or an address (http://...)"
     )
 

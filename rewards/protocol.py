@@ -28,7 +28,7 @@ CONTEXT: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RewardOutput:
     """Scores of a batch of images.
 
@@ -48,6 +48,14 @@ class RewardOutput:
     features: Tensor | None = None
     words: Tensor | None = None
     members: Tensor | None = None
+
+    def __repr__(self) -> str:
+        told = f"{len(self.reward)} rewards"
+        if len(self.reward):
+            low, mean, high = (float(value) for value in (self.reward.min(), self.reward.mean(), self.reward.max()))
+            told += f", mean {mean:.4g}, {low:.4g} to {high:.4g}"
+        aspects = f"; aspects: {', '.join(self.aspects)}" if self.aspects else ""
+        return f"RewardOutput({told}{aspects})"
 
     def __getitem__(self, rows: Tensor) -> RewardOutput:
         """The outputs at ``rows`` (N,) int64."""

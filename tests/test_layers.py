@@ -21,7 +21,7 @@ MAPPED = ("rewards", "training")
 
 #: Bottom to top. A room imports from itself and from rooms of the lines above it in this list, not from its neighbours.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("packed", "hardware", "devices", "environment", "files", "host_memory", "pictures", "quiet"),
+    ("packed", "hardware", "devices", "environment", "files", "host_memory", "pictures", "quiet", "names", "showing"),
     ("shipped",),
     ("process",),
     ("adapters", "objectives"),

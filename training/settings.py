@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from diffusion_align.files import write_whole
+from diffusion_align.names import hint
 
 from .engine.config import RunConfig, nearest_setting
 from .methods import config_class
@@ -133,9 +133,7 @@ def recipe_path(name: str) -> Path:
     """
     found = known_recipes()
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise FileNotFoundError(f"no recipe {name!r}{hint}: expected one of {', '.join(found)}")
+        raise FileNotFoundError(f"no recipe {name!r}{hint(name, found)}: expected one of {', '.join(found)}")
     return found[name]
 
 

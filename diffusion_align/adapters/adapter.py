@@ -54,6 +54,14 @@ class Adapter(PipelineParts):
         for module in (self.network, self.vae, *self.text_encoders):
             module.requires_grad_(False).eval()
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.network.parameters())
+        trained = "a LoRA is trained" if self.is_lora else "a LoRA is loaded" if self.has_lora else ""
+        trained = "all weights are trained" if self._reference_network is not None else trained
+        where = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        size = f"{self.default_resolution} pixels, {count / 1e6:.1f} M parameters"
+        return f"Adapter({self.family.name}, {size}, {where}{f', {trained}' if trained else ''})"
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conditioning:
     """Everything a denoiser is conditioned on besides the noisy latents and the timestep.
 
@@ -32,6 +32,11 @@ class Conditioning:
     base_embeds: Tensor | None = None
     base_pooled: Tensor | None = None
     mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        parts = ((f.name, getattr(self, f.name)) for f in fields(self))
+        held = [f"{name} {tuple(tensor.shape)}" for name, tensor in parts if tensor is not None]
+        return f"Conditioning({', '.join(held)})"
 
     def of_reference(self) -> Conditioning:
         """What the reference is conditioned on."""

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler
 from torch import nn
 
 from diffusion_align.files import verify_folder
+from diffusion_align.names import hint
 from diffusion_align.process import OUTPUTS, is_flow
 from diffusion_align.quiet import no_loading_bars
 from diffusion_align.shipped import LAYOUTS, PUBLISHED_LAYOUTS, SHIPPED_MODELS, shipped_path
@@ -233,7 +234,8 @@ def _find_pipeline(name: str, family: str | None, revision: str | None) -> Sourc
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
         shipped = ", ".join(SHIPPED_MODELS)
         raise FileNotFoundError(
-            f"model {name!r} not found: expected a pipeline folder, a .safetensors file, a hub name such as "
+            f"model {name!r} not found{hint(name, SHIPPED_MODELS)}: "
+            "expected a pipeline folder, a .safetensors file, a hub name such as "
             f"'stabilityai/stable-diffusion-xl-base-1.0', or one of: {shipped}"
         )
     try:

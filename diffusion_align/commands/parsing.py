@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, TypeVar
+
+from diffusion_align.names import hint
 
 from .options import Options
 
@@ -38,9 +39,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:
     """An error text with the nearest known name."""
     names = list(known)
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {kind} {given!r}{hint}: expected one of {', '.join(names)}"
+    return f"unknown {kind} {given!r}{hint(given, names)}: expected one of {', '.join(names)}"
 
 
 def scorer_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ from .tables import (
     unit_of,
 )
 from .types import Record
+
+#: Examples that a notebook shows of a data set.
+SHOWN = 4
 
 __all__ = ["PairDataset", "StreamedPairs", "image_bytes", "load_pairs", "load_pictures", "preference", "to_record"]
 
@@ -239,6 +243,14 @@ class PairDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        left = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count and name != "rows")
+        return f"PairDataset({self.name}: {self.used:,} {self.unit}{f'; left out: {left}' if left else ''})"
+
+    def _repr_html_(self) -> str:
+        shown = [self[place]._repr_html_() for place in range(min(SHOWN, len(self)))]
+        return f"<p>{escape(repr(self))}</p>" + "".join(shown)
 
     def __getitem__(self, index: int) -> Record:
         """Pair ``index`` in [0, len).

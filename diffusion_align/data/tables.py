@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffusion_align.names import hint
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
 from .beyond_pairs.liked_pictures import folder_table, label_folders
@@ -183,7 +184,8 @@ def _hub_name(source: str | Path) -> str:
     name = str(source)
     if name.count("/") != 1 or Path(source).suffix or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"data set {name!r} not found: expected a .parquet, .jsonl or .csv file, a folder, or a hub name "
+            f"data set {name!r} not found{hint(name, SHIPPED_PAIRS)}: "
+            "expected a .parquet, .jsonl or .csv file, a folder, or a hub name "
             "such as 'yuvalkirstain/pickapic_v2'"
         )
     return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffusion_align.adapters.conditioning import Conditioning
 from diffusion_align.devices import send
 from diffusion_align.pictures import CorruptImageError, decoded_picture
+from diffusion_align.showing import grid_html, shortened
 
 __all__ = [
     "CorruptImageError", "Example", "Judgement", "ListRecord", "PairBatch", "PairRecord", "Record", "collate",
@@ -75,8 +77,11 @@ class Record(Protocol):
             CorruptImageError: one cannot be decoded.
         """
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ListRecord:
     """K pictures of one prompt, as stored.
 
@@ -108,13 +113,25 @@ class ListRecord:
         """
         return _decoded(self.contents(), self.key)
 
+    def pil(self) -> tuple[Image.Image, ...]:
+        """The same as ``images``."""
+        return self.images()
+
+    def __repr__(self) -> str:
+        ranks = list(self.judgement.ranks or ())
+        return f"ListRecord({shortened(self.caption)}, {len(self.pictures)} pictures, ranks {ranks})"
+
+    def _repr_html_(self) -> str:
+        ranks = self.judgement.ranks or ("?",) * len(self.pictures)
+        return f"<p>{escape(self.caption)}</p>" + grid_html(self.images(), [f"rank {rank}" for rank in ranks])
+
     def only(self, places: Sequence[int]) -> ListRecord:
         """The list without its other pictures; ranks stay what they are."""
         pictures = tuple(self.pictures[place] for place in places)
         return replace(self, pictures=pictures, judgement=self.judgement.only(places), places=tuple(places))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairRecord:
     """One preference pair, or one picture with a caption, as stored.
 
@@ -148,12 +165,23 @@ class PairRecord:
         """
         return _decoded(self.contents(), self.key)
 
+    def pil(self) -> tuple[Image.Image, ...]:
+        """The same as ``images``."""
+        return self.images()
+
+    def __repr__(self) -> str:
+        kind = "a picture" if self.rejected is None else "a pair"
+        return f"PairRecord({kind}: {shortened(self.caption)}, preference {self.preference:g})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.caption)}</p>" + grid_html(self.images(), list(self.contents()))
+
 
 def _decoded(contents: dict[str, bytes], key: str) -> tuple[Image.Image, ...]:
     return tuple(decoded_picture(content, f"{key}: the {side} image") for side, content in contents.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairBatch:
     """B examples of K pictures each, ready for a training step.
 
@@ -196,6 +224,10 @@ class PairBatch:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def __repr__(self) -> str:
+        held = "cached" if self.pixels is None else f"pixels {tuple(self.pixels.shape)}"
+        return f"PairBatch({len(self)} examples of {len(self.size_ids)} pictures, {held})"
 
     def to(self, device: torch.device | str) -> PairBatch:
         """Move every tensor, without waiting for the device."""

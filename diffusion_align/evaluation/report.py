@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from diffusion_align.files import write_whole
+from diffusion_align.showing import page_html, shortened
 
 from .figures import COLOURS
 from .line_chart import line_chart
@@ -180,6 +181,12 @@ class Report:
             f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n"
             f"<body>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n</body>\n</html>\n"
         )
+
+    def __repr__(self) -> str:
+        return f"Report({shortened(self.title)}, {len(self._blocks)} blocks, {len(self._pictures)} pictures)"
+
+    def _repr_html_(self) -> str:
+        return page_html(self.html())
 
     def _picture(self, png: bytes, width: int, caption: str) -> Report:
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:40].strip("-") or "picture"

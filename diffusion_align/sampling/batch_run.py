@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from diffusers.guiders import BaseGuidance
+from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
 from diffusion_align.devices import send
 from diffusion_align.guidance.guider import DISTILLED, UNGUIDED, StepGuidance, StepView
 from diffusion_align.process import model_calls, model_input, start_scale
+from diffusion_align.showing import MOST, grid_html, pil_pictures
 
 from .control import GuidedStep, Moment, StepCallback, StepPlan
 from .step_noise import StepNoise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """Images and how they were made.
 
@@ -39,6 +41,18 @@ class Samples:
     nfe: float
     records: list[dict[str, Any]] = field(default_factory=list)
     trajectory: Tensor | None = None
+
+    def pil(self) -> list[Image.Image]:
+        """The pictures as PIL has them."""
+        return pil_pictures(self.images)
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[-2:]
+        return f"Samples({len(self.images)} pictures of {width}x{height}, {self.nfe:g} denoiser calls each)"
+
+    def _repr_html_(self) -> str:
+        shown = pil_pictures(self.images[:MOST])
+        return grid_html(shown, [str(place) for place in range(len(shown))], len(self.images))
 
 
 @dataclass

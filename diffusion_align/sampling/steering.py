@@ -10,17 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.rewards import RewardScorer, score_in_batches
+from diffusion_align.showing import MOST, grid_html, pil_pictures
 
 from .batch_run import Samples
 from .control import PLAIN, Moment, SamplingOptions, StepCallback
 from .sampler import asked, sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Steered:
     """One chosen image per prompt, and what it cost.
 
@@ -36,6 +38,19 @@ class Steered:
     nfe: float
     reward_calls: float
     choice: Tensor
+
+    def pil(self) -> list[Image.Image]:
+        """The pictures as PIL has them."""
+        return pil_pictures(self.images)
+
+    def __repr__(self) -> str:
+        reward = float(self.reward.mean())
+        return f"Steered({len(self.images)} pictures, mean reward {reward:.4g}, {self.nfe:g} calls each)"
+
+    def _repr_html_(self) -> str:
+        shown = pil_pictures(self.images[:MOST])
+        rewards = [f"reward {value:.4g}" for value in self.reward[:MOST].tolist()]
+        return grid_html(shown, rewards, len(self.images))
 
 
 def best_of_n(

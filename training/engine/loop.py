@@ -34,7 +34,7 @@ from .watching.watchdog import Watchdog
 EARLY_STOPPING = "early stopping"
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainResult:
     """What a run leaves behind.
 
@@ -53,6 +53,11 @@ class TrainResult:
     step: int
     stopped: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        how = "" if self.stopped is None else f", ended by {self.stopped}"
+        loss = next((f", loss {line['loss']:.4g}" for line in reversed(self.history) if "loss" in line), "")
+        return f"TrainResult({self.step:,} steps{loss}{how}: {self.weights or self.output_dir})"
 
     @property
     def ended_early(self) -> bool:

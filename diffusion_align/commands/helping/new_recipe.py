@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,11 +64,17 @@ def recipe_text(config: RunConfig, command: str) -> str:
         if name not in values:
             continue
         lines += [f"# {line}" for line in textwrap.wrap(texts.get(name, ""), 110)]
-        entry = yaml.safe_dump({name: values[name]}, default_flow_style=None, width=10_000).strip()
+        entry = f"{name}: {_yaml(values[name])}"
         kept = name in ("method", "model", "dataset", "output_dir") or values[name] != usual[name]
         lines += [entry if kept else f"# {entry}", ""]
     lines.append("# All other settings: diffusion-align train " + config.method + " --help")
     return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    """A value in one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()
 
 
 def help_texts(cls: type) -> dict[str, str]:

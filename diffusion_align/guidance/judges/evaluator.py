@@ -14,6 +14,7 @@ from torch.nn.functional import layer_norm, normalize, silu
 
 from diffusion_align.adapters import Conditioning
 from diffusion_align.files import load_tensors, read_object, save_tensors, sealed_folder, verify_folder, write_whole
+from diffusion_align.names import hint
 from diffusion_align.shipped import SHIPPED_EVALUATORS, shipped_path
 
 from .evaluator_kinds import KINDS
@@ -316,7 +317,8 @@ def load_evaluator(name: str | Path) -> LatentEvaluator:
         return LatentEvaluator.from_pretrained(shipped_path(str(name)))
     if not Path(name).is_dir():
         raise FileNotFoundError(
-            f"evaluator {str(name)!r}: expected a folder that 'train evaluator' wrote, or one of "
+            f"evaluator {str(name)!r}{hint(str(name), SHIPPED_EVALUATORS)}: "
+            "expected a folder that 'train evaluator' wrote, or one of "
             f"{', '.join(SHIPPED_EVALUATORS)}, latent-clip, latent-clip:PATH, lrm:FOLDER"
         )
     inner = Path(name) / "evaluator"
