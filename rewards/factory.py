@@ -87,8 +87,9 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
         return remote
     if Path(name).is_dir():
         return load_trained
+    known = known_scorers()
     raise ValueError(
-        f"unknown scorer {name!r}{hint(name, known_scorers())}: known scorers are {', '.join(known_scorers())}, the folder of a trained one, "
+        f"unknown scorer {name!r}{hint(name, known)}: known scorers are {', '.join(known)}, the folder of a trained one, "
         "or an address (http://...)"
     )
 
