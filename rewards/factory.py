@@ -89,8 +89,8 @@ def _find_loader(name: str) -> Callable[..., RewardScorer]:
         return load_trained
     known = known_scorers()
     raise ValueError(
-        f"unknown scorer {name!r}{hint(name, known)}: known scorers are {', '.join(known)}, the folder of a trained one, "
-        "or an address (http://...)"
+        f"unknown scorer {name!r}{hint(name, known)}: known scorers are {', '.join(known)}, the folder of a trained "
+        "one, or an address (http://...)"
     )
 
 
