@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
+    Fraction,
     NonNegative,
     NonNegativeFloat,
     PlanNotes,
@@ -14,6 +15,7 @@ from diffusion_align.training.engine.config import (
 )
 from diffusion_align.training.policy.config import MemoryNeeds, TrainConfig, VAEJob, ValidationData, Work
 from diffusion_align.training.policy.data_config import TrainingData
+from diffusion_align.training.policy.flow_times import DrawnTimes, TimeRange
 
 from .keeping.config import Keeping
 from .stepping.config import Stepping
@@ -71,7 +73,7 @@ class OnlineConfig(TrainingData, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(OnlineConfig):
+class RolloutConfig(TimeRange, OnlineConfig):
     """What the methods share that compare several pictures of one prompt."""
 
     changeable: ClassVar[frozenset[str]] = frozenset({"rollout_batch_size"})
@@ -99,6 +101,10 @@ class RolloutConfig(OnlineConfig):
     flow_grpo. How many there are is logged either way."""
     min_timestep: NonNegative = 0
     """Smallest timestep that is trained on; large ones decide what is seen where, small ones only details."""
+
+    def time_range(self, straight: bool) -> tuple[float, float]:
+        """Smallest and largest time that is trained on, in the unit of a path that is ``straight`` or has timesteps."""
+        return (self.min_time, self.max_time) if straight else (self.min_timestep, LONGEST_SCHEDULE)
 
     def items_per_rollout(self) -> int:
         """Training items of one process's rollout: pictures that are kept, times the items of each."""
@@ -190,6 +196,11 @@ class RolloutConfig(OnlineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RenoisingConfig(DrawnTimes, RolloutConfig):
+    """What the methods share that train on their own pictures at random noise levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GRPOConfig(Stepping, RolloutConfig):
     """Policy gradient on the sampler's steps (DDPO 2305.13301, with GRPO's group-relative advantages 2402.03300)."""
 
@@ -197,8 +208,6 @@ class GRPOConfig(Stepping, RolloutConfig):
 
     num_iterations: Positive = 1
     """Passes over a rollout."""
-    fused_rollouts: bool = False
-    """Update on the sampler's own forward pass instead of a second one: the same gradients, faster, more memory."""
     clip_range: PositiveFloat = 1e-4
     """Clip of the probability ratio; log-probabilities are means over latent values."""
     loss_reduction: Literal["mean", "sum"] = "mean"
@@ -212,8 +221,6 @@ class GRPOConfig(Stepping, RolloutConfig):
     trust_dataset: str | None = None
     """Judged pairs that the scorer was trained on (prefpaint: rated repaintings): what its features are compared
     with."""
-    trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How latents are stored between sampling and training; the sampler continues from what was stored."""
 
     def items_per_rollout(self) -> int:
         steps = self.num_inference_steps if self.train_steps == "all" else self.train_steps
@@ -288,7 +295,7 @@ class InpaintRLConfig(GRPOConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NFTConfig(RolloutConfig):
+class NFTConfig(RenoisingConfig):
     """DiffusionNFT (2509.16117): reward-weighted denoising of own pictures; no likelihood, any sampler."""
 
     method: ClassVar[str] = "nft"
@@ -318,7 +325,7 @@ class NFTConfig(RolloutConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAFTConfig(Keeping, RolloutConfig):
+class RAFTConfig(Keeping, RenoisingConfig):
     """Reward-ranked fine-tuning (2304.06767): draw several, keep the best of each prompt, denoise those; again."""
 
     method: ClassVar[str] = "raft"
@@ -353,6 +360,8 @@ class DRaFTConfig(OnlineConfig):
     """Last sampling steps that the gradient goes through (DRaFT-K)."""
     lv_repeats: Positive = 1
     """With gradient_steps 1: average over this many re-noised copies of the last step (DRaFT-LV)."""
+    last_time: Fraction | None = None
+    """Flow models: the picture is predicted from the last step whose time is at least this; unset: 0.1."""
     random_last_step: bool = False
     """ReFL: predict the picture from a random late step instead of finishing the sampling."""
     reward_loss: Literal["linear", "hinge"] = "linear"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, Conditioning
@@ -25,6 +24,9 @@ from diffusion_align.training.policy.run_reward import RunReward
 from .config import DRaFTConfig
 from .drawing_tasks import Tasks
 from .job import online_job
+
+#: Smallest time of the step that a flow model's picture is predicted in, unless ``last_time`` says otherwise.
+LAST_TIME = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class DRaFTMethod:
             raise ValueError(f"draft needs a differentiable scorer, {scorer.name} is not: use grpo, nft or raft")
         scorer.gradient_checkpointing = True
         self.score = RunReward(scorer, config.scorer_timeout, Path(config.output_dir))
-        scheduler = DDIMScheduler.from_config(adapter.pipeline.scheduler.config)
-        scheduler.set_timesteps(config.num_inference_steps)
-        self.timesteps = scheduler.timesteps.to(adapter.device)
+        scheduler = adapter.path.sampler(adapter.pipeline.scheduler)
+        adapter.set_steps(scheduler, config.num_inference_steps, self.tasks.size, self.tasks.size)
+        self.times = adapter.path.times(scheduler).to(adapter.device)
         self.levels = adapter.path.levels(scheduler).to(adapter.device)
+        self.last = last_step(config, adapter, adapter.path.times(scheduler))
         self.number = 0
         self.before_step: dict[str, Any] = {}
 
@@ -116,9 +119,9 @@ class DRaFTMethod:
         factor = adapter.vae_scale_factor
         shape = (adapter.latent_channels, self.tasks.size // factor, self.tasks.size // factor)
         x = send(normal(batch.seeds, NOISE, shape), adapter.device)
-        last = config.num_inference_steps - 1
+        last = self.last
         if config.random_last_step:  # the same for the whole batch: which one is the first picture's draw
-            third = config.num_inference_steps // 3
+            third = (last + 1) // 3
             last -= mix(int(batch.seeds[0]), STEPS) % max(third, 1)
         first_with_graph = last + 1 - config.gradient_steps
         distance = torch.zeros((), device=adapter.device)
@@ -139,7 +142,7 @@ class DRaFTMethod:
         raise AssertionError("the last step returns")
 
     def predict_x0(self, x: Tensor, step: int, conditions: Conditioning) -> Tensor:
-        t = self.timesteps[step].expand(len(x))
+        t = self.times[step].expand(len(x))
         return self.policy.predict(x, t, conditions).x0
 
     def renoised(self, batch: TaskBatch, x: Tensor, step: int, conditions: Conditioning) -> tuple[Tensor, Tensor]:
@@ -166,6 +169,29 @@ class DRaFTMethod:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
         self.score.load_state_dict(state)
+
+
+def last_step(config: DRaFTConfig, adapter: Adapter, times: Tensor) -> int:
+    """The step that the picture is predicted in, where steps have ``times`` (N,).
+
+    Raises:
+        ValueError: ``last_time`` is set for a model with timesteps, or leaves fewer steps than ``gradient_steps``.
+    """
+    if not adapter.path.straight:
+        if config.last_time is not None:
+            raise ValueError(
+                f"last_time = {config.last_time:g} is for flow models (SD3, FLUX), and {config.model} has timesteps: "
+                "leave it unset"
+            )
+        return len(times) - 1
+    least = LAST_TIME if config.last_time is None else config.last_time
+    count = int((times >= least).sum())
+    if count < config.gradient_steps:
+        raise ValueError(
+            f"gradient_steps = {config.gradient_steps}: {count} of the sampling steps have a time of at least "
+            f"{least:g}: set last_time lower, or take more num_inference_steps"
+        )
+    return count - 1
 
 
 def draft_job(

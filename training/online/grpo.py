@@ -113,8 +113,8 @@ class GRPOMethod:
         size = engine.tasks.size
         self.scheduler = adapter.path.sampler(adapter.pipeline.scheduler, config.noise_kind)
         adapter.set_steps(self.scheduler, config.num_inference_steps, size, size)
-        self.sampling = NoisySteps.of(config, adapter, self.scheduler, config.min_timestep)
-        self.train_steps = self.sampling.check(config.train_steps, f"min_timestep = {config.min_timestep}")
+        self.sampling = NoisySteps.of(config, adapter, self.scheduler, *config.time_range(adapter.path.straight))
+        self.train_steps = self.sampling.check(config.train_steps)
         config.check_updates(config.prompts_per_rollout * config.num_generations * self.train_steps)
         ones = torch.ones(config.num_inference_steps)
         self.step_scale = self.sampling.scales() if config.step_normalisation else ones

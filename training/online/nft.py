@@ -20,7 +20,7 @@ from diffusion_align.training.policy.held_weights import HeldWeights
 
 from .config import NFTConfig
 from .job import rollout_job
-from .renoising import RenoisedBatch, check_timesteps
+from .renoising import RenoisedBatch, check_denoising
 from .rollout import MiniBatch, Rollout, RolloutEngine, RolloutStream
 
 
@@ -28,7 +28,7 @@ class NFTMethod:
     """Pictures are drawn by an average of past policies; the trained one moves away from bad ones, to good ones."""
 
     def __init__(self, config: NFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
-        check_timesteps(config, adapter)
+        check_denoising(config, adapter)
         if shards():
             raise ValueError("nft keeps whole weights of its old policy, which FSDP cannot cut: launch it with DDP")
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
@@ -59,7 +59,7 @@ class NFTMethod:
     def loss(self, batch: MiniBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """DiffusionNFT's loss (scalar) and its metrics."""
         config, rollout = self.config, batch.rollout
-        noisy = RenoisedBatch(self.adapter, batch, config.min_timestep)
+        noisy = RenoisedBatch(self.adapter, batch, config)
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         # Two contexts: autocast keeps half-precision copies of weights until a context ends, and would show the trained
         # policy with the old one's.

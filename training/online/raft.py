@@ -18,12 +18,12 @@ from diffusion_align.process import average
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.accelerator import filled_steps
 from diffusion_align.training.engine.protocols import Job
-from diffusion_align.training.policy.guided import GuidedPolicy
+from diffusion_align.training.policy.guided import GuidedPolicy, own_scale
 
 from .config import RAFTConfig
 from .job import rollout_job
 from .keeping.passing import passes
-from .renoising import RenoisedBatch, check_timesteps
+from .renoising import RenoisedBatch, check_denoising
 from .rollout import EQUAL, MiniBatch, Rollout, RolloutEngine, RolloutStream
 
 #: What is said of rollouts without a picture to train on.
@@ -34,10 +34,10 @@ class RAFTMethod:
     """The best of each prompt's pictures are training data; when they are used up, the tuned model draws the next."""
 
     def __init__(self, config: RAFTConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator) -> None:
-        check_timesteps(config, adapter)
+        check_denoising(config, adapter)
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
         # Denoising wants the model itself, not its guided combination.
-        self.policy = GuidedPolicy(adapter, engine.tasks.size, scale=1.0)
+        self.policy = GuidedPolicy(adapter, engine.tasks.size, own_scale(adapter, config.guidance_scale))
         self.stream = RolloutStream(
             self.draw,
             config.updates_per_picture,
@@ -81,7 +81,7 @@ class RAFTMethod:
         """Denoising loss on the kept pictures (scalar) and its metrics."""
         rollout = batch.rollout
         assert rollout.drawn is not None
-        noisy = RenoisedBatch(self.adapter, batch, self.config.min_timestep)
+        noisy = RenoisedBatch(self.adapter, batch, self.config)
         conditions = self.policy.conditions(rollout.prompts, noisy.inpaint)
         with self.accelerator.autocast():
             output = self.policy.predict(noisy.x_t, noisy.t, conditions).output

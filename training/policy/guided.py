@@ -14,6 +14,12 @@ from diffusion_align.guidance.guider import UNGUIDED
 from diffusion_align.process import Prediction
 
 
+def own_scale(adapter: Adapter, scale: float) -> float:
+    """The scale that ``GuidedPolicy`` takes for the model's own prediction: 1, or where a flow model takes the scale as
+    an input (FLUX dev) the ``scale`` that its pictures are drawn with."""
+    return scale if adapter.path.straight and adapter.embeds_guidance else 1.0
+
+
 class GuidedPolicy:
     """Predictions as the sampler makes them: eps_null + w (eps_prompt - eps_null), one forward for both.
 

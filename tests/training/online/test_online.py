@@ -207,7 +207,7 @@ def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, setti
     with torch.no_grad():
         for index, parameter in enumerate(adapter.trainable_parameters().values()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
-    noisy = RenoisedBatch(adapter, batch, config.min_timestep)
+    noisy = RenoisedBatch(adapter, batch, config)
     conditions = method.policy.conditions(batch.rollout.prompts, None)
     with torch.no_grad():
         new = method.policy.predict(noisy.x_t, noisy.t, conditions).output

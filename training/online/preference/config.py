@@ -16,7 +16,7 @@ from diffusion_align.training.engine.config import (
     Positive,
     PositiveFloat,
 )
-from diffusion_align.training.online.config import LONGEST_SCHEDULE, RolloutConfig
+from diffusion_align.training.online.config import LONGEST_SCHEDULE, RenoisingConfig
 from diffusion_align.training.policy.config import MemoryNeeds, VAEJob, Work
 from diffusion_align.training.policy.preference_config import PreferenceSettings
 
@@ -25,7 +25,7 @@ ADVANTAGES = ("advantage_baseline", "advantage_scale", "history_size", "history_
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineDPOConfig(PreferenceSettings, RolloutConfig):
+class OnlineDPOConfig(PreferenceSettings, RenoisingConfig):
     """Preference learning from own pictures: draw several of each prompt, score them, train on pairs of them; again."""
 
     method: ClassVar[str] = "online-dpo"

@@ -18,9 +18,9 @@ from diffusion_align.data import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.training.engine.sharding import shards
-from diffusion_align.training.online.renoising import check_timesteps
+from diffusion_align.training.online.renoising import check_denoising
 from diffusion_align.training.online.rollout import Rollout, RolloutEngine
-from diffusion_align.training.policy.guided import GuidedPolicy
+from diffusion_align.training.policy.guided import GuidedPolicy, own_scale
 
 from .config import OnlineDPOConfig
 from .extragradient import Extragradient
@@ -47,16 +47,18 @@ class OnlineDPOMethod:
     def __init__(
         self, config: OnlineDPOConfig, adapter: Adapter, engine: RolloutEngine, accelerator: Accelerator
     ) -> None:
-        check_timesteps(config, adapter)
+        check_denoising(config, adapter)
         if config.copies and shards():
             raise ValueError(
                 "reference ema or sync, and extragradient, keep whole weights, which FSDP cannot cut: launch it with "
                 "DDP, or set reference to frozen and extragradient to false"
             )
         self.config, self.adapter, self.engine, self.accelerator = config, adapter, engine, accelerator
-        scale = config.guidance_scale if config.train_guided else 1.0
+        scale = config.guidance_scale if config.train_guided else own_scale(adapter, config.guidance_scale)
         self.policy = GuidedPolicy(adapter, engine.tasks.size, scale)
         self.round_loss = RoundLoss(config)
+        own = adapter.path.straight and config.eta  # flow models' own scheduler draws no noise
+        self.scheduler = adapter.path.sampler(adapter.pipeline.scheduler) if own else None
         self.reference = RoundReference(config, adapter)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         self.stream = RoundStream(
@@ -103,7 +105,7 @@ class OnlineDPOMethod:
         latents = self.engine.initial_noise(drawn, True) if config.initial_noise == "shared" else None
         options = SamplingOptions(latents=latents)
         with self.reference.active() if config.draw_from == "reference" else nullcontext():
-            rollout = self.gathered(self.engine.draw(drawn, eta=config.eta, options=options))
+            rollout = self.gathered(self.engine.draw(drawn, self.scheduler, config.eta, options))
         reward = float(rollout.reward.mean())
         if self.extragradient is not None:
             rollout = self.extragradient.judged(number, rollout)
@@ -167,7 +169,7 @@ class OnlineDPOMethod:
         with self.accelerator.autocast():
             if batch.human is not None:
                 parts.append(human_part(batch.human, adapter))
-            noisy = Renoised.make(adapter, parts, config.min_timestep, config.max_timestep)
+            noisy = Renoised.make(adapter, parts, config)
             prompts = [prompt for part in parts for prompt in part.prompts * part.x0.shape[1]]
             conditions = self.policy.conditions(prompts, noisy.inpaint)
             reference = base = None

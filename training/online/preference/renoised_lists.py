@@ -13,8 +13,10 @@ from diffusion_align.data import PairBatch
 from diffusion_align.devices import send
 from diffusion_align.objectives.list_stats import ListStats
 from diffusion_align.process import average
-from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, mix, normal
+from diffusion_align.training.engine.randomness import NOISE, mix, normal
+from diffusion_align.training.online.renoising import renoising_times
 
+from .config import OnlineDPOConfig
 from .replay import clean_latents
 from .rounds import ListItems
 
@@ -90,13 +92,14 @@ class Renoised:
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def make(cls, adapter: Adapter, parts: Sequence[Part], low: int, high: int) -> Renoised:
-        """Timesteps are drawn from [low, high); all pictures of a list meet the same."""
+    def make(cls, adapter: Adapter, parts: Sequence[Part], config: OnlineDPOConfig) -> Renoised:
+        """At times as the settings say; all pictures of a list meet the same."""
         path, device = adapter.path, adapter.device
         x_t, target, times = [], [], []
         for part in parts:
-            members, high_here = part.x0.shape[1], min(high, path.num_timesteps)
-            t = send(path.draw_times(generators(part.seeds, TIMESTEP), low, high_here), device).repeat(members)
+            members = part.x0.shape[1]
+            t = renoising_times(config, adapter, part.seeds, part.x0.shape[-2:], config.max_timestep)
+            t = send(t, device).repeat(members)
             eps = send(normal(part.seeds, NOISE, part.x0.shape[2:]), device).repeat(members, 1, 1, 1)
             flat = part.x0.transpose(0, 1).flatten(0, 1)
             x_t.append(path.noise(flat, eps, t))

@@ -29,6 +29,10 @@ class Stepping:
     """Divide log-ratios by how far each step's can move, so that all steps count alike (GRPO-Guard 2510.22319)."""
     shared_noise: bool = True
     """All pictures of a prompt start from the same noise, so they differ by the policy's own steps alone."""
+    fused_rollouts: bool = False
+    """Update on the sampler's own forward pass instead of a second one: the same gradients, faster, more memory."""
+    trajectory_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How latents are stored between sampling and training; the sampler continues from what was stored."""
 
     @property
     def level(self) -> float:

@@ -44,11 +44,11 @@ class NoisySteps:
     noisy: Tensor
 
     @classmethod
-    def of(cls, config: Stepping, adapter: Adapter, scheduler: Any, least: float) -> NoisySteps:
+    def of(cls, config: Stepping, adapter: Adapter, scheduler: Any, least: float, most: float) -> NoisySteps:
         """Those of ``scheduler``, after ``set_timesteps``.
 
         Args:
-            least: smallest time that is trained on.
+            least, most: smallest and largest time that is trained on.
 
         Raises:
             ValueError: a kind or level of noise that the path has not.
@@ -59,7 +59,7 @@ class NoisySteps:
         enough = variance.clamp(min=0).sqrt() > (SMALLEST_STD_OF_FLOW if path.straight else SMALLEST_STD)
         within = KINDS[config.noise_kind].noise_left(now, after, variance) <= MOST_NOISE
         times = path.times(scheduler).cpu()
-        noisy = enough & within & (times >= least)
+        noisy = enough & within & (times >= least) & (times <= most)
         drawing = enough & within if path.straight else torch.ones_like(enough)
         places = drawing.nonzero().flatten(), noisy.nonzero().flatten()
         return cls(path, config.noise_kind, config.level, levels, times, *places)
@@ -91,11 +91,8 @@ class NoisySteps:
         now, after = (self.levels[places].to(x.device).column() for places in (steps, steps + 1))
         return self.path.gaussian(x, x0, now, after, self.level if eta is None else eta, self.kind)
 
-    def check(self, wanted: int | str, setting: str) -> int:
+    def check(self, wanted: int | str) -> int:
         """How many steps are trained on where ``train_steps`` are ``wanted``.
-
-        Args:
-            setting: the one, with its value, that says which times are trained on.
 
         Raises:
             ValueError: there are fewer, or none.
@@ -103,11 +100,11 @@ class NoisySteps:
         count = len(self.noisy) if wanted == "all" else int(wanted)
         if 0 < count <= len(self.noisy):
             return count
-        found = f"train_steps = {wanted}: only {len(self.noisy)} of the sampling steps have noise and a "
+        found = f"train_steps = {wanted}: only {len(self.noisy)} of the sampling steps have noise and a time within "
         if not self.path.straight:
-            raise ValueError(f"{found}timestep of at least {setting}")
+            raise ValueError(f"{found}what min_timestep asks for")
         raise ValueError(
-            f"{found}time of at least {setting}; the last steps draw none, nor do those where noise_kind {self.kind} "
+            f"{found}min_time and max_time; the last steps draw none, nor do those where noise_kind {self.kind} "
             f"leaves more than {MOST_NOISE:g} times what belongs to the next level: set train_steps to fewer, or take "
             "another noise_kind"
         )

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters import load_adapter
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import GRPOConfig
-from diffusion_align.training.online.grpo import GRPOMethod
 from diffusion_align.training.online.stepping.noisy_steps import NoisySteps
-from tests.adapters.families.tiny_flow import LENGTH
 from tests.brightness import Brightness
-from tests.training.online.short_runs import PROMPTS, ROLLOUTS, trained
+from tests.training.online.flow.flow_runs import flow_settings, loaded, method_of
+from tests.training.online.short_runs import ROLLOUTS, trained
 
 #: Published noise levels by kind; of ddim, eta.
 LEVELS: dict[Any, float] = {"ddim": 0.7, "cps": 0.8, "precise": 1.0, "flow-sde": 0.7, "dance": 0.3}
@@ -25,24 +24,9 @@ STEPS = 10
 
 
 def config_of(folder: Path, tmp_path: Path, kind: Any = "ddim", **changes: Any) -> GRPOConfig:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
     level = {"eta": LEVELS[kind]} if kind == "ddim" else {"noise_level": LEVELS[kind]}
-    settings: dict[str, Any] = {
-        "model": str(folder), "dataset": str(prompts), "output_dir": str(tmp_path / "run"), "resolution": 16,
-        "num_inference_steps": STEPS, "guidance_scale": 2.0, "max_steps": 2, "per_device_train_batch_size": 4,
-        "train_steps": 2, "logging_steps": 1, "report_to": "none", "progress": False, "noise_kind": kind,
-    }  # fmt: skip
-    return GRPOConfig(**{**settings, **ROLLOUTS, **level, **changes})
-
-
-def loaded(config: GRPOConfig) -> Adapter:
-    return load_adapter(config.model, max_sequence_length=LENGTH)
-
-
-def method_of(config: GRPOConfig) -> GRPOMethod:
-    method: Any = build_job(config, build_accelerator(config), loaded(config), Brightness()).method
-    return method
+    own = {"num_inference_steps": STEPS, "train_steps": 2, "noise_kind": kind}
+    return GRPOConfig(**{**flow_settings(folder, tmp_path), **ROLLOUTS, **own, **level, **changes})
 
 
 @pytest.mark.slow
@@ -69,7 +53,7 @@ def test_no_step_leaves_more_noise_than_its_level_has(sd3_folder: Path, tmp_path
     for kind in LEVELS:
         scheduler = adapter.path.sampler(adapter.pipeline.scheduler, kind)
         adapter.set_steps(scheduler, STEPS, 16, 16)
-        sampling = NoisySteps.of(config_of(sd3_folder, tmp_path, kind), adapter, scheduler, 0.0)
+        sampling = NoisySteps.of(config_of(sd3_folder, tmp_path, kind), adapter, scheduler, 0.0, 1.0)
         assert sampling.noisy.tolist() == sampling.drawing.tolist() == list(range(8))
         assert [eta > 0 for eta in sampling.etas] == [True] * 8 + [False] * 2
         for step, eta in enumerate(sampling.etas[:-1]):
