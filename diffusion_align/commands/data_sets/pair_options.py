@@ -37,8 +37,6 @@ class ImportOptions(Options):
     """Pairs whose pictures are not there that may be left out and counted."""
     shard_size: int = 1000
     """Pairs of a file."""
-    json: bool = False
-    """Print one JSON object instead of lines for people."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,6 @@ class PairSetOptions(Options):
     may be left out if it comes first)."""
     split: str = "train"
     """Split of the data set."""
-    json: bool = False
-    """Print one JSON object instead of lines for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +74,6 @@ class CheckOptions(Options):
     """Splits to look at, as far as there are."""
     decode: bool = True
     """Decode every picture."""
-    json: bool = False
-    """Print one JSON object instead of lines for people."""
 
 
 @dataclass(frozen=True, kw_only=True)

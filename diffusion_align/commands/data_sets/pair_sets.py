@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.data.importers.pickapic_files import Import, import_pairs
 from diffusion_align.data.tending.checked import check_pairs
 from diffusion_align.data.tending.deduplicated import find_duplicates, write_without
@@ -29,7 +29,7 @@ def run_import(options: ImportOptions) -> int:
     task = Import(options.source, options.format, options.split, options.rank_best, options.soft_labels,
                   options.limit, options.shard_size, options.max_missing)  # fmt: skip
     found = import_pairs(task, out, progress=lambda text: print(text, file=sys.stderr))
-    _say({**found, "out": str(out)}, options.json)
+    _say({**found, "out": str(out)})
     return 0
 
 
@@ -38,7 +38,7 @@ def run_export(options: PairExportOptions) -> int:
     out = _empty(options.out)
     if (Path(options.source) / TASK).is_file():
         return _export_labels(options, out)
-    _say({**export_pairs(options.source, options.split, options.format, out), "out": str(out)}, options.json)
+    _say({**export_pairs(options.source, options.split, options.format, out), "out": str(out)})
     return 0
 
 
@@ -56,24 +56,22 @@ def _export_labels(options: PairExportOptions, out: Path) -> int:
     told = export_labels(Path(options.source), out)
     counts = {"pairs": sum(told.rows.values()), "ties": told.ties, "skipped": told.skipped, "lost": told.lost,
               "leaking": told.leaking}  # fmt: skip
-    _say({**counts, "out": str(out)}, options.json)
+    _say({**counts, "out": str(out)})
     return 0
 
 
 def run_check(options: CheckOptions) -> int:
     """Check; returns 1 where something must be mended."""
     found = check_pairs(options.source, splits_of(options.source, options.splits), options.decode)
-    if options.json:
-        print(json.dumps(found.to_json(), indent=1))
-        return int(found.failed)
-    print(_line({**{f"{split} pairs": count for split, count in found.splits.items()}, **dict(found.counts)}))
+    lines = [_line({**{f"{split} pairs": count for split, count in found.splits.items()}, **dict(found.counts)})]
     texts = {"corrupt": "pictures that cannot be decoded", "leaked_prompts": "prompts in two splits",
              "leaked_pictures": "pictures in two splits", "contradicting": "pairs with verdicts for either picture",
              "repeated": "pairs that are there twice", "identical": "pairs of a picture with itself"}  # fmt: skip
     for kind, text in texts.items():
         if total := found.totals[kind]:
-            _cases(f"{total:,} {text}", getattr(found, kind), total)
-    print("must be mended: exit status 1" if found.failed else "nothing that must be mended")
+            lines += _cases(f"{total:,} {text}", getattr(found, kind), total)
+    lines.append("must be mended: exit status 1" if found.failed else "nothing that must be mended")
+    conclude("\n".join(lines), found.to_json())
     return int(found.failed)
 
 
@@ -83,20 +81,17 @@ def run_dedup(options: DedupOptions) -> int:
     found = find_duplicates(options.source, options.split, options.near)
     if out is not None:
         write_without(options.source, options.split, found, out)
-    if options.json:
-        print(json.dumps({**found.to_json(), "out": options.out}, indent=1))
-        return 0
-    print(_line({**dict(found.counts), "kept": len(found.keep)}))
+    lines = [_line({**dict(found.counts), "kept": len(found.keep)})]
     for kind, cases in found.named.items():
-        _cases(f"{found.counts[kind]:,} {kind}", cases, found.counts[kind])
-    if options.out is not None:
-        print(options.out)
+        lines += _cases(f"{found.counts[kind]:,} {kind}", cases, found.counts[kind])
+    lines += [] if options.out is None else [options.out]
+    conclude("\n".join(lines), {**found.to_json(), "out": options.out})
     return 0
 
 
 def run_stats(options: StatsOptions) -> int:
     """Print the figures; returns the exit status."""
-    _say(pair_figures(options.source, options.split, options.sizes), options.json)
+    _say(pair_figures(options.source, options.split, options.sizes))
     return 0
 
 
@@ -104,7 +99,7 @@ def run_split(options: SplitOptions) -> int:
     """Part the data set, and say what each part has; returns the exit status."""
     out = _empty(options.out)
     shares = {name: share for name, share in (("test", options.test), ("validation", options.validation)) if share}
-    _say({**divide(options.source, options.split, shares, options.seed, out), "out": str(out)}, options.json)
+    _say({**divide(options.source, options.split, shares, options.seed, out), "out": str(out)})
     return 0
 
 
@@ -122,28 +117,23 @@ def _empty(name: str) -> Path:
     return folder
 
 
-def _say(found: Mapping[str, Any], as_json: bool) -> None:
-    """All of it as JSON, or a line for each thing."""
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
+def _say(found: Mapping[str, Any]) -> None:
+    """A line for each thing."""
+    lines = []
     for name, value in found.items():
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
-            print(f"{name}:")
+            lines.append(f"{name}:")
             for inner, told in value.items():
-                print(f"  {inner}: {_line(told) if isinstance(told, dict) else _number(told)}")
-        elif isinstance(value, dict):
-            print(f"{name}: {_line(value)}")
+                lines.append(f"  {inner}: {_line(told) if isinstance(told, dict) else _number(told)}")
         else:
-            print(f"{name}: {_number(value)}")
+            lines.append(f"{name}: {_line(value) if isinstance(value, dict) else _number(value)}")
+    conclude("\n".join(lines), found)
 
 
-def _cases(title: str, cases: list[str], total: int) -> None:
-    print(f"{title}:")
-    for case in cases:
-        print(f"  {case}")
-    if total > len(cases):
-        print(f"  and {total - len(cases):,} more")
+def _cases(title: str, cases: list[str], total: int) -> list[str]:
+    """The first cases of one kind, and how many more there are."""
+    more = [f"  and {total - len(cases):,} more"] if total > len(cases) else []
+    return [f"{title}:", *(f"  {case}" for case in cases), *more]
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -19,8 +19,6 @@ class DoctorOptions(Options):
 
     quick: bool = False
     """Without the training: three seconds."""
-    json: bool = False
-    """Print one JSON object instead of lines for people."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,6 @@ class CompletionOptions(Options):
 @dataclass(frozen=True)
 class ListRecipesOptions(Options):
     """List the shipped recipes."""
-
-    json: bool = False
-    """Print one JSON object instead of lines for people."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.files import write_whole
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.methods import config_class
@@ -114,13 +115,14 @@ def run(options: InitOptions) -> int:
     command = shlex.join(["diffusion-align", "train", options.method, "--config", str(out)])
     text = recipe_text(config, command)
     write_whole(out, text.encode())
-    print(text)
+    conclude(text, {"recipe": text})
     for note in notes:
         print(note, file=sys.stderr)
     try:
         config.check()
-        print(make_plan(config))
+        plan = make_plan(config)
+        conclude(plan, {"plan": plan})
     except (ValueError, OSError) as error:
         print(f"no plan yet: {error}", file=sys.stderr)
-    print(f"{out}\nnext: {command} --dry-run")
+    conclude(f"{out}\nnext: {command} --dry-run", {"out": str(out)})
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.files import write_whole
 from diffusion_align.training.settings import known_recipes, recipe_path
 
@@ -21,18 +21,16 @@ def list_recipes(options: ListRecipesOptions) -> int:
         values = yaml.safe_load(text)
         told = text.splitlines()[0].removeprefix("# ") if text.startswith("# ") else ""
         found[name] = {"method": values["method"], "model": values.get("model", ""), "text": told}
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return 0
     width = max(map(len, found)) + 2
-    for name, facts in found.items():
-        print(f"{name:<{width}}{facts['method']:<12}{facts['text']}")
+    lines = [f"{name:<{width}}{facts['method']:<12}{facts['text']}" for name, facts in found.items()]
+    conclude("\n".join(lines), found)
     return 0
 
 
 def show(options: ShowRecipeOptions) -> int:
     """Print one; returns the exit status."""
-    print(recipe_path(options.name).read_text(), end="")
+    text = recipe_path(options.name).read_text()
+    conclude(text.rstrip("\n"), {"recipe": text})
     return 0
 
 
@@ -47,5 +45,5 @@ def copy(options: CopyRecipeOptions) -> int:
         raise FileExistsError(f"--out {out} is already there: give another")
     write_whole(out, source.read_bytes())
     method = yaml.safe_load(source.read_bytes())["method"]
-    print(f"{out}\nchange it, then: diffusion-align train {method} --config {out}")
+    conclude(f"{out}\nchange it, then: diffusion-align train {method} --config {out}", {"out": str(out)})
     return 0

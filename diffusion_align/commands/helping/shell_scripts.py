@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
+from diffusion_align.commands.console import conclude
 from diffusion_align.shipped import SHIPPED_MODELS, SHIPPED_PAIRS
 from diffusion_align.training.settings import known_recipes
 
@@ -50,7 +51,7 @@ _diffusion_align() {{
   case "$place" in
 {"".join(cases)}  esac
   if [ "${{cur#-}}" != "$cur" ]; then
-    COMPREPLY=($(compgen -W "$words --help" -- "$cur"))
+    COMPREPLY=($(compgen -W "$words --help --json --quiet" -- "$cur"))
   else
     COMPREPLY=($(compgen -f -- "$cur"))
   fi
@@ -105,5 +106,6 @@ def known_values(flag: Flag) -> tuple[str, ...]:
 
 def run(options: CompletionOptions) -> int:
     """Print the script; returns the exit status."""
-    print({"bash": bash, "zsh": zsh, "fish": fish}[options.shell](command_tree()), end="")
+    script = {"bash": bash, "zsh": zsh, "fish": fish}[options.shell](command_tree())
+    conclude(script.rstrip("\n"), {"script": script})
     return 0
