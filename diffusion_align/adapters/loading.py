@@ -248,10 +248,12 @@ def _find_pipeline(name: str, family: str | None, revision: str | None) -> Sourc
     return source
 
 
-def _load_pipeline(source: Source, wanted: Wanted) -> Any:
-    """The pipeline of a folder or hub name."""
+def _load_pipeline(source: Source, wanted: Wanted, network: nn.Module | None = None) -> Any:
+    """The pipeline of a folder or hub name, with its own denoiser or another one."""
     wanted = wanted.fitted(source)
     given, dtypes, variant = wanted.given(source), wanted.dtypes(source), wanted.variant
+    if network is not None:
+        given[source.family.network_name] = network
     folder = Path(source.name)
     if folder.is_dir():
         verify_folder(folder)  # what ``export`` wrote
@@ -335,6 +337,8 @@ def _load_single_file(path: Path, config: str | None, family: str | None, wanted
         options: dict[str, Any] = {"config": configs, "local_files_only": Path(configs).is_dir()}
         _check_configs(path, held, source)
         wanted = wanted.fitted(source)
+        if held.network_alone:
+            return _load_pipeline(source, wanted, _load_network(path, source, wanted, options))
         given = wanted.given(source)
         for name, dtype in wanted.dtypes(source).items():
             if name not in given and dtype != wanted.dtype:
@@ -352,6 +356,19 @@ def _load_single_file(path: Path, config: str | None, family: str | None, wanted
     check_whole(str(path), pipeline, source.names(wanted.absent))
     pipeline.scheduler = rescheduled(pipeline.scheduler, held.prediction_type, held.zero_snr)
     return pipeline
+
+
+def _load_network(path: Path, source: Source, wanted: Wanted, options: Mapping[str, Any]) -> nn.Module | None:
+    """The denoiser of a file that is read for it alone; None where it is not wanted."""
+    name = source.family.network_name
+    if "network" in wanted.absent:
+        return None
+    kind: Any = class_of(source.index[name])
+    network: nn.Module = kind.from_single_file(str(path), subfolder=name, dtype=wanted.network_dtype, **options)
+    lost = [key for key, value in network.named_parameters() if value.is_meta]
+    if lost:
+        raise ValueError(f"{path} is not whole: {len(lost)} weights of its {name} are missing, e.g. {lost[0]}")
+    return network
 
 
 def _check_configs(path: Path, held: SingleFile, source: Source) -> None:

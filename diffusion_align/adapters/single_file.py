@@ -1,6 +1,7 @@
 """What a single checkpoint file holds, by the names and shapes of its tensors; no tensor is read for it.
 
-The layout is that of CompVis (Stable Diffusion 1.x, 2.x) and of Stability's generative-models (SDXL).
+The layout is that of CompVis (Stable Diffusion 1.x, 2.x), of Stability's generative-models (SDXL) and of the original
+SD3 and FLUX checkpoints, of which the denoiser is read.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 #: Beginnings of names in files that are something else, and what that is. The first may stand beside a UNet.
 OTHERS: tuple[tuple[str, str], ...] = (
     ("control_model.", "a ControlNet, which is no whole model"),
-    (NETWORK + "double_blocks.", "a FLUX model, which is not supported"),
-    ("double_blocks.", "a FLUX model, which is not supported"),
-    (NETWORK + "joint_blocks.", "a Stable Diffusion 3 model, which is not supported"),
+    (NETWORK + "double_blocks.", "a FLUX model that is not whole"),
+    ("double_blocks.", "a FLUX model that is not whole"),
+    (NETWORK + "joint_blocks.", "a Stable Diffusion 3 model that is not whole"),
+    ("joint_blocks.", "a Stable Diffusion 3 model that is not whole"),
     ("lora_unet_", "a LoRA: give it as --lora, and its base as --model"),
     ("unet.", "a LoRA: give it as --lora, and its base as --model"),
     ("down_blocks.", "a UNet in diffusers' layout, without the rest of a pipeline: give the pipeline's folder"),
@@ -49,7 +51,14 @@ CONFIGS: Mapping[str, str] = {
     "sd2-inpaint": "stabilityai/stable-diffusion-2-inpainting",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sdxl-inpaint": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
 }
+#: Blocks of SD3.5 large; of the others there are 24.
+LARGE = 38
 
 #: Of SD 2.x's last attention block, the bias of the first norm. The files of the two kinds have the same names and
 #: shapes. In those that predict v the bias is spread wider (ComfyUI tells them apart by the same number).
@@ -65,6 +74,7 @@ class SingleFile:
         channels: what the UNet takes.
         configs: hub name of published configs for it.
         prediction_type: what its markers say; None where they say nothing.
+        network_alone: whether only the denoiser is read from it, and the rest from the configs' folder.
         zero_snr: whether its noise schedule was rescaled to end in pure noise (2305.08891).
     """
 
@@ -73,6 +83,7 @@ class SingleFile:
     configs: str
     prediction_type: str | None = None
     zero_snr: bool = False
+    network_alone: bool = False
 
 
 def read_single_file(path: Path) -> SingleFile:
@@ -103,6 +114,9 @@ def recognise(
         metadata: its texts, of which ``modelspec.prediction_type`` is read.
         tensor: reads one tensor.
     """
+    flow = flow_model(shapes)
+    if flow is not None:
+        return flow
     check_contents(name, shapes)
     family = base_family(name, shapes)
     channels, latents = shapes[FIRST][1], shapes[LAST][0]
@@ -119,6 +133,21 @@ def recognise(
     return SingleFile(
         family + ("-inpaint" if inpaints else ""), channels, CONFIGS[kind], prediction, ZERO_SNR in shapes
     )
+
+
+def flow_model(shapes: Mapping[str, tuple[int, ...]]) -> SingleFile | None:
+    """SD3, SD3.5 or FLUX.1, by the denoiser's blocks; None where there are none."""
+    start = NETWORK if any(key.startswith(NETWORK) for key in shapes) else ""
+    patches, packed = f"{start}x_embedder.proj.weight", f"{start}img_in.weight"
+    if f"{start}joint_blocks.0.x_block.attn.qkv.weight" in shapes and patches in shapes:
+        large = f"{start}joint_blocks.{LARGE - 1}.x_block.attn.qkv.weight" in shapes
+        medium = any(".attn2." in key for key in shapes)
+        kind = "sd35-large" if large else "sd35-medium" if medium else "sd3"
+        return SingleFile("sd3", shapes[patches][1], CONFIGS[kind], network_alone=True)
+    if f"{start}double_blocks.0.img_attn.qkv.weight" in shapes and packed in shapes:
+        kind = "flux" if f"{start}guidance_in.in_layer.weight" in shapes else "flux-schnell"
+        return SingleFile("flux", shapes[packed][1], CONFIGS[kind], network_alone=True)
+    return None
 
 
 def check_contents(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -213,8 +213,8 @@ def test_the_family_can_be_given(sd_folder: Path, sdxl_folder: Path, tmp_path: P
         load_adapter(file, config=str(sd_folder), family="sdxl")
     with pytest.raises(ValueError, match="is of family 'sdxl', but family 'sd' was given"):
         load_adapter(sdxl_folder, family="sd")
-    with pytest.raises(ValueError, match=r"unknown family 'sd3' for .*: expected one of sd, sd-inpaint, sdxl"):
-        load_adapter(sdxl_folder, family="sd3")
+    with pytest.raises(ValueError, match=r"unknown family 'sd4' for .*: expected one of flux, sd, sd-inpaint, sd3"):
+        load_adapter(sdxl_folder, family="sd4")
 
 
 def test_offline_the_error_says_which_configs_are_wanted(

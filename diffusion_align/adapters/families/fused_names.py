@@ -33,7 +33,8 @@ def sd3_names(network: Any) -> Mapping[str, tuple[str, ...]]:
                 yield f"{place}.attn.proj", (f"{ours}.{attention}.{out}",)
                 yield f"{place}.mlp.fc1", (f"{ours}.{feed}.net.0.proj",)
                 yield f"{place}.mlp.fc2", (f"{ours}.{feed}.net.2",)
-                yield f"{place}.adaLN_modulation.1", (f"{ours}.{norm}.linear",)
+                if side == "x_block" or i + 1 < len(network.transformer_blocks):  # else scale and shift are exchanged
+                    yield f"{place}.adaLN_modulation.1", (f"{ours}.{norm}.linear",)
             yield f"{theirs}.x_block.attn2.qkv", tuple(f"{ours}.attn2.{name}" for name in PICTURE)
             yield f"{theirs}.x_block.attn2.proj", (f"{ours}.attn2.to_out.0",)
         yield "context_embedder", ("context_embedder",)
