@@ -186,7 +186,10 @@ def compare_sides(options: EvaluateOptions, say: Callable[[str, int, int], None]
             votes = read_votes(out)
             found = [*vote_verdicts(votes, plan.contests, setup.prompts.categories), *found]
         else:
-            note(f"the blind task is {task}; with labels beside it the same command with --resume makes the table")
+            note(
+                f"the blind task is {task}: label it (diffusion-align studio WORK --source {task}), put the exported "
+                "labels beside it (data export), and give the same command with --resume"
+            )
     table = comparison_table(
         board, plan, found, votes, figures, drawn, learned,
         facts={

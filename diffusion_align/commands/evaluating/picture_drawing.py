@@ -12,7 +12,7 @@ import torch
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.commands.generate import build_guider, draw, slug, write_picture
-from diffusion_align.commands.opening import open_contrastive
+from diffusion_align.commands.opening import open_contrastive, say_what_is_cut
 from diffusion_align.commands.options import DrawingOptions, GenerateOptions
 from diffusion_align.devices import pick_device
 from diffusion_align.files import append_rows, read_journal, sha256_of
@@ -105,6 +105,8 @@ class Drawer:
         for chunk in jobs.chunks(options.batch_size):
             row = self._known(f"{inside}/{name}", chunk.start, len(chunk))
             if row is None:
+                if not rows:
+                    say_what_is_cut(self.model(options), jobs.prompts)
                 row = self._chunk(f"{inside}/{name}", options, pairs, chunk, folder)
                 append_rows(self.journal, [row])
                 self.say(f"drawing {name}", chunk.stop, len(pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from PIL import Image
 
 from diffusion_align.cli import main, parse
 from diffusion_align.commands.evaluating import picture_drawing
+from diffusion_align.studio.labels.label_queue import LabelQueue
+from diffusion_align.studio.labels.label_store import LabelFile
+from diffusion_align.studio.labels.label_tasks import TaskSettings, begin_task
 from tests.commands.evaluating.pictures import PROMPTS, SEEDS, gallery
 
 
@@ -171,6 +175,22 @@ def test_people_judge_blind_and_their_labels_make_the_table(
     assert (verdict["scorer"], verdict["win_rate"]["wins"], verdict["win_rate"]["ties"]) == ("people", 7, 1)
     assert verdict["winner"] == "right"
     assert verdict["difference"] is None
+
+
+@pytest.mark.slow
+def test_labels_of_the_studio_are_read(folders: Path, tmp_path: Path) -> None:
+    sides = [str(folders / name) for name in ("wrong", "right")]
+    assert main(["evaluate", *sides, "--judge", "people", "--out", str(tmp_path)]) == 0
+    people = tmp_path / "people"
+    key = json.loads((people / "key.json").read_text())
+    task = begin_task(tmp_path / "work", TaskSettings((str(people / "pairs.parquet"),), seed=1, repeats=0.0))
+    queue = LabelQueue(task, LabelFile.open(task.folder, "ada", asdict(task.settings)), "ada")
+    while visits := queue.upcoming(1):
+        shown = [key[str(task.units[visits[0].place].pictures[number].uid)]["side"] for number in visits[0].shown]
+        queue.answer(visits[0], {"choice": "left" if shown[0] == "right" else "right"})
+    assert main(["data", "export", str(tmp_path / "work"), "--out", str(people / "labels")]) == 0
+    (verdict,) = table(tmp_path, *sides, "--judge", "people", "--resume")["verdicts"]
+    assert (verdict["scorer"], verdict["win_rate"]["wins"], verdict["win_rate"]["rate"]) == ("people", 8, 1.0)
 
 
 @pytest.mark.parametrize(
