@@ -101,7 +101,8 @@ class Drawer:
             inside: folder of ``out``.
         """
         folder = self._folder(inside, name)
-        pairs, rows = jobs.pairs(), []
+        pairs = jobs.pairs()
+        rows: list[dict[str, Any]] = []
         for chunk in jobs.chunks(options.batch_size):
             row = self._known(f"{inside}/{name}", chunk.start, len(chunk))
             if row is None:
