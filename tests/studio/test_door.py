@@ -231,6 +231,13 @@ def test_the_server_starts_quickly(tmp_path: Path) -> None:
     assert float(done.stdout) < 1.5
 
 
+def test_help_loads_neither_the_server_nor_torch() -> None:
+    code = "import sys; from diffusion_align.cli import parse; parse(['studio', 'x'])"
+    code += "; print(sorted({'torch', 'starlette', 'uvicorn', 'pyarrow', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_starlettes_risky_parts_are_not_used() -> None:
     text = "\n".join(path.read_text() for path in ROOM.rglob("*.py"))
     assert not re.findall(r"StaticFiles|FileResponse|\.form\(|multipart", text)
