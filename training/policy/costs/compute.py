@@ -233,6 +233,7 @@ def card_rows(card: Card, compute: Compute, dtype: str, needed: float) -> dict[s
         )
     if card.memory is not None:
         fits = "fits, with the allocator's 10 to 20%" if 1.2 * needed < card.memory else "may not fit"
-        fits = fits if needed < card.memory else "does not fit"
+        if needed >= card.memory:
+            fits = "does not fit; base weights in fewer bits (int8, nf4) are not supported"
         rows["memory"] = f"{needed:.1f} of {card.memory:g} GiB: {fits}"
     return rows
