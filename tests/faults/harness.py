@@ -24,7 +24,8 @@ from diffusion_align.cli import main
 ALL_COMMANDS = {
     **COMMANDS,
     "generate": Command(
-        "generate red --num-images 3 --num-inference-steps 2 --batch-size 1 --out drawn --device cpu", "drawn"
+        "generate red --num-images 3 --num-inference-steps 2 --batch-size 1 --out drawn --overwrite --device cpu",
+        "drawn",
     ),
 }
 

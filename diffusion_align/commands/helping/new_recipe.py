@@ -48,13 +48,14 @@ def fitted(config: RunConfig, vram: float | None) -> tuple[RunConfig, list[str]]
     if vram is None or needed is None:
         return config, [] if vram is None else ["the memory of this run cannot be estimated: nothing was fitted"]
     while needed > vram * GIB:
-        tried = [replace(config, **change) for change in config.savings()]
-        costs = [(cost, other) for other in tried if (cost := other.memory_bytes()) is not None and cost < needed]
-        if not costs:
-            notes.append(f"no setting is left that saves memory: about {needed / GIB:.1f} GiB are needed")
+        tried = (replace(config, **change) for change in config.savings())  # those that usually help most come first
+        costs = ((cost, other) for other in tried if (cost := other.memory_bytes()) is not None and cost < needed)
+        found = next(costs, None)
+        if found is None:
+            notes.append(f"no setting is left that saves memory: about {needed / GIB:.3g} GiB are needed")
             return config, notes
-        needed, config = costs[0]  # those that usually help most come first
-    return config, [*notes, f"about {needed / GIB:.1f} of {vram:g} GiB"]
+        needed, config = found
+    return config, [*notes, f"about {needed / GIB:.3g} of {vram:g} GiB"]
 
 
 def recipe_text(config: RunConfig, command: str) -> str:

@@ -116,17 +116,17 @@ def test_a_new_recipe_is_one_that_runs_take(
 
 @pytest.mark.slow
 def test_memory_is_saved_until_the_run_fits_and_no_further() -> None:
-    config = DPOConfig(model="sdxl", per_device_train_batch_size=4, resolution=1024)
+    config = DPOConfig(model="scenes-sd", per_device_train_batch_size=4)
     needed = config.memory_bytes()
     assert needed is not None
-    assert fitted(config, needed / GIB + 1)[0] == config
-    smaller, notes = fitted(config, 24)
+    assert fitted(config, 2 * needed / GIB)[0] == config
+    smaller, notes = fitted(config, 0.9 * needed / GIB)
     found = smaller.memory_bytes()
     assert found is not None
-    assert found <= 24 * GIB < needed
+    assert found <= 0.9 * needed
     assert smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == 4
-    assert "of 24 GiB" in notes[0]
-    assert "no setting is left" in fitted(config, 1)[1][0]
+    assert notes[0].startswith("about ")
+    assert "no setting is left" in fitted(config, 0.001)[1][0]
 
 
 def test_help_texts_are_those_of_the_class_itself() -> None:
