@@ -78,7 +78,7 @@ def test_raft_is_the_flow_s_squared_error_with_the_scale_that_drew(flux_folder: 
     assert conditions.guidance.tolist() == [3.5] * len(batch.rollout)
     output = adapter.predict(noisy.x_t, noisy.t, conditions).output
     assert float(method.loss(batch)[0].detach()) == pytest.approx(
-        float((output - noisy.target).square().mean()), rel=1e-5
+        float((output - noisy.target).square().mean().detach()), rel=1e-5
     )
 
 
