@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +50,44 @@ def opened_picture(content: bytes | Path, where: str) -> Image.Image:
         image.load()
         return _upright(image)
     except Exception as error:  # decoders raise whatever they like: RuntimeError (AVIF), struct.error, KeyError
+        raise CorruptImageError(f"{where} cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an encoded picture says before its pixels.
+
+    Attributes:
+        format: of PIL ("JPEG").
+        size: (w, h) as stored, not yet turned.
+        mode: of PIL ("RGB").
+        info: metadata by name, as far as they stand before the pixels.
+        orientation: EXIF's, 1 where it is upright.
+    """
+
+    format: str
+    size: tuple[int, int]
+    mode: str
+    info: Mapping[Any, Any]
+    orientation: int
+
+
+def picture_header(content: bytes | Path, where: str, formats: tuple[str, ...] | None = None) -> Header:
+    """The header of an encoded picture; no pixel is decoded.
+
+    Args:
+        formats: PIL's names of those that are read at all; None is every one.
+
+    Raises:
+        CorruptImageError: it cannot be read; starts with ``where``.
+        OSError: a file that cannot be opened.
+    """
+    try:
+        with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=formats) as image:
+            return Header(image.format or "", image.size, image.mode, dict(image.info), _orientation(image))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
         raise CorruptImageError(f"{where} cannot be decoded ({str(error) or type(error).__name__})") from None
 
 

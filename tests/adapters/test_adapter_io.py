@@ -147,7 +147,7 @@ def test_a_single_file_checkpoint_gives_the_unet_of_the_folder(sdxl_folder: Path
     ("name", "family", "message"),
     [
         ("model.ckpt", None, "only .safetensors checkpoints are read"),
-        ("model.safetensors", "flux", "unknown family 'flux'"),
+        ("model.safetensors", "pixart", "unknown family 'pixart'"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named(name: str, family: str | None, message: str, tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from PIL import Image
-
 from diffusion_align.files import write_whole
+from diffusion_align.pictures import decoded_picture, picture_header
 
 from ..reading.rows import SOFT_LABEL, weight_of
 from .raw_pairs import RawPair, raw_pairs
@@ -99,13 +98,12 @@ def _to_metadata(pairs: Iterator[RawPair], out: Path, split: str, counts: Counte
 
 def named(content: bytes) -> tuple[str, bytes]:
     """How a picture's file should end, and its bytes: as they are, or, of rare formats, as PNG."""
-    with Image.open(io.BytesIO(content)) as image:
-        ending = ENDINGS.get(image.format or "")
-        if ending is not None:
-            return ending, content
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "PNG")
-        return ".png", buffer.getvalue()
+    ending = ENDINGS.get(picture_header(content, "a picture").format)
+    if ending is not None:
+        return ending, content
+    buffer = io.BytesIO()
+    decoded_picture(content, "a picture").save(buffer, "PNG")
+    return ".png", buffer.getvalue()
 
 
 #: Writers by the name of the format: (pairs, folder, split, counts).

@@ -8,9 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from PIL import Image
-
-from diffusion_align.pictures import SUFFIXES
+from diffusion_align.pictures import SUFFIXES, picture_header
 
 from .keyed import opaque
 from .units import Gathered, Picture, Unit
@@ -46,9 +44,8 @@ def record_of(path: Path) -> dict[str, Any]:
         if beside.is_file():
             found = json.loads(beside.read_bytes())
         else:
-            with Image.open(path) as image:
-                found = json.loads(image.info.get("diffusion-align", "{}"))
-    except (OSError, ValueError, RecursionError, Image.DecompressionBombError):
+            found = json.loads(picture_header(path, str(path)).info.get("diffusion-align", "{}"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from diffusion_align.pictures import CorruptImageError, decoded_picture, upright_size
+from diffusion_align.pictures import CorruptImageError, decoded_picture, picture_header, upright_size
 
 #: More pixels are not decoded.
 MOST_PIXELS = 64_000_000
@@ -30,11 +30,7 @@ def checked_size(content: bytes, where: str) -> tuple[int, int]:
     Raises:
         CorruptImageError: another format, too many pixels, or unreadable; starts with ``where``.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-    except Exception as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({type(error).__name__})") from None
+    width, height = picture_header(content, where, FORMATS).size
     if width * height > MOST_PIXELS:
         raise CorruptImageError(f"{where} has {width}x{height} pixels: expected at most {MOST_PIXELS:,}")
     return upright_size(content, where)
@@ -90,12 +86,12 @@ def stripped_jpeg(content: bytes) -> bytes | None:
     """A JPEG without application segments and comments, pixels untouched; None for anything else, and for one that its
     metadata turn or that is not grey or YCbCr."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            plain = image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
-            jfif = "jfif" in image.info
-    except Exception:
+        header = picture_header(content, "a picture", ("JPEG",))
+    except CorruptImageError:
         return None
-    if not plain or not jfif or content[:2] != b"\xff\xd8":
+    if header.mode not in ("L", "RGB") or header.orientation != 1 or "jfif" not in header.info:
+        return None
+    if content[:2] != b"\xff\xd8":
         return None
     kept, place = [content[:2]], 2
     while place + 4 <= len(content) and content[place] == 0xFF:
