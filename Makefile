@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-faults lint style bench install clean
+.PHONY: demo test test-fast test-faults lint style bench docs linkcheck install clean
 
 # mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
 TYPES := cd $(VENV) && bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
@@ -60,6 +60,17 @@ lint: style
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks dpo-step --model scenes-sdxl --vs baseline
+
+# -E reads every page anew: those that are made from the code change when no Markdown file does.
+SPHINX := $(BIN)/sphinx-build -W --keep-going -E -q -c docs/site -d build/doctrees .
+
+docs: $(STAMP)
+	$(SPHINX) build/site
+	@echo build/site/index.html
+
+# Asks the web whether outside links still lead somewhere.
+linkcheck: $(STAMP)
+	$(SPHINX) -b linkcheck build/linkcheck
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs

@@ -57,8 +57,13 @@ class Flag:
 
 def command_tree() -> dict[str, list[Flag]]:
     """The flags of each command, by its words ("train dpo")."""
-    tree = {words: list(flags_of(_class(address))) for words, address in ADDRESSES.items()}
+    tree = {words: list(flags_of(options)) for words, options in command_classes().items()}
     return tree | {f"train {method}": list(flags_of(config_class(method))) for method in METHODS}
+
+
+def command_classes() -> dict[str, type]:
+    """The class of each command's options, by its words ("data import"); of ``train`` see ``METHODS``."""
+    return {words: _class(address) for words, address in ADDRESSES.items()}
 
 
 def flags_of(options: type) -> Iterator[Flag]:

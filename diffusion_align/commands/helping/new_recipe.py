@@ -7,8 +7,9 @@ import inspect
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,22 @@ def help_texts(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base):
-            found |= dict(_texts(base))
+            found |= _texts(base)
     return {field.name: found[field.name] for field in fields(cls) if field.name in found}
 
 
-def _texts(cls: type) -> Iterator[tuple[str, str]]:
+@cache
+def _texts(cls: type) -> Mapping[str, str]:
+    """The text under each field that stands in the class itself."""
+    found = {}
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(node, ast.ClassDef)
     for field, following in zip(node.body, node.body[1:], strict=False):
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            yield field.target.id, " ".join(str(following.value.value).split())
+            found[field.target.id] = " ".join(str(following.value.value).split())
+    return found
 
 
 def run(options: InitOptions) -> int:
