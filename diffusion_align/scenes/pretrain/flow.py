@@ -63,7 +63,7 @@ def build_transformer(side: int = 16, channels: int = 4) -> SD3Transformer2DMode
 def with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     """The same text encoder with the projection that SD3's pooled embedding goes through: the identity."""
     projected = CLIPTextModelWithProjection(encoder.config)
-    projected.load_state_dict(encoder.state_dict(), strict=False)
+    projected.text_model.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         projected.text_projection.weight.copy_(torch.eye(encoder.config.projection_dim))
     return projected
@@ -120,7 +120,9 @@ def train_flow(corpus: Corpus, work: Path, out: Path, sdxl: Path, minutes: float
             v = network((1 - at) * x0 + at * eps, context, pooled[text].float(), 1000 * sigma).sample
         return (v.float() - (eps - x0)).square().mean()
 
-    train_averaged([network], loss, minutes, work / "flow.pt", learning_rate=1.5e-3)
+    checkpoint = work / "flow.pt"
+    rate = 7e-4 if checkpoint.is_file() else 1.5e-3  # what was averaged already is not to be shaken up again
+    train_averaged([network], loss, minutes, checkpoint, rate)
     pipeline = StableDiffusion3Pipeline(
         network,
         FlowMatchEulerDiscreteScheduler(shift=1.0),
