@@ -25,7 +25,7 @@ from diffusion_align.scenes.pretrain.vae import build_vae
 from diffusion_align.scenes.world.grammar import sample_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
 from diffusion_align.shipped import shipped_path
-from tests.adapters.families.tiny_flow import flux_pipeline, sd3_pipeline
+from tests.adapters.families.tiny_flow import auraflow_pipeline, flux_pipeline, sd3_pipeline
 from tests.processes import TwoProcesses
 
 
@@ -116,6 +116,11 @@ def sd3_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def flux_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(flux_pipeline(tokenizer), tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="session")
+def auraflow_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(auraflow_pipeline(tokenizer), tmp_path_factory.mktemp("auraflow"))
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def load_adapter(
     bf16_instead: bool = False,
     parts: Collection[Part] = PARTS,
 ) -> Adapter:
-    """Load a Stable Diffusion 1.x/2.x, SDXL, inpainting, SD3, SD3.5 or FLUX.1 pipeline.
+    """Load a Stable Diffusion 1.x/2.x, SDXL, inpainting, SD3, SD3.5, FLUX.1 or AuraFlow pipeline.
 
     Safety checkers are never loaded.
 
@@ -168,9 +168,9 @@ def load_adapter(
             file also the marker tensor ``v_pred``).
         vae_batch_size, vae_tiling: as in ``Adapter.code_in_chunks``.
         network_dtype: of the denoiser alone, where it is not ``dtype``.
-        max_sequence_length: tokens that T5 is given, of SD3 and FLUX; None is what the folder's ``model_index.json``
-            says (``_max_sequence_length``), else the pipeline's own (256; FLUX 512, schnell 256). Another one than the
-            model was trained with makes other pictures.
+        max_sequence_length: tokens that T5 is given, of SD3, FLUX and AuraFlow; None is what the folder's
+            ``model_index.json`` says (``_max_sequence_length``), else the pipeline's own (256; FLUX 512, schnell 256).
+            Another one than the model was trained with makes other pictures.
         bf16_instead: where fp16 is asked for and the model leaves its range (FLUX), take bf16 instead of refusing.
         parts: what is loaded; of the others only the configs are there, and what needs their weights is an error.
 

@@ -40,8 +40,8 @@ class ModelOptions(VAEOptions):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """What the network predicts, where the model's own config (or a single file's v_pred marker) says it wrongly."""
     max_sequence_length: Annotated[int, Field(ge=0)] | None = None
-    """SD3 and FLUX: tokens that T5 is given. Unset is what model_index.json says, else the pipeline's own (256; FLUX
-    dev 512); 0 leaves out the zeros of an SD3 without T5. What fills a prompt up is attended to."""
+    """SD3, FLUX and AuraFlow: tokens that T5 is given. Unset is what model_index.json says, else the pipeline's own
+    (256; FLUX dev 512); 0 leaves out the zeros of an SD3 without T5. What fills a prompt up is attended to."""
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision of the weights that are not trained. auto: weight_dtype in training; to draw, fp16 on a GPU and fp32
     on the CPU."""

@@ -178,8 +178,8 @@ def checked_length(length: int | None, family: Family, pipeline: Any) -> int | N
         return usual
     if usual is None:
         raise ValueError(
-            f"max_sequence_length = {length} is for models that read prompts with T5 (SD3, FLUX); {family.name} reads "
-            "77 tokens: leave it unset"
+            f"max_sequence_length = {length} is for models that read prompts with T5 (SD3, FLUX, AuraFlow); "
+            f"{family.name} reads 77 tokens: leave it unset"
         )
     least = 0 if getattr(pipeline, family.text_encoder_names[-1], None) is None else 1  # zeros may be left out
     if not least <= length <= MOST_TOKENS:

@@ -14,6 +14,7 @@ KNOWN: tuple[str, ...] = (
     "sd:StableDiffusion",
     "sd3:StableDiffusion3",
     "flux:Flux",
+    "auraflow:AuraFlow",
 )
 #: Attributes of a pipeline that may be its denoiser.
 DENOISERS = ("unet", "transformer")
@@ -59,8 +60,8 @@ def matching_family(parts: Mapping[str, Any], network_config: Mapping[str, Any],
     names = ", ".join(family.name for family in FAMILIES)
     raise ValueError(
         f"{what} is not supported: expected a pipeline of one of these families: {names} "
-        "(Stable Diffusion 1.x/2.x, SDXL and their inpainting variants; SD3, SD3.5 and FLUX.1 from text, not Fill, "
-        "Kontext, Control, Redux or ControlNets)"
+        "(Stable Diffusion 1.x/2.x, SDXL and their inpainting variants; SD3, SD3.5, FLUX.1 and AuraFlow from text, "
+        "not Fill, Kontext, Control, Redux or ControlNets)"
     )
 
 

@@ -23,11 +23,13 @@ class FlowFamily:
 
     Attributes:
         packed: latents that the pipeline packs into one vector of channels before the network.
+        structure_fields: further fields of the denoiser's config that its own forward pass deals with.
     """
 
     network_name: str = "transformer"
     scripts_name_original_blocks: bool = True
     conditioning_fields: Mapping[str, Collection[Any]] = {}
+    structure_fields: Collection[str] = ()
     latent_fields: Collection[str] = ("scaling_factor", "shift_factor")
     patch: int = 2
     packed: int = 1
@@ -36,7 +38,8 @@ class FlowFamily:
     modular: bool = False
 
     def check(self, pipeline: Any) -> None:
-        check_flow_understood(pipeline, self.conditioning_fields, self.latent_fields, self.packed)
+        structure = self.structure_fields
+        check_flow_understood(pipeline, self.conditioning_fields, self.latent_fields, self.packed, structure)
 
     def check_scheduler(self, scheduler: Any) -> None:
         check_flow_scheduler(scheduler)

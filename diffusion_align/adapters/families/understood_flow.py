@@ -29,7 +29,11 @@ NETWORKS = frozenset({"transformer", "vae", "text_encoder", "text_encoder_2", "t
 
 
 def check_flow_understood(
-    pipeline: Any, conditioning: Mapping[str, Collection[Any]], latents: Collection[str], packed: int
+    pipeline: Any,
+    conditioning: Mapping[str, Collection[Any]],
+    latents: Collection[str],
+    packed: int,
+    structure: Collection[str] = (),
 ) -> None:
     """Refuse what would silently change the mathematics: config fields, and further networks.
 
@@ -37,6 +41,7 @@ def check_flow_understood(
         conditioning: fields of the denoiser's config that ask for further inputs, and the values that the family knows.
         latents: fields of the VAE's config that its pipelines read to scale latents.
         packed: latents that the pipeline packs into one channel vector before the network.
+        structure: fields of the denoiser's config besides ``TRANSFORMER`` that its own forward pass deals with.
 
     Raises:
         ValueError: one that is not understood; the message names it.
@@ -44,7 +49,7 @@ def check_flow_understood(
     transformer, vae = pipeline.transformer, pipeline.vae
     check_networks(pipeline, NETWORKS)
     check_flow_scheduler(pipeline.scheduler)
-    check_fields("transformer", transformer, TRANSFORMER | set(conditioning))
+    check_fields("transformer", transformer, TRANSFORMER | set(structure) | set(conditioning))
     check_fields("vae", vae, VAE | set(latents))
     check_values("transformer", transformer.config, conditioning)
     channels = packed * vae.config.latent_channels
@@ -55,8 +60,9 @@ def check_flow_understood(
                 f"transformer: {name} = {found} is not understood: expected {channels}, those of the latents (models "
                 "that fill, edit or are controlled by pictures are not supported)"
             )
-    if vae.config.get("shift_factor") is None or vae.config.get("scaling_factor") is None:
-        raise ValueError("vae: expected a shift_factor and a scaling_factor, which the pipeline reads")
+    for name in latents:
+        if vae.config.get(name) is None:
+            raise ValueError(f"vae: expected a {name}, which the pipeline reads")
 
 
 def check_flow_scheduler(scheduler: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random SD3 and FLUX pipelines: every part is there, and every input of the networks matters."""
+"""Tiny random SD3, FLUX and AuraFlow pipelines: every part is there, and every input of the networks matters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -21,14 +23,16 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 #: Width of both CLIPs, of T5, and tokens that T5 is given in tests.
 WIDTH, T5_WIDTH, LENGTH = 32, 72, 16
 
 
-def build_flow_vae() -> AutoencoderKL:
-    """Factor 4, four channels, shift and scale as SD3's."""
+def build_flow_vae(scale: float = 1.5305, shift: float | None = 0.0609) -> AutoencoderKL:
+    """Factor 4, four channels; shift and scale are SD3's unless told."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -40,8 +44,8 @@ def build_flow_vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
+        scaling_factor=scale,
+        shift_factor=shift,
     )
 
 
@@ -139,3 +143,32 @@ def flux_pipeline(tokenizer: CLIPTokenizer, guidance_embeds: bool = True) -> Any
     louder(vae, transformer, first)
     scheduler = flow_scheduler(guidance_embeds, shift=1.0)
     return FluxPipeline(scheduler, vae, first, tokenizer, second, tokenizer, transformer)
+
+
+def auraflow_transformer() -> AuraFlowTransformer2DModel:
+    return AuraFlowTransformer2DModel(
+        sample_size=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=16,
+        pos_embed_max_size=16,
+    )
+
+
+def auraflow_pipeline(tokenizer: CLIPTokenizer) -> Any:
+    """Latents of at most 8 x 8, as large as its table of places."""
+    torch.manual_seed(0)
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=T5_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vae, transformer = build_flow_vae(2.0, None), auraflow_transformer()
+    louder(vae, transformer)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if ".norm1" in name:  # whose gates let attention through, all that prompts are read by
+                parameter *= 8
+    return AuraFlowPipeline(tokenizer, UMT5EncoderModel(config), vae, transformer, flow_scheduler(False, shift=1.73))

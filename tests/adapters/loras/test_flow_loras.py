@@ -1,4 +1,4 @@
-"""LoRAs of SD3 and FLUX: diffusers draws our pictures with them, other readers' names lead to the same weights."""
+"""LoRAs of SD3, FLUX and AuraFlow: diffusers draws our pictures with them, other names lead to the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diffusion_align.training.policy.costs.meta_model import build_meta_model, c
 from tests.adapters.families.tiny_flow import LENGTH
 from tests.adapters.loras.policies import DIFFUSERS, KOHYA, stirred
 
-FOLDERS = ["sd3_folder", "flux_folder"]
+FOLDERS = ["sd3_folder", "flux_folder", "auraflow_folder"]
 
 
 def loaded(folder: Path) -> Adapter:

@@ -47,6 +47,11 @@ def flux(flux_folder: Path) -> Adapter:
 
 
 @pytest.fixture(scope="module")
+def auraflow(auraflow_folder: Path) -> Adapter:
+    return loaded(auraflow_folder)
+
+
+@pytest.fixture(scope="module")
 def schnell(flux_folder: Path) -> Adapter:
     pipeline = loaded(flux_folder).pipeline
     torch.manual_seed(2)
@@ -137,6 +142,23 @@ def test_schnell_takes_no_guidance(schnell: Adapter) -> None:
     assert_same(ours(schnell, 1, 1.0), theirs(schnell, 1, guidance_scale=0.0))
     with pytest.raises(ValueError, match="set the guidance scale to 1"):
         ours(schnell, 1, 3.5)
+
+
+@pytest.mark.parametrize(("count", "scale"), [(1, 3.5), (3, 3.5), (3, 1.0)])
+def test_auraflow_draws_the_pipelines_pictures(auraflow: Adapter, count: int, scale: float) -> None:
+    expected = ours(auraflow, count, scale)
+    assert_same(expected, theirs(auraflow, count, guidance_scale=scale))
+    assert (expected - ours(auraflow, count, 7.0)).abs().max() > 1e-3  # prompts are looked at
+
+
+def test_auraflow_takes_a_negative_prompt(auraflow: Adapter) -> None:
+    expected = theirs(auraflow, 1, guidance_scale=3.0, negative_prompt=["blurry"])
+    assert_same(ours(auraflow, 1, 3.0, negative=True), expected)
+
+
+def test_auraflow_has_places_for_pictures_of_a_size(auraflow: Adapter) -> None:
+    with pytest.raises(ValueError, match=r"latents of 10 x 8 are too large .* sides of at most 8"):
+        sample(auraflow, PROMPTS[:1], seeds=[0], options=SamplingOptions(height=40, width=32))
 
 
 def test_a_flow_sampler_without_noise_is_eulers(sd3: Adapter) -> None:

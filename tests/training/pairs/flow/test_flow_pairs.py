@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import AuraFlowPipeline, FluxPipeline
 from torch import Tensor
 
 from diffusion_align import load_adapter
@@ -45,12 +45,13 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-def policy(folder: Path) -> Adapter:
+def policy(folder: Path, moved: float = 0.1) -> Adapter:
     """A policy that has moved away from its reference."""
+    torch.manual_seed(3)
     adapter = load_adapter(folder, max_sequence_length=LENGTH).train_lora(rank=2)
     generator = torch.Generator().manual_seed(3)
     for parameter in adapter.trainable_parameters().values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += moved * torch.randn(parameter.shape, generator=generator)
     return adapter
 
 
@@ -62,6 +63,11 @@ def sd3(sd3_folder: Path) -> Adapter:
 @pytest.fixture(scope="module")
 def flux(flux_folder: Path) -> Adapter:
     return policy(flux_folder)
+
+
+@pytest.fixture(scope="module")
+def auraflow(auraflow_folder: Path) -> Adapter:
+    return policy(auraflow_folder, moved=0.5)  # its blocks' norms take most of a change back
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +91,12 @@ def errors_by_hand(adapter: Adapter, batch: PairBatch, guidance: float) -> np.nd
     posterior = adapter.vae.encode(batch.pixels.flatten(0, 1)).latent_dist
     shape = posterior.mean.shape[1:]
     draws = torch.cat([normal(batch.seeds, stream, shape) for stream in (CHOSEN_POSTERIOR, REJECTED_POSTERIOR)])
-    x0 = ((posterior.mean + posterior.std * draws - config.shift_factor) * config.scaling_factor).double().detach()
+    shift = config.shift_factor or 0.0
+    x0 = ((posterior.mean + posterior.std * draws - shift) * config.scaling_factor).double().detach()
     eps = normal(batch.seeds, NOISE, shape).repeat(2, 1, 1, 1).double()
     u = torch.cat([torch.rand(1, generator=each, dtype=torch.float64) for each in generators(batch.seeds, TIMESTEP)])
-    flux = isinstance(pipeline, FluxPipeline)
-    offset = 0.5 + (1.15 - 0.5) * (16 - 256) / (4096 - 256) if flux else math.log(3)  # 16 tokens, or SD3's shift
+    flux, auraflow = isinstance(pipeline, FluxPipeline), isinstance(pipeline, AuraFlowPipeline)
+    offset = 0.5 + (1.15 - 0.5) * (16 - 256) / (4096 - 256) if flux else math.log(pipeline.scheduler.config.shift)
     sigma = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * u - 1) + offset).repeat(2)
     at = sigma.view(-1, 1, 1, 1)
     x_t = (1 - at) * x0 + at * eps
@@ -105,6 +112,9 @@ def errors_by_hand(adapter: Adapter, batch: PairBatch, guidance: float) -> np.nd
                     packed, embeds.double(), pooled.double(), sigma, places, ids, torch.full((len(x_t),), guidance)
                 ).sample
                 output = FluxPipeline._unpack_latents(output, 8, 8, 1)
+            elif auraflow:
+                embeds, *_ = pipeline.encode_prompt(texts, max_sequence_length=LENGTH)
+                output = network(x_t, embeds.double(), sigma).sample
             else:
                 embeds, _, pooled, _ = pipeline.encode_prompt(texts, None, None, max_sequence_length=LENGTH)
                 output = network(x_t, embeds.double(), pooled.double(), 1000 * sigma).sample
@@ -112,7 +122,7 @@ def errors_by_hand(adapter: Adapter, batch: PairBatch, guidance: float) -> np.nd
     return np.stack(found)
 
 
-@pytest.mark.parametrize(("family", "guidance"), [("sd3", 1.0), ("flux", 1.0), ("flux", 3.5)])
+@pytest.mark.parametrize(("family", "guidance"), [("sd3", 1.0), ("flux", 1.0), ("flux", 3.5), ("auraflow", 1.0)])
 def test_the_loss_of_pairs_is_dpos_on_errors_of_the_flow(
     family: str, guidance: float, batch: PairBatch, request: pytest.FixtureRequest
 ) -> None:
@@ -177,7 +187,7 @@ def test_inpo_inverts_the_ode(sd3: Adapter, batch: PairBatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd3_folder", "flux_folder"])
+@pytest.mark.parametrize("family", ["sd3_folder", "flux_folder", "auraflow_folder"])
 def test_a_run_on_a_flow_model_goes_from_cache_to_weights(
     family: str, pairs_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -185,7 +195,7 @@ def test_a_run_on_a_flow_model_goes_from_cache_to_weights(
     config = DPOConfig(
         model=str(folder), dataset=str(pairs_folder), cache_dir=str(tmp_path / "cache"), beta=BETA, max_steps=2,
         output_dir=str(tmp_path / "run"), eval_steps=2, num_validation_prompts=2, validation_inference_steps=2,
-        validation_guidance_scale=1.0 if family == "sd3_folder" else 3.5, kl_prompts=1, save_steps=2, **COMMON,
+        validation_guidance_scale=3.5 if family == "flux_folder" else 1.0, kl_prompts=1, save_steps=2, **COMMON,
     )  # fmt: skip
     if family == "flux_folder":  # whose own pictures are of 512 pixels
         config = DPOConfig(**{**vars(config), "eval_steps": 0, "kl_prompts": 0})
