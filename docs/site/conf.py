@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import diffusion_align
 from diffusion_align.cli import COMMANDS, FLAGS
-from diffusion_align.commands.helping.site_pages import commands_page, settings_page
+from diffusion_align.commands.helping.site_pages import commands_page, python_page, settings_page
 
 project = "diffusion-align"
 CARD = "diffusion_align/scenes/assets/scenes-vp-words/README.md"  # the one of the shipped models' that a page links
@@ -30,6 +31,7 @@ templates_path = ["templates"]
 MADE: dict[str, Callable[[], str]] = {
     "commands": lambda: commands_page({word: command.text for word, command in COMMANDS.items()}, FLAGS),
     "settings": settings_page,
+    "python": lambda: python_page(diffusion_align),
 }
 _MARK = re.compile(r"^<!-- made when the site is built: (\w+) -->$", re.MULTILINE)
 _ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^)]+)\.md\)", re.MULTILINE)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import diffusion_align
 from diffusion_align.cli import COMMANDS, FLAGS
 from diffusion_align.commands.helping.command_tree import command_tree
 from diffusion_align.commands.helping.site_pages import commands_page, settings_page
@@ -82,6 +83,17 @@ def test_errors_that_troubleshooting_quotes_are_said_by_the_package() -> None:
     assert not [text for text in quoted if text not in code]
 
 
+def test_files_that_a_run_is_said_to_leave_are_named_in_its_code() -> None:
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", (DOCS / "run-files.md").read_text(), re.MULTILINE)
+    names = {name.strip("/").removesuffix("STEP") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    files = [path for top in ("training", "diffusion_align") for path in (ROOT / top).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in files)
+    assert len(names) > 15
+    assert not [
+        name for name in names if f'"{name}"' not in code and f'"{name.removesuffix(".safetensors")}"' not in code
+    ]
+
+
 def test_every_symptom_has_a_command() -> None:
     _, *symptoms = SYMPTOMS.read_text().split("\n## ")
     assert len(symptoms) >= 7
@@ -116,6 +128,8 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside(tmp_
     assert {"index.html", "docs/index.html", "docs/troubleshooting.html", "README.html"} <= set(pages)
     assert "--num-prompts" in pages["docs/commands.html"]
     assert "per_device_train_batch_size" in pages["docs/settings.html"]
+    shown = set(re.findall(r'<section id="([\w-]+)"', pages["docs/python.html"]))
+    assert {name.lower().replace("_", "-") for name in diffusion_align.__all__} <= shown
     outside = {address for text in pages.values() for address in Loads(text).addresses if "//" in address[:8]}
     styles = "".join(re.sub(r"url\(.?data:[^)]*\)", "", path.read_text()) for path in site.rglob("*.css"))
     assert not outside

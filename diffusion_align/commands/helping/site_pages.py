@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.methods import METHODS, config_class
 
 from .command_tree import command_classes
@@ -50,6 +53,57 @@ def settings_page() -> str:
         by = "all methods" if len(methods) == len(METHODS) else ", ".join(f"`{method}`" for method in methods)
         parts += [f"## {cls.__name__}", f"{_first_line(cls)} Of {by}.", _table(cls, "setting", _declared(cls))]
     return "\n\n".join(parts)
+
+
+def python_page(module: ModuleType) -> str:
+    """Every public name of a module, in Markdown, headings of level 2: how it is called, and its docstring; of a class
+    its public methods, too."""
+    parts = []
+    for name in module.__all__:
+        thing = getattr(module, name)
+        parts += [f"## {name}", *_told(name, thing)]
+        for method, function in _public_methods(thing):
+            parts += _told(f"{name}.{method}", function)
+    return "\n\n".join(parts)
+
+
+def _public_methods(thing: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(thing, type):
+        return ()
+    return [(name, it) for name, it in vars(thing).items() if not name.startswith("_") and inspect.isfunction(it)]
+
+
+def _told(name: str, thing: Any) -> Iterator[str]:
+    """A signature and a docstring, as blocks; of settings the fields are on a page of their own."""
+    text = re.sub(r":\w+:`[~.]*([^`]+)`", r"``\1``", inspect.cleandoc(thing.__doc__ or ""))
+    if isinstance(thing, type) and issubclass(thing, RunConfig):
+        yield f"{_cell(text.splitlines()[0])} Its fields: [settings](settings.md#{name.lower()})."
+        return
+    lines = [_signature(name, thing), *(["", *text.splitlines()] if text else [])]
+    yield "\n".join(["```text", *lines, "```"])
+
+
+def _signature(name: str, thing: Any) -> str:
+    """As it is called, an argument to a line where one line does not hold all."""
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:  # of a type alias or of a class that is written in C
+        return name
+    kept = [argument for argument in signature.parameters.values() if argument.name != "self"]
+    signature = signature.replace(parameters=kept)
+    if isinstance(thing, type):
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
+    whole = name + _unquoted(str(signature))
+    if len(whole) <= 90:
+        return whole
+    arguments = [f"    {_unquoted(str(argument))}," for argument in kept]
+    end = _unquoted(str(signature.replace(parameters=[]))).removeprefix("(")
+    return "\n".join([f"{name}(", *arguments, end])
+
+
+def _unquoted(signature: str) -> str:
+    """Without the quotes of annotations that are not evaluated."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
 
 
 def _command(options: type) -> str:
