@@ -26,6 +26,8 @@ html_show_sphinx = False
 html_copy_source = False
 html_additional_pages = {"index": "to_contents.html"}
 templates_path = ["templates"]
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 
 #: What stands where a page says ``<!-- made when the site is built: NAME -->``.
 MADE: dict[str, Callable[[], str]] = {

@@ -75,7 +75,7 @@ def _public_methods(thing: Any) -> Iterable[tuple[str, Any]]:
 
 def _told(name: str, thing: Any) -> Iterator[str]:
     """A signature and a docstring, as blocks; of settings the fields are on a page of their own."""
-    text = re.sub(r":\w+:`[~.]*([^`]+)`", r"``\1``", inspect.cleandoc(thing.__doc__ or ""))
+    text = re.sub(r":\w+:`[~.]*([^`]+)`", r"`\1`", inspect.cleandoc(thing.__doc__ or "").replace("``", "`"))
     if isinstance(thing, type) and issubclass(thing, RunConfig):
         yield f"{_cell(text.splitlines()[0])} Its fields: [settings](settings.md#{name.lower()})."
         return
