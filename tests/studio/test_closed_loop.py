@@ -42,7 +42,7 @@ def test_a_model_learns_what_was_chosen_in_the_browser(browser: Any, tmp_path: P
     assert main(["annotate", str(tmp_path / "prompts.txt"), "--scorers", "scenes-clip", *drawn]) == 0
     with studio_here(tmp_path, source=(str(tmp_path / "drawn"),), annotator="ada") as running:
         page = entered(browser, running)
-        for _ in range(40):
+        for _ in range(60):  # 40 pairs, and those that come back with their sides exchanged
             page.locator(".stage img").nth(1).wait_for()
             judge(page, brighter(page, running))
             if page.locator(".finished").count():

@@ -34,6 +34,7 @@ def entered(browser: Any, running: Studio, path: str = "/label", **options: Any)
 
 def judge(page: Any, key: str) -> float:
     """Press a key and wait for the next pair; seconds."""
+    page.locator("body[data-visit]").wait_for()
     before = page.locator("body").get_attribute("data-visit")
     start = time.perf_counter()
     page.keyboard.press(key)

@@ -56,7 +56,7 @@ class ToyMethod:
         return iter(self.stream)
 
     def loss(self, batch):
-        noisy = RenoisedBatch(self.adapter, batch, self.config.min_timestep)
+        noisy = RenoisedBatch(self.adapter, batch, self.config)
         conditions = self.policy.conditions(batch.rollout.prompts, noisy.inpaint)
         output = self.policy.predict(noisy.x_t, noisy.t, conditions).output
         weights = (batch.rollout.advantage / self.config.temperature).exp()

@@ -20,7 +20,9 @@ function prefetch() {
   }
 }
 
+// Nothing is judged before its pictures are on the screen: until then keys and clicks do nothing.
 async function show(found) {
+  busy = true;
   state = found;
   pending = null;
   best = null;
@@ -32,6 +34,7 @@ async function show(found) {
   await Promise.all(images.map((image) => (image.complete ? undefined : image.decode().catch(() => undefined))));
   shownAt = performance.now();
   document.body.dataset.visit = current()?.id ?? "";
+  busy = false;
 }
 
 const NAMES = { left: ["←", "Left"], right: ["→", "Right"] };

@@ -296,7 +296,7 @@ REFUSED: list[tuple[Callable[[State], State], str]] = [
     (partly_another_ones, r"of \d+ keys match no LoRA layer of this model \('unet\.middle"),
     (without_a_partner, "has no 'up' matrix"), (of_a_wider_model, "do not fit this model's weight of"),
     (loha, "holds LoHa weights"), (lokr, "holds LoKr weights"), (dora, "holds DoRA weights"),
-    (twice, "two tensors are the 'down' matrix of lora_unet_"), (lambda state: {}, "it has none"),
+    (twice, r"two tensors are the 'down' matrix of (lora_unet_|unet\.)"), (lambda state: {}, "it has none"),
 ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def config(grey: Path, out: Path, model: Path, **options: Any) -> EvaluatorConfi
     defaults: dict[str, Any] = {
         "model": str(model), "dataset": str(grey), "real_dataset": str(grey), "output_dir": str(out), "max_steps": 60,
         "per_device_train_batch_size": 32, "learning_rate": 3e-3, "width": 8, "features": 16, "eval_steps": 60,
-        "report_to": "none", "progress": False,
+        "report_to": "none", "progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0,
     }  # fmt: skip
     return EvaluatorConfig(**defaults | options)
 
