@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusion_align.names import hint
+from diffusion_align.names import hint, nearest
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
 from .beyond_pairs.liked_pictures import folder_table, label_folders
@@ -249,8 +248,8 @@ def _check_columns(columns: list[str], name: str, layouts: Mapping[str, tuple[st
     best = max(layouts.values(), key=lambda layout: len(set(layout) & set(columns)))
     for column in best:
         if column not in columns:
-            near = difflib.get_close_matches(column, columns, n=1)
-            hint = f" (is {near[0]!r} meant?)" if near else ""
+            near = nearest(column, columns)
+            hint = f" (is {near!r} meant?)" if near else ""
             expected = ", or ".join(title + ", ".join(layout) for title, layout in layouts.items())
             unit = unit_of(columns)
             fits = "" if unit is None else f". These are {unit}, for {LEARNERS[unit]}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+
+from diffusion_align.names import nearest
 
 from .list_stats import ListStats, Targets, better
 
@@ -115,9 +116,8 @@ def unpaired_preference_loss(
 def check_name(loss_type: str, known: Collection[str]) -> None:
     """Raises ValueError, with the nearest known name, where a loss is not in a table."""
     if loss_type not in known:
-        others = [*PREFERENCE_LOSSES, *LIST_LOSSES, *UNPAIRED_LOSSES]
-        near = difflib.get_close_matches(loss_type, others, n=1)
-        hint = f", did you mean {near[0]!r}?" if near and near[0] != loss_type else ""
+        near = nearest(loss_type, [*PREFERENCE_LOSSES, *LIST_LOSSES, *UNPAIRED_LOSSES])
+        hint = f", did you mean {near!r}?" if near not in (None, loss_type) else ""
         raise ValueError(f"unknown loss_type {loss_type!r} here{hint} Available: {', '.join(known)}")
 
 

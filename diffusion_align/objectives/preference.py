@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffusion_align.names import nearest
 
 from .losses.loss_tables import PREFERENCE_LOSSES, PreferenceLoss, pair_loss
 from .losses.pair_losses import (
@@ -52,8 +53,8 @@ def check_losses(loss_types: Sequence[str], loss_weights: Sequence[float] | None
         raise ValueError("loss_type is empty: expected at least one loss")
     for name in loss_types:
         if name not in PREFERENCE_LOSSES:
-            near = difflib.get_close_matches(name, PREFERENCE_LOSSES, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            near = nearest(name, PREFERENCE_LOSSES)
+            hint = f", did you mean {near!r}?" if near else ""
             raise ValueError(f"unknown loss_type {name!r}{hint} Available: {', '.join(PREFERENCE_LOSSES)}")
         if loss_types.count(name) > 1:
             raise ValueError(f"loss_type names {name!r} twice: give it one weight in loss_weights")

@@ -78,6 +78,11 @@ def _numbers(scheduler: Any, steps: int, count: int) -> Sequence[int]:
     return [min(call // scheduler.order, steps - 1) for call in range(count)]
 
 
+def openings(scheduler: Any, steps: int | None) -> list[int]:
+    """Which of ``model_calls`` are the first of their step, by number."""
+    return [place for place, call in enumerate(model_calls(scheduler, steps)) if call.opens]
+
+
 def start_scale(scheduler: Any) -> float:
     """What standard normal noise is multiplied with at a run's start; flow schedulers start from it as it is."""
     return getattr(scheduler, "init_noise_sigma", 1.0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .calls import model_calls
+from .calls import openings
 from .flow_sampler import FlowSampler
 from .gate import is_flow
 from .levels import StraightLevel
@@ -159,7 +159,7 @@ class FlowMatching(PathAlgebra):
         They are read from the scheduler, after ``set_timesteps``. diffusers' own formula is not written here a second
         time: it shifts twice where the shift is static (0.42), and pictures are to be the pipeline's.
         """
-        starts = [place for place, call in enumerate(model_calls(scheduler, steps)) if call.opens]
+        starts = openings(scheduler, steps)
         sigmas = scheduler.sigmas.detach().cpu()
         return StraightLevel.from_sigma(torch.cat([sigmas[starts], sigmas[-1:]]).float())
 

@@ -6,6 +6,7 @@ A path is stateless. Other rooms ask it; none of them writes a square root of al
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -14,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from .calls import call_level, model_calls
+from .calls import call_level, openings
 from .gate import is_flow
 from .levels import Level
 from .outputs import OUTPUTS, Output, Prediction
@@ -124,7 +125,7 @@ class Path(Protocol):
         """What of it a remembered error depends on; JSON-able."""
 
 
-class PathAlgebra:
+class PathAlgebra(ABC):
     """What follows from a path's levels alone, whatever they are.
 
     Attributes:
@@ -133,13 +134,13 @@ class PathAlgebra:
 
     output: Output
 
+    @abstractmethod
     def at(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Level[Tensor]:
         """As :class:`Path` says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def variance(self, now: Level[Tensor], after: Level[Tensor], eta: float, kind: NoiseKind = "ddim") -> Tensor:
         """As :class:`Path` says."""
-        raise NotImplementedError
 
     def noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma eps, in float32, returned in the dtype of ``x0``."""
@@ -235,7 +236,7 @@ class VariancePreserving(PathAlgebra):
             steps: how many were asked for, which is N; None is what the scheduler remembers. ``calls.model_calls`` says
                 which calls of the denoiser each of them has.
         """
-        starts = [place for place, call in enumerate(model_calls(scheduler, steps)) if call.opens]
+        starts = openings(scheduler, steps)
         sigmas = getattr(scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) > len(scheduler.timesteps):
             sigmas = torch.cat([sigmas[starts], sigmas[-1:]]).detach().cpu().double()

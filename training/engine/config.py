@@ -6,7 +6,6 @@ imported by any config, so that ``diffusion-align train dpo --help`` is instant.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -14,11 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from diffusion_align.names import nearest
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+#: Of diffusers.optimization.
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 
 #: What other programs call settings, where the names are too unlike to be found.
@@ -36,7 +39,7 @@ def nearest_setting(name: str, known: Collection[str]) -> str | None:
     """The setting that ``name`` was probably meant for, e.g. learning_rate for lr; None: none is near."""
     if USUAL_NAMES.get(name) in known:
         return USUAL_NAMES[name]
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+    return nearest(name, sorted(known))
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ class RunConfig:
     """Micro-steps per optimiser step."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                               "constant_with_warmup"] = "constant_with_warmup"  # fmt: skip
+    lr_scheduler_type: Schedule = "constant_with_warmup"
     """Schedule of the learning rate (diffusers.optimization)."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
@@ -209,3 +211,13 @@ class RunConfig:
             ValueError, FileNotFoundError, OSError: data or model that cannot be read.
         """
         return PlanNotes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRun(RunConfig):
+    """Settings of runs that train small judges, scorers and evaluators, from nothing."""
+
+    lr_scheduler_type: Schedule = "cosine"
+    """Schedule of the learning rate (diffusers.optimization)."""
+    warmup_steps: NonNegative = 100
+    """Steps of linear warm-up."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from diffusion_align.guidance.judges.evaluator_kinds import EvaluatorKind
-from diffusion_align.training.engine.config import NonNegative, NonNegativeFloat, Positive, PositiveFloat, RunConfig
+from diffusion_align.training.engine.config import JudgeRun, NonNegativeFloat, Positive, PositiveFloat
 from diffusion_align.training.policy.data_config import PairData
 from diffusion_align.training.policy.model_options import TrainedModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
+class EvaluatorConfig(PairData, TrainedModelOptions, JudgeRun):
     """Train the latent evaluators of dynamic guidance (2509.16131): alignment, fidelity, preference, task, value."""
 
     method: ClassVar[str] = "evaluator"
@@ -23,11 +23,6 @@ class EvaluatorConfig(PairData, TrainedModelOptions, RunConfig):
     """Pairs per device and micro-step."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate: evaluators are small, and start from nothing."""
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                               "constant_with_warmup"] = "cosine"  # fmt: skip
-    """Schedule of the learning rate (diffusers.optimization)."""
-    warmup_steps: NonNegative = 100
-    """Steps of linear warm-up."""
 
     # -- evaluator
     kinds: tuple[EvaluatorKind, ...] = ("alignment", "fidelity", "preference")

@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from diffusion_align.training.engine.config import (
-    NonNegative,
-    NonNegativeFloat,
-    PlanNotes,
-    Positive,
-    PositiveFloat,
-    RunConfig,
-)
+from diffusion_align.training.engine.config import JudgeRun, NonNegativeFloat, PlanNotes, Positive, PositiveFloat
 from diffusion_align.training.policy.data_config import JudgedPairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(JudgedPairs, RunConfig):
+class RewardConfig(JudgedPairs, JudgeRun):
     """Train a scorer on judged pairs (vp-score, edit, pal, clip) or on rated repaintings (prefpaint)."""
 
     method: ClassVar[str] = "reward"
@@ -29,11 +22,6 @@ class RewardConfig(JudgedPairs, RunConfig):
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate, for a small scorer from nothing; one that starts from large trained weights wants about
     1e-5."""
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                               "constant_with_warmup"] = "cosine"  # fmt: skip
-    """Schedule of the learning rate (diffusers.optimization)."""
-    warmup_steps: NonNegative = 100
-    """Steps of linear warm-up."""
 
     # -- scorer
     scorer: str = "vp-score"

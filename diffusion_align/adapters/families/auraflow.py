@@ -27,13 +27,10 @@ class AuraFlow(FlowFamily):
     mask. Its VAE is SDXL's, without a shift."""
 
     name: str = "auraflow"
-    pipelines: Mapping[str, type] = {}  # its pipeline reads no single files
+    pipeline = AuraFlowPipeline
+    pipelines: Mapping[str, type] = {}  # it reads no single files
+    needed = ("transformer", "text_encoder")
     text_encoder_names: tuple[str, ...] = ("text_encoder",)
-    #: As SD3's, also the attention of the blocks that read picture and text as one.
-    lora_targets: tuple[str, ...] = (
-        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
-        "attn.add_v_proj", "attn.to_add_out",
-    )  # fmt: skip
     lora_prefixes: Mapping[str, tuple[str, ...]] = {
         "transformer": ("lora_transformer", "lora_unet"),
         "text_encoder": ("lora_te",),
@@ -43,10 +40,6 @@ class AuraFlow(FlowFamily):
     conditioning_fields: Mapping[str, Collection[Any]] = {"patch_size": (2,)}
     structure_fields: Collection[str] = ("num_mmdit_layers", "num_single_dit_layers")
     latent_fields: Collection[str] = ("scaling_factor",)
-
-    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
-        there = all(parts.get(name) is not None for name in ("transformer", "text_encoder"))
-        return there and parts.get("_class_name") == AuraFlowPipeline.__name__
 
     def default_side(self, network_config: Any) -> int:
         return min(SIDE, self.largest_side(network_config))
@@ -66,9 +59,6 @@ class AuraFlow(FlowFamily):
             max_sequence_length=TOKENS if length is None else length,
         )
         return Conditioning(embeds)
-
-    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
-        return self.encode(pipeline, [""], length)
 
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         """As :class:`~.family.Family` says.
@@ -91,15 +81,6 @@ class AuraFlow(FlowFamily):
 
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return {}
-
-    def model_spec(self, pipeline: Any) -> dict[str, str]:
-        side = self.default_side(pipeline.transformer.config) * pipeline.vae_scale_factor
-        return {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.implementation": "diffusers",
-            "modelspec.architecture": "auraflow",
-            "modelspec.resolution": f"{side}x{side}",
-        }
 
     def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
         width, tokens = network.config.joint_attention_dim, TOKENS if length is None else length

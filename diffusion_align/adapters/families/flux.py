@@ -15,7 +15,7 @@ from diffusion_align.adapters.conditioning import Conditioning
 
 from .family import Guidance, NetworkInputs
 from .fused_names import flux_names
-from .transformer import FlowFamily
+from .transformer import JOINT_ATTENTION, FlowFamily
 from .understood_flow import takes
 
 #: Tokens that T5 is given: by the pipeline, and by schnell, which was distilled with half of them.
@@ -29,13 +29,13 @@ class Flux(FlowFamily):
     input, schnell takes none."""
 
     name: str = "flux"
+    pipeline = FluxPipeline
     pipelines: Mapping[str, type] = {"flux": FluxPipeline}
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    #: diffusers' script's: attention of pictures and text, and the feed-forwards of the double blocks.
+    needed = ("transformer", *text_encoder_names)
+    #: diffusers' script's: also the feed-forwards of the double blocks.
     lora_targets: tuple[str, ...] = (
-        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
-        "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
-        "ff_context.net.2",
+        *JOINT_ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     lora_prefixes: Mapping[str, tuple[str, ...]] = {
         "transformer": ("lora_transformer", "lora_unet"),
@@ -46,10 +46,6 @@ class Flux(FlowFamily):
     conditioning_fields: Mapping[str, Collection[Any]] = {"patch_size": (1,), "guidance_embeds": (True, False)}
     packed: int = 4
     overflows: bool = True
-
-    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
-        there = all(parts.get(name) is not None for name in ("transformer", *self.text_encoder_names))
-        return there and parts.get("_class_name") == FluxPipeline.__name__
 
     def grid(self, scheduler: Any, steps: int, tokens: int) -> dict[str, Any]:
         """The pipeline's sigmas, evenly from 1 to 1 / N, which the scheduler shifts."""
@@ -80,10 +76,6 @@ class Flux(FlowFamily):
         )
         return Conditioning(embeds, pooled)
 
-    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
-        """The empty prompt, encoded: what true guidance takes."""
-        return self.encode(pipeline, [""], length)
-
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         x, cond = inputs.x_t, inputs.cond
         batch, channels, height, width = x.shape
@@ -103,16 +95,9 @@ class Flux(FlowFamily):
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return flux_names(network)
 
-    def model_spec(self, pipeline: Any) -> dict[str, str]:
-        side = SIDE * pipeline.vae_scale_factor
-        kind = "dev" if pipeline.transformer.config.guidance_embeds else "schnell"
-        return {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.implementation": "diffusers",
-            "modelspec.architecture": f"flux-1-{kind}",
-            "modelspec.resolution": f"{side}x{side}",
-            "ss_base_model_version": "flux1",
-        }
+    def architecture(self, network_config: Any) -> dict[str, str]:
+        kind = "dev" if network_config.guidance_embeds else "schnell"
+        return {"modelspec.architecture": f"flux-1-{kind}", "ss_base_model_version": "flux1"}
 
     def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
         config = network.config

@@ -19,16 +19,14 @@ T5_TOKENS = 256
 
 
 class StableDiffusion3(FlowFamily):
-    """SD3 and SD3.5: two CLIPs and T5, whose states stand one after the other; T5 may be missing (zeros)."""
+    """SD3 and SD3.5: two CLIPs and T5, whose states stand one after the other; T5 may be missing (zeros). A LoRA is on
+    the joint attention of pictures and text, not on the second one of SD3.5's pictures."""
 
     name: str = "sd3"
+    pipeline = StableDiffusion3Pipeline
     pipelines: Mapping[str, type] = {"sd3": StableDiffusion3Pipeline}
+    needed = ("transformer", "text_encoder", "text_encoder_2")
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    #: diffusers' script's: the joint attention of pictures and text, not the second one of SD3.5's pictures.
-    lora_targets: tuple[str, ...] = (
-        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
-        "attn.add_v_proj", "attn.to_add_out",
-    )  # fmt: skip
     lora_prefixes: Mapping[str, tuple[str, ...]] = {
         "transformer": ("lora_transformer", "lora_unet"),
         "text_encoder": ("lora_te1",),
@@ -37,10 +35,6 @@ class StableDiffusion3(FlowFamily):
     }
     blocks = ("JointTransformerBlock",)
     conditioning_fields: Mapping[str, Collection[Any]] = {"patch_size": (2,)}
-
-    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
-        there = all(parts.get(name) is not None for name in ("transformer", "text_encoder", "text_encoder_2"))
-        return there and parts.get("_class_name") == StableDiffusion3Pipeline.__name__
 
     def default_length(self, network_config: Any) -> int | None:
         return T5_TOKENS
@@ -56,9 +50,6 @@ class StableDiffusion3(FlowFamily):
         )
         return Conditioning(embeds, pooled)
 
-    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
-        return self.encode(pipeline, [""], length)
-
     def call(self, network: nn.Module, inputs: NetworkInputs) -> Tensor:
         cond = inputs.cond
         output: Tensor = network(
@@ -72,15 +63,8 @@ class StableDiffusion3(FlowFamily):
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return sd3_names(network)
 
-    def model_spec(self, pipeline: Any) -> dict[str, str]:
-        side = self.default_side(pipeline.transformer.config) * pipeline.vae_scale_factor
-        return {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.implementation": "diffusers",
-            "modelspec.architecture": "stable-diffusion-3",
-            "modelspec.resolution": f"{side}x{side}",
-            "ss_base_model_version": "sd3",
-        }
+    def architecture(self, network_config: Any) -> dict[str, str]:
+        return {"modelspec.architecture": "stable-diffusion-3", "ss_base_model_version": "sd3"}
 
     def memory_inputs(self, network: Any, rows: int, side: int, length: int | None = None) -> NetworkInputs:
         text = self.text_inputs(network, rows, CLIP_TOKENS + (T5_TOKENS if length is None else length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,17 +17,29 @@ from .understood_flow import check_flow_scheduler, check_flow_understood
 
 #: Tokens of a prompt that CLIP reads.
 CLIP_TOKENS = 77
+#: What diffusers' scripts train of the attention that pictures and text share.
+JOINT_ATTENTION = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+    "attn.to_add_out",
+)  # fmt: skip
 
 
-class FlowFamily:
+class FlowFamily(ABC):
     """See :class:`~.family.Family` for what each member means.
 
     Attributes:
+        pipeline: diffusers' class.
+        needed: components without which it is none of the family's.
         packed: latents that the pipeline packs into one vector of channels before the network.
         structure_fields: further fields of the denoiser's config that its own forward pass deals with.
     """
 
+    name: str
+    pipeline: type
+    needed: tuple[str, ...]
+    blocks: tuple[str, ...]
     network_name: str = "transformer"
+    lora_targets: tuple[str, ...] = JOINT_ATTENTION
     scripts_name_original_blocks: bool = True
     conditioning_fields: Mapping[str, Collection[Any]] = {}
     structure_fields: Collection[str] = ()
@@ -36,6 +49,10 @@ class FlowFamily:
     overflows: bool = False
     vae_overflows: bool = True
     modular: bool = False
+
+    def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
+        there = all(parts.get(name) is not None for name in self.needed)
+        return there and parts.get("_class_name") == self.pipeline.__name__
 
     def check(self, pipeline: Any) -> None:
         structure = self.structure_fields
@@ -77,13 +94,30 @@ class FlowFamily:
             if type(module).__name__ in self.blocks:
                 module.compile()
 
-    @property
-    def blocks(self) -> tuple[str, ...]:
+    @abstractmethod
+    def encode(self, pipeline: Any, prompts: list[str], length: int | None = None) -> Conditioning:
         """As :class:`~.family.Family` says."""
-        raise NotImplementedError
+
+    def null(self, pipeline: Any, length: int | None = None) -> Conditioning:
+        """The empty prompt, encoded."""
+        return self.encode(pipeline, [""], length)
 
     def original_names(self, network: Any) -> Mapping[str, str]:
         return {}
+
+    def architecture(self, network_config: Any) -> dict[str, str]:
+        """What ``model_spec`` says of this family alone."""
+        return {"modelspec.architecture": self.name}
+
+    def model_spec(self, pipeline: Any) -> dict[str, str]:
+        config = pipeline.transformer.config
+        side = self.default_side(config) * pipeline.vae_scale_factor
+        return {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.implementation": "diffusers",
+            "modelspec.resolution": f"{side}x{side}",
+            **self.architecture(config),
+        }
 
     def text_inputs(self, network: Any, rows: int, tokens: int) -> Conditioning:
         """Prompts of ``tokens`` tokens on the ``meta`` device, in the network's dtype."""

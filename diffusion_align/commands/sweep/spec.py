@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import random
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from diffusion_align.names import nearest
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.methods import METHODS, config_class
 from diffusion_align.training.policy.config import TrainConfig
@@ -159,8 +159,8 @@ def mapping(source: str, name: str, found: object, keys: Sequence[str] | None = 
         raise ValueError(f"{source}: {name}: expected 'key: value' lines, found {type(found).__name__}")
     for key in found if keys is not None else ():
         if key not in (keys or ()):
-            near = difflib.get_close_matches(str(key), keys or (), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(keys or ())}"
+            near = nearest(str(key), keys or ())
+            hint = f"did you mean {near!r}?" if near else f"expected {', '.join(keys or ())}"
             raise ValueError(f"{source}: {name}: unknown key {key!r}; {hint}")
     return found
 
