@@ -153,16 +153,7 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved settings with library versions and git commit; ``load_config`` reads them back."""
     from diffusion_align.environment import git_commit, versions
 
-    once: dict[str, Any] = {
-        "config": None,
-        "dry_run": False,
-        "card": None,
-        "resume_from_checkpoint": None,
-        "overwrite_output_dir": False,
-    }
-    if hasattr(config, "push_to_hub"):  # who repeats a run must ask for it again
-        once |= {"push_to_hub": False, "hub_model_id": None}
-    if hasattr(config, "dtype"):  # weight_dtype holds what it came to, so that a flag can still change that
-        once["dtype"] = "auto"
+    names = frozenset().union(*(vars(cls).get("once", ()) for cls in type(config).__mro__))
+    once = {field.name: field.default for field in dataclasses.fields(config) if field.name in names}
     record = to_dict(config) | once | {"versions": versions(), "git_commit": git_commit()}
     write_whole(path, yaml.safe_dump(record, sort_keys=False).encode())

@@ -96,11 +96,12 @@ class LoraNames:
         rows: dict[Address, int] = {}
         for name, modules in fused_names.items():
             together = tuple(Address(network_name, module) for module in modules)
-            scripts[f"lora_unet_{name.replace('.', '_')}"] = together
+            script = f"lora_unet_{name.replace('.', '_')}"
+            scripts[script] = together
             for address in together:
                 linear: Any = parts[network_name].get_submodule(address.module)
                 rows[address] = linear.out_features
-            for spelled in (name, f"diffusion_model.{name}", f"lora_unet_{name.replace('.', '_')}"):
+            for spelled in (name, f"diffusion_model.{name}", script):
                 fused[spelled] = together
         return cls(addresses, kohya, original, fused, scripts, rows)
 

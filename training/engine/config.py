@@ -67,6 +67,11 @@ class RunConfig:
         "weight_decay", "max_grad_norm", "ema_decay", "save_steps", "save_total_limit", "logging_steps", "report_to",
         "eval_steps", "early_stopping_patience", "metric_for_best_model",
     })  # fmt: skip
+    #: Settings, of this class's own, that whoever repeats a run must ask for again: a run's config.yaml has their
+    #: defaults.
+    once: ClassVar[frozenset[str]] = frozenset({
+        "config", "dry_run", "card", "resume_from_checkpoint", "overwrite_output_dir",
+    })  # fmt: skip
     #: Whether ``train`` may be given a loaded scorer to learn from, and a loaded diffusion model.
     takes_scorer: ClassVar[bool] = False
     takes_model: ClassVar[bool] = True

@@ -57,9 +57,9 @@ class DRaFTMethod:
         self.score = RunReward(scorer, config.scorer_timeout, Path(config.output_dir))
         scheduler = adapter.path.sampler(adapter.pipeline.scheduler)
         adapter.set_steps(scheduler, config.num_inference_steps, self.tasks.size, self.tasks.size)
-        self.times = adapter.path.times(scheduler).to(adapter.device)
+        times = adapter.path.times(scheduler)
+        self.times, self.last = times.to(adapter.device), last_step(config, adapter, times)
         self.levels = adapter.path.levels(scheduler).to(adapter.device)
-        self.last = last_step(config, adapter, adapter.path.times(scheduler))
         self.number = 0
         self.before_step: dict[str, Any] = {}
 

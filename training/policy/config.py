@@ -116,6 +116,8 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         "hub_model_id",
     })  # fmt: skip
 
+    once: ClassVar[frozenset[str]] = frozenset({"push_to_hub", "hub_model_id"})
+
     #: Rules that a run of this method has.
     stop_rules: ClassVar[frozenset[str]] = frozenset({"alarm", "artefacts", "held_out", "kl_budget"})
 

@@ -59,6 +59,8 @@ class TrainedModelOptions(ModelOptions):
 
     #: What weight_dtype holds, which must stay.
     changeable: ClassVar[frozenset[str]] = frozenset({"dtype"})
+    #: weight_dtype holds what it came to, so that a flag can still change that.
+    once: ClassVar[frozenset[str]] = frozenset({"dtype"})
 
     weight_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Storage of the frozen weights (base UNet under LoRA, text encoders, reference copy); dtype overrides it."""
