@@ -95,11 +95,9 @@ def train_flow(corpus: Corpus, work: Path, out: Path, sdxl: Path, minutes: float
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
 
     encoders = [with_projection(source.text_encoder), source.text_encoder_2]
-    ids = tokenize(source.tokenizer, [*dict.fromkeys(corpus.captions), ""])
-    states, pooled = text_features(encoders, ids)
-    place = {caption: row for row, caption in enumerate(dict.fromkeys(corpus.captions))}
-    caption_rows = torch.tensor([place[caption] for caption in corpus.captions])
-    empty = len(ids) - 1
+    place = {caption: row for row, caption in enumerate(dict.fromkeys([*corpus.captions, ""]))}
+    states, pooled = text_features(encoders, tokenize(source.tokenizer, list(place)))
+    caption_rows, empty = torch.tensor([place[caption] for caption in corpus.captions]), place[""]
 
     torch.manual_seed(0)
     network = build_transformer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,3 +68,14 @@ def brightness_gained(config: OnlineConfig) -> float:
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
     return load_file(Path(folder) / "pytorch_lora_weights.safetensors")
+
+
+@torch.no_grad()
+def new_and_old(method: Any, batch: Any, noisy: Any) -> tuple[Tensor, Tensor]:
+    """NFT's outputs (B, C, h, w) for a re-noised batch: the policy's, and those of the one that drew, which differ."""
+    conditions = method.policy.conditions(batch.rollout.prompts, None)
+    new = method.policy.predict(noisy.x_t, noisy.t, conditions).output
+    with method.old.in_place():
+        old = method.policy.predict(noisy.x_t, noisy.t, conditions).output
+    assert (new - old).abs().max() > 1e-3
+    return new, old

@@ -29,7 +29,7 @@ from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
 from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.brightness import Brightness, seen_features
-from tests.training.online.short_runs import METHODS, ROLLOUTS, brightness_gained, build, trained, weights
+from tests.training.online.short_runs import METHODS, ROLLOUTS, brightness_gained, build, new_and_old, trained, weights
 
 
 def prepared(config: OnlineConfig, scorer: RewardScorer | None = None) -> tuple[Adapter, Any]:
@@ -208,12 +208,7 @@ def test_nft_s_errors_are_those_of_the_space_that_is_asked_for(space: Any, setti
         for index, parameter in enumerate(adapter.trainable_parameters().values()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
     noisy = RenoisedBatch(adapter, batch, config)
-    conditions = method.policy.conditions(batch.rollout.prompts, None)
-    with torch.no_grad():
-        new = method.policy.predict(noisy.x_t, noisy.t, conditions).output
-        with method.old.in_place():
-            old = method.policy.predict(noisy.x_t, noisy.t, conditions).output
-    assert (new - old).abs().max() > 1e-3
+    new, old = new_and_old(method, batch, noisy)
     signal = adapter.pipeline.scheduler.alphas_cumprod[noisy.t].view(-1, 1, 1, 1)
     x0 = batch.rollout.latents
     eps = (noisy.x_t - signal.sqrt() * x0) / (1 - signal).sqrt()

@@ -16,7 +16,7 @@ from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.adapters.families.tiny_flow import flux_transformer
 from tests.training.online.flow.flow_runs import flow_settings, loaded, method_of
-from tests.training.online.short_runs import ROLLOUTS, trained
+from tests.training.online.short_runs import ROLLOUTS, new_and_old, trained
 
 STEPS = 10
 
@@ -44,12 +44,7 @@ def test_nft_in_clean_latents_is_sigma_times_that_of_outputs(sd3_folder: Path, t
     sigma = noisy.t.view(-1, 1, 1, 1)
     eps = noisy.target + noisy.x0
     torch.testing.assert_close(noisy.x_t, (1 - sigma) * noisy.x0 + sigma * eps)
-    conditions = method.policy.conditions(batch.rollout.prompts, None)
-    with torch.no_grad():
-        new = method.policy.predict(noisy.x_t, noisy.t, conditions).output
-        with method.old.in_place():
-            old = method.policy.predict(noisy.x_t, noisy.t, conditions).output
-    assert (new - old).abs().max() > 1e-3
+    new, old = new_and_old(method, batch, noisy)
     shares = (0.5 + 0.5 * batch.rollout.advantage / config.advantage_clip).clamp(0, 1)
     found = {}
     for space in ("output", "x0"):
