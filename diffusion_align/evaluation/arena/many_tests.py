@@ -40,6 +40,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_within(p_values: Sequence[float], labels: Sequence[str]) -> list[float]:
+    """Holm's adjusted p-values, each corrected for those of its own label, in the order given."""
+    adjusted = [0.0] * len(p_values)
+    for label in set(labels):
+        places = [i for i, other in enumerate(labels) if other == label]
+        for place, value in zip(places, holm([p_values[i] for i in places]), strict=True):
+            adjusted[place] = value
+    return adjusted
+
+
 def spread_of(by_prompt: NDArray[np.floating[Any]]) -> float:
     """Standard deviation of prompts' mean outcomes; where they show none, the largest that outcomes can have, 1/2."""
     spread = float(by_prompt.std(ddof=1)) if by_prompt.size > 1 else 0.0

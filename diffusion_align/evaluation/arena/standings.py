@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats import MeanInterval, WinRate, clustered_mean, clustered_win_rate
-from .many_tests import detectable_gap, holm, paired_p, spread_of
+from .many_tests import detectable_gap, holm_within, paired_p, spread_of
 
 Array = NDArray[np.float64]
 
@@ -53,8 +53,7 @@ class Board:
     def wins(self, scorer: str, sides: Sequence[str]) -> Array:
         """For Bradley and Terry: (P, sides, sides), how often one beat the other over the seeds, ties 1/2 on both."""
         table = np.stack([self.of(scorer, side) for side in sides])
-        gaps = table[:, None] - table[None]
-        won = np.where(gaps > 0, 1.0, np.where(gaps < 0, 0.0, 0.5)).sum(axis=3).transpose(2, 0, 1)
+        won = outcomes(table[:, None] - table[None]).sum(axis=3).transpose(2, 0, 1)
         found: Array = won * (1 - np.eye(len(sides)))
         return found
 
@@ -131,11 +130,8 @@ def verdicts(board: Board, contests: Sequence[Contest]) -> list[Verdict]:
     groups = {name: rows for name in names if len(rows := board.rows(name)) > 1}
     asked = [(contest, scorer) for contest in contests for scorer in board.scores]
     p_values = [paired_p(outcomes(board.gap(scorer, c.side, c.baseline)).mean(axis=1) - 0.5) for c, scorer in asked]
-    adjusted = [0.0] * len(asked)
-    for label in {contest.label for contest in contests}:
-        places = [i for i, (contest, _) in enumerate(asked) if contest.label == label]
-        for place, value in zip(places, holm([p_values[i] for i in places]), strict=True):
-            adjusted[place] = value
+    labels = [contest.label for contest, _ in asked]
+    adjusted = holm_within(p_values, labels)
     found = []
     for (contest, scorer), p, p_holm in zip(asked, p_values, adjusted, strict=True):
         gap = board.gap(scorer, contest.side, contest.baseline)
@@ -148,9 +144,7 @@ def verdicts(board: Board, contests: Sequence[Contest]) -> list[Verdict]:
                 clustered_mean(gap.mean(axis=1)),
                 p,
                 p_holm,
-                detectable_gap(
-                    spread_of(by_prompt), len(by_prompt), sum(other.label == contest.label for other, _ in asked)
-                ),
+                detectable_gap(spread_of(by_prompt), len(by_prompt), labels.count(contest.label)),
                 {name: clustered_win_rate(list(gap[rows].T)) for name, rows in groups.items()},
             )
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stats import MeanInterval, WinRate, clustered_mean
-from .many_tests import detectable_gap, holm, paired_p, spread_of
+from .many_tests import detectable_gap, holm_within, paired_p, spread_of
 from .standings import Contest, Verdict
 
 PEOPLE = "people"
@@ -37,14 +37,10 @@ def vote_verdicts(votes: Sequence[Vote], contests: Sequence[Contest], categories
     """
     asked = [(contest, found) for contest in contests if (found := by_prompt(votes, contest))]
     p_values = [paired_p(values(found) - 0.5) for _, found in asked]
-    adjusted = [0.0] * len(asked)
-    for label in {contest.label for contest, _ in asked}:
-        places = [i for i, (contest, _) in enumerate(asked) if contest.label == label]
-        for place, value in zip(places, holm([p_values[i] for i in places]), strict=True):
-            adjusted[place] = value
+    labels = [contest.label for contest, _ in asked]
+    adjusted = holm_within(p_values, labels)
     verdicts = []
     for (contest, found), p, p_holm in zip(asked, p_values, adjusted, strict=True):
-        tests = sum(other.label == contest.label for other, _ in asked)
         groups: dict[str, dict[str, list[float]]] = {}
         for prompt, shares in found.items():
             if prompt in categories:
@@ -57,7 +53,7 @@ def vote_verdicts(votes: Sequence[Vote], contests: Sequence[Contest], categories
                 None,
                 p,
                 p_holm,
-                detectable_gap(spread_of(values(found)), len(found), tests),
+                detectable_gap(spread_of(values(found)), len(found), labels.count(contest.label)),
                 {name: rate(groups[name]) for name in sorted(groups) if len(groups[name]) > 1},
             )
         )
