@@ -16,7 +16,7 @@ from diffusion_align.commands.opening import open_contrastive, say_what_is_cut
 from diffusion_align.commands.options import DrawingOptions, GenerateOptions
 from diffusion_align.devices import pick_device
 from diffusion_align.files import append_rows, read_journal, sha256_of
-from diffusion_align.rewards import load_scorer
+from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.sampler import to_uint8
 
 from .picture_jobs import Jobs
@@ -103,12 +103,14 @@ class Drawer:
         folder = self._folder(inside, name)
         pairs = jobs.pairs()
         rows: list[dict[str, Any]] = []
+        tools: tuple[Any, RewardScorer | None] | None = None
         for chunk in jobs.chunks(options.batch_size):
             row = self._known(f"{inside}/{name}", chunk.start, len(chunk))
             if row is None:
                 if not rows:
                     say_what_is_cut(self.model(options), jobs.prompts)
-                row = self._chunk(f"{inside}/{name}", options, pairs, chunk, folder)
+                tools = tools or self._tools(f"{inside}/{name}", options)
+                row = self._chunk(f"{inside}/{name}", options, tools, pairs, chunk, folder)
                 append_rows(self.journal, [row])
                 self.say(f"drawing {name}", chunk.stop, len(pairs))
             rows.append(row)
@@ -147,16 +149,25 @@ class Drawer:
                 return None
         return row
 
+    def _tools(self, side: str, options: GenerateOptions) -> tuple[Any, RewardScorer | None]:
+        """The guider, and the scorer of search with one; they serve all batches of a side."""
+        device, guider = self.model(options).device, build_guider(options)
+        if options.search == "none":
+            return guider, None
+        if options.scorer is None:
+            raise ValueError(f"side {side}: search={options.search} needs scorer=NAME")
+        return guider, load_scorer(options.scorer).to(device)
+
     def _chunk(
-        self, side: str, options: GenerateOptions, pairs: Sequence[tuple[str, int]], chunk: range, folder: Path
+        self,
+        side: str,
+        options: GenerateOptions,
+        tools: tuple[Any, RewardScorer | None],
+        pairs: Sequence[tuple[str, int]],
+        chunk: range,
+        folder: Path,
     ) -> dict[str, Any]:
-        model, batch = self.model(options), [pairs[i] for i in chunk]
-        guider = build_guider(options)
-        scorer = None
-        if options.search != "none":
-            if options.scorer is None:
-                raise ValueError(f"side {side}: search={options.search} needs scorer=NAME")
-            scorer = load_scorer(options.scorer).to(model.device)
+        model, batch, (guider, scorer) = self.model(options), [pairs[i] for i in chunk], tools
         counted = model.device.type == "cuda"
         if counted:
             torch.cuda.reset_peak_memory_stats(model.device)

@@ -118,12 +118,13 @@ def from_galleries(galleries: Mapping[str, Gallery], prompts: Sequence[str] | No
         ValueError: prompts with unequally many pictures, or no picture of a prompt.
     """
     seeds: dict[str, list[int]] = {}
+    wanted = None if prompts is None else set(prompts)
     for side, gallery in galleries.items():
         if gallery.made_for is None:
             return None
         own: dict[str, list[int]] = {}
         for prompt, seed in gallery.made_for:
-            if prompts is None or prompt in set(prompts):
+            if wanted is None or prompt in wanted:
                 own.setdefault(prompt, []).append(seed)
         if not seeds:
             seeds = own

@@ -138,9 +138,9 @@ def term_length(drawer: Drawer, options: GenerateOptions, jobs: Jobs) -> float:
     """Mean length of the guidance term over the validation prompts."""
     model, meter = drawer.model(options), TermMeter()
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(model.device)
-    pairs = jobs.pairs()
+    guider, pairs = build_guider(options), jobs.pairs()
     for chunk in jobs.chunks(options.batch_size):
         batch = [pairs[i] for i in chunk]
         prompts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
-        draw(model, options, build_guider(options), scorer, prompts, seeds, None, meter)
+        draw(model, options, guider, scorer, prompts, seeds, None, meter)
     return meter.mean()
