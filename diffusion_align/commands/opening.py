@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from diffusion_align.devices import DTYPES
 from diffusion_align.shipped import EVALUATOR_OF
 from diffusion_align.training.policy.model import load_model
 
+from .console import note
 from .options import DrawingOptions
 
 
@@ -65,10 +65,9 @@ def say_what_is_cut(adapter: Adapter, prompts: Sequence[str]) -> None:
     """One line on stderr where prompts are longer than the model's text encoders read."""
     cut = sorted(cut_prompts(adapter, prompts))
     if cut:
-        print(
+        note(
             f"note: {len(cut)} of {len(prompts)} prompts are longer than the text encoder reads, and are cut, e.g. "
-            f"{prompts[cut[0]][:60]!r}",
-            file=sys.stderr,
+            f"{prompts[cut[0]][:60]!r}"
         )
 
 

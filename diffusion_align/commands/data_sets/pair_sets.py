@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_align.commands.console import conclude
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.data.importers.pickapic_files import Import, import_pairs
 from diffusion_align.data.tending.checked import check_pairs
 from diffusion_align.data.tending.deduplicated import find_duplicates, write_without
@@ -28,7 +27,7 @@ def run_import(options: ImportOptions) -> int:
     check_writable(out)
     task = Import(options.source, options.format, options.split, options.rank_best, options.soft_labels,
                   options.limit, options.shard_size, options.max_missing)  # fmt: skip
-    found = import_pairs(task, out, progress=lambda text: print(text, file=sys.stderr))
+    found = import_pairs(task, out, progress=note)
     _say({**found, "out": str(out)})
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import shlex
-import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from diffusion_align.commands.console import conclude
+from diffusion_align.commands.console import conclude, note
 from diffusion_align.files import write_whole
 from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.methods import config_class
@@ -122,13 +121,13 @@ def run(options: InitOptions) -> int:
     text = recipe_text(config, command)
     write_whole(out, text.encode())
     conclude(text, {"recipe": text})
-    for note in notes:
-        print(note, file=sys.stderr)
+    for line in notes:
+        note(line)
     try:
         config.check()
         plan = make_plan(config)
         conclude(plan, {"plan": plan})
     except (ValueError, OSError) as error:
-        print(f"no plan yet: {error}", file=sys.stderr)
+        note(f"no plan yet: {error}")
     conclude(f"{out}\nnext: {command} --dry-run", {"out": str(out)})
     return 0
