@@ -138,6 +138,14 @@ def rgb_picture(image: Image.Image, where: str) -> Image.Image:
         raise CorruptImageError(f"{where} cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
+def bare_png(image: Image.Image) -> bytes:
+    """A picture as PNG without anything else in the file; its metadata are dropped."""
+    buffer = io.BytesIO()
+    image.info.clear()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def decoded_mask(content: bytes | Path, where: str) -> NDArray[np.bool_]:
     """A mask (H, W), True where the picture is to be repainted.
 

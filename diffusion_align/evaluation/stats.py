@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -33,6 +33,11 @@ class WinRate:
     def to_json(self) -> dict[str, Any]:
         """The fields as a dict that ``json.dumps`` accepts; ``interval`` becomes a list ``[low, high]``."""
         return {**asdict(self), "interval": list(self.interval)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> WinRate:
+        """From what :meth:`to_json` made."""
+        return cls(**{**fields, "interval": tuple(fields["interval"])})
 
 
 @dataclass(frozen=True)

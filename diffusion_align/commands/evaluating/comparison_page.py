@@ -44,7 +44,8 @@ def write_page(
     report.text(table["note"])
     for note in table["notes"]:
         report.text(f"**{note}**")
-    rates = {bar_name(verdict): rate_of(verdict) for verdict in table["verdicts"] if verdict["label"] != "unmatched"}
+    shown_as_bars = [verdict for verdict in table["verdicts"] if verdict["label"] != "unmatched"]
+    rates = {bar_name(verdict): WinRate.from_json(verdict["win_rate"]) for verdict in shown_as_bars}
     if rates:
         report.figure(win_rate_bars(rates, "Win rate over the baseline"), "Win rates with their intervals")
     add_ranking(report, table)
@@ -81,12 +82,6 @@ def side_words(table: Mapping[str, Any]) -> list[str]:
 def bar_name(verdict: Mapping[str, Any]) -> str:
     """Of a bar."""
     return f"{verdict['side']} over {verdict['baseline']}, {verdict['scorer']}"
-
-
-def rate_of(verdict: Mapping[str, Any]) -> WinRate:
-    """From JSON."""
-    rate = verdict["win_rate"]
-    return WinRate(**{**rate, "interval": tuple(rate["interval"])})
 
 
 def add_ranking(report: Report, table: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ how they were made, names that tell nothing. What they stand for is in ``key.jso
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -18,7 +17,7 @@ import numpy as np
 
 from diffusion_align.evaluation.arena.votes import Vote
 from diffusion_align.files import read_object, write_parquet, write_whole
-from diffusion_align.pictures import decoded_picture
+from diffusion_align.pictures import bare_png, decoded_picture
 
 from .picture_drawing import Drawn
 from .picture_jobs import Jobs
@@ -50,7 +49,8 @@ def write_task(out: Path, drawn: dict[str, Drawn], sides: Sequence[str], jobs: J
                 uid = hashlib.sha256(f"{salt} {side} {index} {pair}".encode()).hexdigest()[:24]
                 key[uid] = {"side": side, "prompt": prompt, "seed": noise}
                 uids.append(uid)
-            pictures = [bare(drawn[side].files[index], side) for side in shown]
+            files = {side: drawn[side].files[index] for side in pair}
+            pictures = [bare_png(decoded_picture(files[side], f"side {side}: {files[side]}")) for side in shown]
             row: dict[str, Any] = {
                 "caption": prompt, "jpg_0": pictures[0], "jpg_1": pictures[1], "image_0_uid": uids[0],
                 "image_1_uid": uids[1], "ranking_id": hashlib.sha256(f"{salt} {index}".encode()).hexdigest()[:12],
@@ -61,15 +61,6 @@ def write_task(out: Path, drawn: dict[str, Drawn], sides: Sequence[str], jobs: J
     write_whole(folder / KEY, json.dumps(key, indent=1).encode())
     write_parquet(folder / TASK, Dataset.from_list([rows[i] for i in order]))
     return folder / TASK
-
-
-def bare(file: Path, side: str) -> bytes:
-    """A picture as PNG without anything else in the file."""
-    buffer = io.BytesIO()
-    picture = decoded_picture(file, f"side {side}: {file}")
-    picture.info.clear()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def read_votes(out: Path) -> list[Vote]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from diffusion_align.environment import versions
+from diffusion_align.shipped import SHIPPED_MODELS
 from diffusion_align.training.engine.reporting.run_report import changed_settings
 
 from .cleaning import cleaned
@@ -59,7 +60,7 @@ def linked(text: str) -> str:
 def snippet(facts: RunFacts, repo: str) -> str:
     """Code that loads the weights in diffusers and draws one picture."""
     base, lines = facts.base_on_hub, ["import torch", "from diffusers import DiffusionPipeline"]
-    if base is None and facts.base in _shipped():
+    if base is None and facts.base in SHIPPED_MODELS:
         lines.append("from diffusion_align.shipped import shipped_path  # the small base model comes with this package")
         source = f'shipped_path("{facts.base}")'
     else:
@@ -80,12 +81,6 @@ def snippet(facts: RunFacts, repo: str) -> str:
         ]
     lines.append('image = pipe("a large red star on a dark background").images[0]')
     return "\n".join(lines)
-
-
-def _shipped() -> tuple[str, ...]:
-    from diffusion_align.shipped import SHIPPED_MODELS
-
-    return SHIPPED_MODELS
 
 
 def also_for(facts: RunFacts) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from diffusion_align.commands.console import note
 from diffusion_align.data import load_prompts
 from diffusion_align.data.prompts import training_prompts
 from diffusion_align.files import write_whole
-from diffusion_align.pictures import decoded_picture
+from diffusion_align.pictures import bare_png, decoded_picture
 
 from .run_facts import RunFacts
 
@@ -115,9 +114,6 @@ def drawn(facts: RunFacts, prompts: Sequence[str], device: str) -> list[tuple[st
 
 def kept(folder: Path, number: int, prompt: str, image: Image.Image) -> Shown:
     """Written as PNG without any record of where and how."""
-    buffer = io.BytesIO()
-    image.info.clear()
-    image.save(buffer, "PNG")
     name = f"{FOLDER}/{number:02d}.png"
-    write_whole(folder / name, buffer.getvalue())
+    write_whole(folder / name, bare_png(image))
     return Shown(prompt, name)

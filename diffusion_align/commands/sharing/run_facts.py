@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from diffusion_align.training.engine.metrics import read_metrics
 from diffusion_align.training.pairs.left_out import data_facts, kept_counts
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.settings import load_run
+
+from .sharing_options import REPOSITORY
 
 #: Licences of base models, as their own cards say: weights made from them have the same.
 LICENCES: Mapping[str, str] = {
@@ -31,7 +32,6 @@ LICENCES: Mapping[str, str] = {
     "scenes-inpaint": "apache-2.0",
     "scenes-uneven": "apache-2.0",
 }
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class RunFacts:
 
 def hub_name(name: str) -> str | None:
     """``name`` if it can be a repository of the hub."""
-    return name if _HUB.fullmatch(name) and not Path(name).exists() and name not in SHIPPED else None
+    return name if REPOSITORY.fullmatch(name) and not Path(name).exists() and name not in SHIPPED else None
 
 
 def gather(folder: Path, evaluation: Path | None) -> RunFacts:
@@ -165,7 +165,7 @@ def measured_by(table: Mapping[str, Any], side: str) -> list[Measured]:
     for verdict in table["verdicts"]:
         if verdict["side"] != side and verdict["side"] != f"{side} (as given)":
             continue
-        rate = WinRate(**{**verdict["win_rate"], "interval": tuple(verdict["win_rate"]["interval"])})
+        rate = WinRate.from_json(verdict["win_rate"])
         judge = verdict["scorer"]
         why = table["scorers"].get(judge, {}).get("trained_on", {}).get(side, "")
         guidance = f", guidance {verdict['label']}" if verdict["label"] else ""
