@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_align.commands.console.text_table import aligned, filled
 from diffusion_align.environment import git_commit, versions
 from diffusion_align.evaluation.arena import Board, Verdict, strengths
 from diffusion_align.evaluation.arena.strengths import Strength
@@ -159,8 +160,7 @@ def by_category(table: Mapping[str, Any]) -> list[dict[str, str]]:
             }
             guidance = verdict["label"] or "as given"
             found.append({"side": verdict["side"], "guidance": guidance, "judge": verdict["scorer"], **cells})
-    names = {name: None for row in found for name in row}
-    return [{name: row.get(name, "") for name in names} for row in found]
+    return filled(found)
 
 
 def alarmed(table: Mapping[str, Any]) -> list[str]:
@@ -188,15 +188,3 @@ def told(table: Mapping[str, Any]) -> str:
     if alarms := alarmed(table):
         lines += ["", "artefacts beyond the baseline's own spread:", *(f"  {line}" for line in alarms)]
     return "\n".join([*lines, "", *(f"note: {note}" for note in table["notes"]), table["note"]])
-
-
-def aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines of a table of text."""
-    if not rows:
-        return []
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    head = [name.ljust(width) for name, width in widths.items()]
-    return [
-        "  ".join(cells).rstrip()
-        for cells in (head, *([row[name].ljust(width) for name, width in widths.items()] for row in rows))
-    ]

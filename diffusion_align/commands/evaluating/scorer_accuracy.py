@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_align.commands.console import Progress, conclude, note
+from diffusion_align.commands.console.text_table import aligned, filled
 from diffusion_align.data import Comparisons
 from diffusion_align.devices import pick_device
 from diffusion_align.environment import git_commit, versions
@@ -20,7 +21,7 @@ from diffusion_align.evaluation.report import Report
 from diffusion_align.evaluation.stats import MeanInterval, clustered_mean
 from diffusion_align.rewards import load_scorer
 
-from .comparison_table import aligned, write_table
+from .comparison_table import write_table
 from .scorer_options import EvaluateScorerOptions
 
 #: Bins of the calibration curve.
@@ -131,8 +132,7 @@ def rows(table: Mapping[str, Any]) -> list[dict[str, str]]:
             low, high = accuracy["interval"]
             row["by prompt"] = f"{accuracy['mean']:.3f} [{low:.3f}, {high:.3f}]"
         found.append(row)
-    names = {name: None for row in found for name in row}
-    return [{name: row.get(name, "") for name in names} for row in found]
+    return filled(found)
 
 
 def write_report(folder: Path, table: Mapping[str, Any]) -> Path:

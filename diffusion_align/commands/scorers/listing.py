@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from diffusion_align.commands.console import conclude
+from diffusion_align.commands.console.text_table import aligned
 from diffusion_align.commands.options import ScorersOptions
 from diffusion_align.rewards.catalogue import Entry, catalogue
 
@@ -45,18 +45,10 @@ def shown_size(gigabytes: float | None) -> str:
     return f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.0f} MB"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows below ``COLUMNS``, each column as wide as its widest cell."""
-    lines = [COLUMNS, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def run(options: ScorersOptions) -> int:
     """Print the list; returns the exit status."""
     entries = catalogue()
     told = "Sizes are those of the published files. Try one: diffusion-align scorers verify NAME"
-    conclude(f"{table([row(entry) for entry in entries])}\n\n{told}", [record(entry) for entry in entries])
+    lines = aligned([dict(zip(COLUMNS, row(entry), strict=True)) for entry in entries])
+    conclude("\n".join([*lines, "", told]), [record(entry) for entry in entries])
     return 0

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from diffusion_align.commands.console.text_table import aligned
 from diffusion_align.evaluation.report import Report
 from diffusion_align.files import write_whole
 from diffusion_align.training.engine.metrics import read_metrics
@@ -101,7 +102,7 @@ def result_of(metric: str, runs: Sequence[Run]) -> Result:
     return Result(runs[0].tried, seeds, mean, low, high, seconds, problems, [run.folder.name for run in runs])
 
 
-def rows(sweep: Sweep, results: Sequence[Result]) -> list[dict[str, object]]:
+def rows(sweep: Sweep, results: Sequence[Result]) -> list[dict[str, str]]:
     """The table's lines."""
     names = list(dict.fromkeys(name for result in results for name in result.tried))
     return [
@@ -118,10 +119,7 @@ def rows(sweep: Sweep, results: Sequence[Result]) -> list[dict[str, object]]:
 
 def told(sweep: Sweep, results: Sequence[Result], winner: str = "") -> str:
     """The table as text, then what went wrong."""
-    lines = rows(sweep, results)
-    columns = {name: max(len(name), *(len(str(row[name])) for row in lines)) for name in lines[0]}
-    text = ["  ".join(name.ljust(width) for name, width in columns.items()).rstrip()]
-    text += ["  ".join(str(row[name]).ljust(width) for name, width in columns.items()).rstrip() for row in lines]
+    text = aligned(rows(sweep, results))
     text += [problem for result in results for problem in result.problems]
     text += [winner] if winner else []
     return "\n".join([*text, f"report: {sweep.out / 'report.html'}"])
