@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffusion_align.pictures import decoded_picture
 
+from ..beyond_pairs.aggregation import connected
+
 #: Bits of a hash by which copies of a picture (another size, another JPEG quality) differ at most.
 NEAR = 4
 #: Hashes that differ in at most NEAR bits agree in at least one of so many pieces.
@@ -50,15 +52,5 @@ def near_pairs(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def groups_of(count: int, pairs: Iterator[tuple[int, int]]) -> list[int]:
     """For each of ``count`` places the first place that it is connected to by ``pairs``."""
-    first = list(range(count))
-
-    def root(place: int) -> int:
-        while first[place] != place:
-            first[place] = first[first[place]]
-            place = first[place]
-        return place
-
-    for a, b in pairs:
-        low, high = sorted((root(a), root(b)))
-        first[high] = low
-    return [root(place) for place in range(count)]
+    first = {place: group[0] for group in connected(count, pairs) for place in group}
+    return [first[place] for place in range(count)]
