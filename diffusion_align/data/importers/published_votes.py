@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..reading.rows import preference
+from ..reading.rows import first_preferred, pair_columns
 from ..tables import local_files, open_source
 from .imported import ImportedPair, Picture, Wanted, text_of
 from .places import Place
@@ -45,11 +45,10 @@ def table_rows(place: Place, split: str) -> Iterator[tuple[str, Mapping[str, Any
 def read_pickapic(source: Path | str, wanted: Wanted) -> Iterator[ImportedPair]:
     """Pick-a-Pic v1 and v2, and whatever has its columns: on this disk, or streamed from the hub."""
     table = open_source(source, wanted.split, streaming=True)
-    columns = ("jpg_0", "jpg_1") if "jpg_0" in table.columns else ("chosen", "rejected")
+    columns = pair_columns(table.columns)
     for number, row in enumerate(table.table):
         where = table.where(number)
-        sure = preference(row, where)
-        label = sure if sure is None or "label_0" not in row else float(row["label_0"])
+        label = first_preferred(row, where)
         votes = (row.get("votes_0"), row.get("votes_1"))
         yield ImportedPair(
             (_picture(row[columns[0]], where), _picture(row[columns[1]], where)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -91,6 +91,22 @@ def preference(row: Mapping[str, Any], where: str) -> float | None:
     if not _is_number(soft) or not 0 <= soft <= 1:
         raise ValueError(f"{where}: {SOFT_LABEL} = {soft!r} is wrong: expected a number in [0, 1]")
     return float(soft if value == 1 else 1 - soft)
+
+
+def first_preferred(row: Mapping[str, Any], where: str) -> float | None:
+    """P(the first picture of a row's ``pair_columns`` is preferred), without soft labels beside ``label_0``; None
+    without a label.
+
+    Raises:
+        ValueError: as :func:`preference`.
+    """
+    sure = preference(row, where)
+    return sure if sure is None or "label_0" not in row else float(row["label_0"])
+
+
+def pair_columns(names: Container[str]) -> tuple[str, str]:
+    """Those of ``names`` that hold the two pictures of a pair."""
+    return ("jpg_0", "jpg_1") if "jpg_0" in names else ("chosen", "rejected")
 
 
 def weight_of(row: Mapping[str, Any], where: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusion_align.pictures import CorruptImageError, decoded_picture
 
+from ..reading.rows import pair_columns
 from .duplicates import content_hash
 from .raw_pairs import RawPair, raw_pairs
 
@@ -115,8 +116,7 @@ def _looked_at(pair: RawPair, side: int, found: Findings, decoded: dict[str, str
         except CorruptImageError as error:
             decoded[digest] = str(error)
     if decoded.get(digest) is not None:
-        column = [name for name in ("jpg_0", "jpg_1") if name in pair.row] or ["chosen", "rejected"]
-        found.note("corrupt", f"{pair.where}, column {column[side]}{decoded[digest]}")
+        found.note("corrupt", f"{pair.where}, column {pair_columns(pair.row)[side]}{decoded[digest]}")
         return None
     return digest
 
@@ -134,7 +134,7 @@ def _compare(
         return
     turned = first > second
     key = (pair.key, second, first) if turned else (pair.key, first, second)
-    label = pair.label_0 if not turned or pair.label_0 is None else 1 - pair.label_0
+    label = pair.label_of(int(turned))
     if key not in verdicts:
         verdicts[key] = (pair.where, label)
         return

@@ -89,7 +89,7 @@ def find_duplicates(source: str | Path, split: str, near: bool = True) -> Duplic
             continue
         before, other = known[key]
         theirs = [same[side] for side in seen[before][1]]
-        labels = (_ordered(other, theirs[0] > theirs[1]), _ordered(light_pair, first > second))
+        labels = (other.label_of(int(theirs[0] > theirs[1])), light_pair.label_of(int(first > second)))
         if None not in labels and set(labels) == {0.0, 1.0}:
             found.note("contradicting", f"{light_pair.where}: against {other.where}")
             dropped |= {before, place}
@@ -105,11 +105,6 @@ def write_without(source: str | Path, split: str, found: Duplicates, out: Path) 
     keep = set(found.keep)
     rows = (pickapic_row(pair) for place, pair in enumerate(raw_pairs(source, split)) if place in keep)
     return write_rows(rows, out, split)
-
-
-def _ordered(pair: RawPair, turned: bool) -> float | None:
-    """P(the picture with the lower number is preferred)."""
-    return pair.label_0 if pair.label_0 is None or not turned else 1 - pair.label_0
 
 
 def _number(pair: RawPair, side: int, numbers: dict[str, int], hashes: list[int], near: bool) -> int:

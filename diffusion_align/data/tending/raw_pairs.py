@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_align.pictures import CorruptImageError
 
-from ..reading.rows import image_bytes, preference
+from ..reading.rows import first_preferred, image_bytes, pair_columns
 from ..tables import Source, local_files, open_source
 
 
@@ -44,6 +44,10 @@ class RawPair:
         """The prompt as it is compared with others: without case and spaces."""
         return normalised(self.caption)
 
+    def label_of(self, side: int) -> float | None:
+        """P(the picture of a side is preferred); None without a label."""
+        return self.label_0 if self.label_0 is None or side == 0 else 1 - self.label_0
+
 
 def normalised(prompt: str) -> str:
     """A prompt without case, and with single spaces."""
@@ -66,11 +70,10 @@ def raw_pairs(source: str | Path, split: str) -> Iterator[RawPair]:
         FileNotFoundError, OSError, ValueError: as ``load_pairs``.
     """
     table = open_raw(source, split)
-    columns = ("jpg_0", "jpg_1") if "jpg_0" in table.columns else ("chosen", "rejected")
+    columns = pair_columns(table.columns)
     for number, row in enumerate(table.table):
         where = table.where(number)
-        sure = preference(row, where)
-        label = sure if sure is None or "label_0" not in row else float(row["label_0"])
+        label = first_preferred(row, where)
         first, second = (_content(row[name], table.folder, f"{where}, column {name}") for name in columns)
         yield RawPair(split, number, where, row, label, (first, second))
 
