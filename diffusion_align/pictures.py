@@ -62,7 +62,7 @@ class Header:
         size: (w, h) as stored, not yet turned.
         mode: of PIL ("RGB").
         info: metadata by name, as far as they stand before the pixels.
-        orientation: EXIF's, 1 where it is upright.
+        orientation: EXIF's, as far as it stands before the pixels, too; 1 where it is upright.
     """
 
     format: str
@@ -84,7 +84,7 @@ def picture_header(content: bytes | Path, where: str, formats: tuple[str, ...] |
     """
     try:
         with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=formats) as image:
-            return Header(image.format or "", image.size, image.mode, dict(image.info), _orientation(image))
+            return Header(image.format or "", image.size, image.mode, dict(image.info), _orientation(image, False))
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -205,9 +205,11 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, behind: bool = True) -> int:
+    """EXIF's; ``behind``: also of a block behind the pixels, for which Pillow decodes a PNG whole."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        exif = image.getexif() if behind else Image.Image.getexif(image)
+        return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
 

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from diffusion_align.commands.generate import load_hole
@@ -23,7 +23,7 @@ from diffusion_align.commands.score import read_items
 from diffusion_align.data import ComparisonExamples, Comparisons, RatingExamples, Ratings, load_pairs
 from diffusion_align.data.holes import Holes, load_holes
 from diffusion_align.data.inpainting import PictureFolder
-from diffusion_align.pictures import CorruptImageError, decoded_mask, decoded_picture
+from diffusion_align.pictures import CorruptImageError, decoded_mask, decoded_picture, picture_header
 from diffusion_align.rewards.preprocess import to_pixels
 
 Pixels = NDArray[np.uint8]
@@ -264,6 +264,13 @@ def test_sizes_follow_the_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decoded_picture(encoded(Image.new("RGB", (30, 20)), "JPEG", exif=exif), "x").size == (20, 30)
+
+
+def test_a_header_is_read_without_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[PngImageFile] = []
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image))
+    assert picture_header(encoded(Image.new("RGB", (30, 20)), "PNG"), "x").size == (30, 20)
+    assert not decoded
 
 
 def test_prompts_in_pictures_are_still_found(tmp_path: Path) -> None:

@@ -30,10 +30,15 @@ def checked_size(content: bytes, where: str) -> tuple[int, int]:
     Raises:
         CorruptImageError: another format, too many pixels, or unreadable; starts with ``where``.
     """
+    check_header(content, where)
+    return upright_size(content, where)
+
+
+def check_header(content: bytes, where: str) -> None:
+    """Raise CorruptImageError if a picture is not to be decoded, as ``checked_size``; nothing of it is decoded."""
     width, height = picture_header(content, where, FORMATS).size
     if width * height > MOST_PIXELS:
         raise CorruptImageError(f"{where} has {width}x{height} pixels: expected at most {MOST_PIXELS:,}")
-    return upright_size(content, where)
 
 
 def clean(contents: Sequence[bytes], wheres: Sequence[str]) -> list[Served]:
@@ -46,7 +51,7 @@ def clean(contents: Sequence[bytes], wheres: Sequence[str]) -> list[Served]:
         CorruptImageError: one cannot be decoded; it is named.
     """
     for content, where in zip(contents, wheres, strict=True):
-        checked_size(content, where)
+        check_header(content, where)
     stripped = [stripped_jpeg(content) for content in contents]
     if all(content is not None for content in stripped):
         for content, where in zip(contents, wheres, strict=True):
@@ -61,7 +66,7 @@ def as_png(content: bytes, where: str) -> Served:
     Raises:
         CorruptImageError: it cannot be decoded; starts with ``where``.
     """
-    checked_size(content, where)
+    check_header(content, where)
     buffer = io.BytesIO()
     picture = decoded_picture(content, where)
     Image.frombytes("RGB", picture.size, picture.tobytes()).save(buffer, "PNG", compress_level=1)
@@ -74,7 +79,7 @@ def thumbnail(content: bytes, where: str, side: int = 256) -> Served:
     Raises:
         CorruptImageError: it cannot be decoded; starts with ``where``.
     """
-    checked_size(content, where)
+    check_header(content, where)
     picture = decoded_picture(content, where)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
