@@ -116,3 +116,14 @@ def test_thumbnails_are_kept_within_a_bound(tmp_path: Path) -> None:
     assert 0 < sum(file.stat().st_size for file in there) <= 2000
     assert len(there) < 6
     assert kept.read(Picture(tmp_path / "5.png")) == made[5]
+
+
+def test_cells_are_kept_within_a_bound_also_those_of_the_hub(tmp_path: Path) -> None:
+    from diffusion_align.studio.sources.parquet_cells import ROWS, ParquetCells
+
+    contents = [bytes([number]) * 100 for number in range(4 * ROWS)]
+    file = tmp_path / "hub.parquet"
+    pq.write_table(pa.table({"jpg_0": [{"bytes": content, "path": "a.jpg"} for content in contents]}), file)
+    cells = ParquetCells(most_bytes=2 * ROWS * 100)
+    assert [cells.read(file, row, "jpg_0") for row in range(len(contents))] == contents
+    assert cells.held == 2 * ROWS * 100

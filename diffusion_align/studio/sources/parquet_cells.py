@@ -37,7 +37,7 @@ class _Reader:
             found = next(self.batches)
             self.next_batch += 1
             if self.next_batch > number:
-                return list(found.column(0).to_pylist())
+                return [_content(cell) for cell in found.column(0).to_pylist()]
 
 
 class ParquetCells:
@@ -61,8 +61,6 @@ class ParquetCells:
                 value = self._cell(file, row, column)
         except (OSError, pa.ArrowException, StopIteration, KeyError) as error:
             raise ValueError(f"{file}, row {row}, column {column} cannot be read: {error}") from None
-        if isinstance(value, dict):  # Pick-a-Pic's own files hold {"bytes", "path"} in some versions
-            value = value.get("bytes")
         if not isinstance(value, bytes):
             raise ValueError(f"{file}, row {row}, column {column}: expected a picture, found {type(value).__name__}")
         return value
@@ -92,6 +90,11 @@ class ParquetCells:
         while self.held > self.most_bytes and len(self._batches) > 1:
             _, dropped = self._batches.popitem(last=False)
             self.held -= _size(dropped)
+
+
+def _content(cell: Any) -> Any:
+    """What a cell holds; Pick-a-Pic's own files hold {"bytes", "path"} in some versions."""
+    return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
 def _size(batch: list[Any]) -> int:
