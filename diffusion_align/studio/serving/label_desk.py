@@ -199,13 +199,10 @@ class LabelDesk:
     def _taken(self, seat: _Seat) -> set[str]:
         """Units that others have judged or look at."""
         task = seat.queue.task
+        for file in task.folder.glob("*.jsonl"):  # also of those who have labelled before this start
+            self._seat({"task": task.folder.name, "annotator": file.stem})
         others = [found for (name, _), found in self._seats.items() if name == task.folder.name and found is not seat]
         taken = {visit.unit for other in others for visit in other.handed.values()}
-        known = {other.queue.annotator for other in others} | {seat.queue.annotator}
-        for file in task.folder.glob("*.jsonl"):
-            if file.stem not in known:  # has labelled before this start
-                self._seat({"task": task.folder.name, "annotator": file.stem})
-        others = [found for (name, _), found in self._seats.items() if name == task.folder.name and found is not seat]
         return taken | {verdict.unit for other in others for verdict in other.queue.file.verdicts}
 
 
