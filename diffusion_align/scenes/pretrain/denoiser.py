@@ -144,27 +144,38 @@ def train_averaged(
     minutes: float,
     checkpoint: Path,
     learning_rate: float,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> None:
     """Minimise ``loss()`` by AdamW for so many minutes; ``modules`` end as the exponential average (0.999).
 
     The rate warms up in 200 steps and falls in a line. A ``checkpoint`` left by an earlier run is the start.
-    It is written every 250 steps.
+    It is written every 250 steps. ``matrices`` are the weights that Muon moves instead of AdamW.
     """
     if checkpoint.is_file():
         for module, state in zip(modules, torch.load(checkpoint, weights_only=True), strict=True):
             module.load_state_dict(state)
     ema = [copy.deepcopy(module) for module in modules]
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    by_muon = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in parameters if id(parameter) not in by_muon]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+    ]
+    if matrices:  # with updates as large as AdamW's, so that both take one learning rate
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw")
+        )
     start, step, budget, running = time.time(), 0, minutes * 60, 0.0
     while (elapsed := time.time() - start) < budget:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * max(0.03, 1 - elapsed / budget)
         value = loss()
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         decay = min(0.999, step / (step + 10))
         for averaged, module in zip(ema, modules, strict=True):
