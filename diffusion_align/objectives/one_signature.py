@@ -161,5 +161,10 @@ def best_of(rank: Tensor, present: Tensor) -> Tensor:
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the list's pictures (or pairs of them) in ``where``, then over the lists; a list without one is 0."""
+    return means_where(values, where).mean()
+
+
+def means_where(values: Tensor, where: Tensor) -> Tensor:
+    """(B,) mean over each list's pictures (or pairs of them) in ``where``; of a list without one 0."""
     found, chosen = torch.where(where, values, 0).flatten(1), where.flatten(1)
-    return (found.sum(dim=1) / chosen.sum(dim=1).clamp(min=1)).mean()
+    return found.sum(dim=1) / chosen.sum(dim=1).clamp(min=1)

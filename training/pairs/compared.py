@@ -15,6 +15,8 @@ from diffusion_align.data.types import PairBatch
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.objectives.list_stats import ListStats
 from diffusion_align.training.engine.sourced_method import BatchSource
+from diffusion_align.training.policy.watching.pair_watch import PairWatch
+from diffusion_align.training.policy.watching.timestep_bins import TimestepBins
 
 from .config import DenoisingConfig
 from .denoising import DenoisingMethod
@@ -46,6 +48,11 @@ class Measured:
     metrics: dict[str, Tensor]
     values: int
 
+    @property
+    def from_base(self) -> ListStats:
+        """How far the policy is from where it began, also where it is compared with something nearer."""
+        return self.stats if self.frozen is None else self.frozen
+
 
 class ComparedMethod(DenoisingMethod):
     """One forward pass of the reference and one of the policy for all pictures of a batch.
@@ -74,6 +81,7 @@ class ComparedMethod(DenoisingMethod):
         super().__init__(config, adapter, source, noising, autocast)
         self.reference, self.needs_reference = reference or WholeBatch(adapter), needs_reference
         self.frozen = WholeBatch(adapter) if watch_frozen else None
+        self.watch = PairWatch(self.path, TimestepBins(config.timestep_bins, self.path.num_timesteps))
 
     def measured(self, batch: PairBatch, seeds: Tensor) -> Measured:
         """Statistics of a batch, which is on the device, with ``seeds`` (B,), which are not."""

@@ -21,8 +21,6 @@ from diffusion_align.objectives.preference import (
 from diffusion_align.training.engine.metrics import Metrics
 from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.watching.entanglement import EntanglementProbe
-from diffusion_align.training.policy.watching.pair_watch import PairWatch
-from diffusion_align.training.policy.watching.timestep_bins import TimestepBins
 
 from .compared import WATCHED, ComparedMethod
 from .config import DPOConfig
@@ -75,7 +73,6 @@ class PairMethod(ComparedMethod):
             watch_frozen=config.watches_frozen,
         )
         self.shift = RewardShift(adapter.device) if any(loss.shift for loss in losses.values()) else None
-        self.watch = PairWatch(self.path, TimestepBins(config.timestep_bins, self.path.num_timesteps))
         self.entanglement = EntanglementProbe(
             lambda: list(adapter.trainable_parameters().values()),
             config.entanglement_steps * config.gradient_accumulation_steps,

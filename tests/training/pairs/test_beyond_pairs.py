@@ -230,12 +230,15 @@ def test_a_resumed_run_on_labelled_pictures_is_bit_for_bit_one_run(run: dict[str
         first, second = (load_file(file) for file in files)
         assert all(torch.equal(first[key], second[key]) for key in first)
     assert one.history[-1]["frozen/moved"] > 0
+    assert any(name.startswith("kl_data/t") for name in one.history[-1])
 
 
 @pytest.mark.slow
 def test_a_run_on_lists_and_its_plan(run: dict[str, Any]) -> None:
     config = DPOConfig(**run | {"max_steps": 1}, loss_type="dgpo")
-    assert train(config).history[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    first = train(config).history[0]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert any(name.startswith("reward_rejected/t") for name in first)
     drawn, both = (KTOConfig(**run, positive_ratio=ratio).work() for ratio in (0.5, None))
     assert (drawn.trained, both.trained) == (1, 2)
     assert (drawn.forward, both.forward) == ({"reference": 1}, {"reference": 2})

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from diffusion_align.objectives.list_stats import ListStats
 from diffusion_align.objectives.pair_stats import PairStats
 from diffusion_align.process import VariancePreserving
 from diffusion_align.process.outputs import OUTPUTS
@@ -47,6 +48,37 @@ def test_pairs_by_timestep_are_sorted_by_hand() -> None:
     assert means(found["kl_data/"]) == pytest.approx([first, (second + third) / 2])
     bare = PairWatch(PATH, TimestepBins(2, 1000))(t, PairStats(stats.chosen, stats.rejected), 10.0, 48)
     assert bare == {}
+
+
+def test_lists_by_timestep_are_sorted_by_hand() -> None:
+    """The second list has two best pictures, and a place without a picture, whose numbers must not count."""
+    t = torch.tensor([100, 900])
+    stats = ListStats(
+        torch.tensor([[0.5, 0.2, 0.3], [0.4, 0.1, 9.0]]), torch.tensor([[0.3, 0.2, 0.5], [0.2, 0.2, 1.0]]),
+        torch.tensor([[True, True, True], [True, True, False]]), torch.tensor([[2e-3, 1e-3, 0.0], [1e-3, 3e-3, 9.0]]),
+    )  # fmt: skip
+    rank = torch.tensor([[2, 0, 1], [0, 0, 0]])
+    found = PairWatch(PATH, TimestepBins(2, 1000)).of_lists(t, stats, rank, 10.0, 48)
+    assert means(found["chosen_error_up/"]) == [0.0, 0.5]
+    assert means(found["reward_chosen/"]) == pytest.approx([0.0, 5 * (-0.2 + 0.1) / 2], abs=1e-6)
+    assert means(found["reward_rejected/"]) == pytest.approx([5 * -0.2, 5 * (-0.2 + 0.1) / 2])
+    assert means(found["kl_data/"]) == pytest.approx(step_divergence(PATH, 48 * torch.tensor([1e-3, 2e-3]), t).tolist())
+
+
+def test_labelled_pictures_by_timestep_are_sorted_by_hand() -> None:
+    t = torch.tensor([100, 200, 300, 900])
+    stats = ListStats(
+        torch.tensor([[0.5], [0.2], [0.3], [0.4]]), torch.tensor([[0.3], [0.3], [0.2], [0.2]]),
+        moved=torch.tensor([[1e-3], [2e-3], [3e-3], [4e-3]]),
+    )  # fmt: skip
+    label = torch.tensor([1, 1, -1, -1])
+    found = PairWatch(PATH, TimestepBins(2, 1000)).of_labelled(t, stats, label, 10.0, 48)
+    assert found["chosen_error_up/"].weight.tolist() == [2, 0]  # type: ignore[union-attr]
+    assert found["chosen_error_up/"].total.tolist() == [1, 0]  # type: ignore[union-attr]
+    assert found["reward_chosen/"].total.tolist() == pytest.approx([5 * (-0.2 + 0.1), 0])  # type: ignore[union-attr]
+    assert means(found["reward_rejected/"]) == pytest.approx([5 * -0.1, 5 * -0.2])
+    each = step_divergence(PATH, 48 * torch.tensor([1e-3, 2e-3, 3e-3, 4e-3]), t)
+    assert means(found["kl_data/"]) == pytest.approx([each[:3].mean().item(), each[3].item()])
 
 
 def test_entanglement_tells_where_the_errors_go() -> None:

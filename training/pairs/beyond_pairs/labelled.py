@@ -13,6 +13,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data.types import PairBatch
 from diffusion_align.objectives.list_stats import Targets
 from diffusion_align.objectives.one_signature import UNPAIRED_LOSSES, check_name, unpaired_preference_loss
+from diffusion_align.training.engine.metrics import Metrics
 from diffusion_align.training.engine.randomness import LABEL, SECOND_SAMPLE, generators, mix
 from diffusion_align.training.engine.sourced_method import BatchSource
 
@@ -47,7 +48,7 @@ class LabelledMethod(ComparedMethod):
         check_name(config.loss_type, UNPAIRED_LOSSES)
         self.seen = LabelMeans(3, config.shift_decay, adapter.device)
 
-    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Mean loss of the pictures (scalar) and its metrics (scalar tensors on the device).
 
         Metrics by label are running means (``shift_decay``) over all processes, because a batch may lack one of them:
@@ -85,7 +86,8 @@ class LabelledMethod(ComparedMethod):
         }
         if found.frozen is not None and found.frozen.moved is not None:
             metrics["frozen/moved"] = found.frozen.moved.mean()
-        return result.loss, {"loss": result.loss.detach(), **result.metrics, **metrics, **found.metrics}
+        watching = self.watch.of_labelled(found.t, found.from_base, label, config.beta, found.values)
+        return result.loss, {"loss": result.loss.detach(), **result.metrics, **metrics, **found.metrics, **watching}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self.seen.state_dict()

@@ -19,6 +19,7 @@ from diffusion_align.objectives.one_signature import (
     list_preference_loss,
     mean_where,
 )
+from diffusion_align.training.engine.metrics import Metrics
 from diffusion_align.training.engine.sourced_method import BatchSource
 
 from ..compared import WATCHED, ComparedMethod
@@ -52,7 +53,7 @@ class ListMethod(ComparedMethod):
         check_name(self.loss_type, LIST_LOSSES)
         self.advantage, self.options = config.list_options()
 
-    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: PairBatch) -> tuple[Tensor, Metrics]:
         """Mean loss of the lists (scalar) and its metrics (scalar tensors on the device).
 
         Raises:
@@ -80,4 +81,5 @@ class ListMethod(ComparedMethod):
         if found.frozen is not None:
             watched = list_metrics(found.frozen, targets.ranks(), beta)
             metrics |= {f"frozen/{name}": watched[name] for name in WATCHED}
-        return loss, metrics
+        watching = self.watch.of_lists(found.t, found.from_base, targets.ranks(), beta, found.values)
+        return loss, {**metrics, **watching}

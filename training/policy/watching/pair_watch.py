@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_align.objectives.list_stats import ListStats
+from diffusion_align.objectives.one_signature import best_of, means_where
 from diffusion_align.objectives.pair_stats import PairStats
 from diffusion_align.process import Path
 from diffusion_align.training.engine.metrics import Metrics
@@ -17,7 +19,7 @@ from .timestep_bins import TimestepBins
 
 @dataclass(frozen=True)
 class PairWatch:
-    """Figures of a batch of pairs that means over all timesteps hide.
+    """Figures of a batch of pairs, lists or labelled pictures that means over all timesteps hide.
 
     Attributes:
         path: what the noisy latents follow.
@@ -55,3 +57,42 @@ class PairWatch:
         if stats.moved is not None:
             found["kl_data"] = step_divergence(self.path, stats.moved.mean(dim=0) * values, t)
         return whole | self.bins.means(self.path.timestep(t), found)
+
+    @torch.no_grad()
+    def of_lists(self, t: Tensor, stats: ListStats, rank: Tensor, beta: float, values: int) -> Metrics:
+        """The same of lists: the chosen are a list's best pictures, the rejected its worst; without ``kappa``.
+
+        Args:
+            t: (B,) timesteps of the lists.
+            stats: errors (B, K).
+            rank: (B, K), the best picture's is the lowest.
+            beta, values: as for pairs.
+        """
+        r, present = 0.5 * beta * stats.s, stats.present
+        best, worst = best_of(rank, present), best_of(-rank, present)
+        found = {
+            "chosen_error_up": means_where((r < 0).to(r), best),
+            "reward_chosen": means_where(r, best),
+            "reward_rejected": means_where(r, worst),
+        }
+        if stats.moved is not None:
+            found["kl_data"] = step_divergence(self.path, means_where(stats.moved, present) * values, t)
+        return self.bins.means(self.path.timestep(t), found)
+
+    @torch.no_grad()
+    def of_labelled(self, t: Tensor, stats: ListStats, label: Tensor, beta: float, values: int) -> Metrics:
+        """The same of single pictures: the chosen are the liked ones; without ``kappa``.
+
+        Args:
+            t: (B,) timesteps of the pictures.
+            stats: errors (B, 1).
+            label: (B,), +1 or -1.
+            beta, values: as for pairs.
+        """
+        r, at = 0.5 * beta * stats.s.squeeze(1), self.path.timestep(t)
+        liked = {"chosen_error_up": (r < 0).to(r), "reward_chosen": r}
+        found = self.bins.means(at, liked, label > 0) | self.bins.means(at, {"reward_rejected": r}, label <= 0)
+        if stats.moved is not None:
+            kl = step_divergence(self.path, stats.moved.squeeze(1) * values, t)
+            found |= self.bins.means(at, {"kl_data": kl})
+        return found

@@ -33,15 +33,18 @@ class TimestepBins:
         return t.long() * self.count // self.num_timesteps
 
     @torch.no_grad()
-    def means(self, t: Tensor, values: Mapping[str, Tensor]) -> dict[str, WeightedMean]:
+    def means(self, t: Tensor, values: Mapping[str, Tensor], among: Tensor | None = None) -> dict[str, WeightedMean]:
         """Mean of each of ``values``, (B,) by name, over the examples in each bin, to be logged as NAME/tLOW-HIGH.
 
         Args:
             t: (B,) timesteps of the examples.
+            among: (B,) bool, the examples that count; None for all.
         """
         if not self.count:
             return {}
         member = self.of(t)[None] == torch.arange(self.count, device=t.device)[:, None]
+        if among is not None:
+            member &= among
         weights, names = member.sum(dim=1), tuple(self.name(index) for index in range(self.count))
         # Where, not a product: 0 x inf of another bin would be NaN.
         totals = {
