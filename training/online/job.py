@@ -15,9 +15,8 @@ from diffusion_align.rewards.watched import load_reward
 from diffusion_align.training.engine.protocols import Job, Method
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
-from diffusion_align.training.policy.watching.watch_building import build_watchdog
+from diffusion_align.training.policy.watching.watch_building import ValidationRules, build_watchdog
 from diffusion_align.training.policy.watching.watch_report import add_watching
-from diffusion_align.training.policy.watching.watch_rules import HeldOutRule
 
 from .config import OnlineConfig, RolloutConfig
 from .reward_curves import add_rewards
@@ -47,14 +46,14 @@ def online_job(
     if scorer is None:
         scorer = load_reward(config.scorers, config.ensemble, accelerator.device)
     method = build(adapter, scorer)
-    held_out, folder = HeldOutRule(), Path(config.output_dir)
-    validate = build_validator(config, adapter, folder, held_out, scorer) if config.eval_steps else None
+    rules, folder = ValidationRules.of(config), Path(config.output_dir)
+    validate = build_validator(config, adapter, folder, rules, scorer) if config.eval_steps else None
 
     def add_to(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
         add_watching(report, lines)
         add_rewards(config, report, lines)
 
-    return Job(adapter, method, validate, add_to, build_watchdog(config, held_out))
+    return Job(adapter, method, validate, add_to, build_watchdog(config, rules))
 
 
 def rollout_job(

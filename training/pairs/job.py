@@ -21,9 +21,8 @@ from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.flow_times import check_time_settings
 from diffusion_align.training.policy.model import load_policy_model, prepare_policy
 from diffusion_align.training.policy.validation import build_validator
-from diffusion_align.training.policy.watching.watch_building import build_watchdog
+from diffusion_align.training.policy.watching.watch_building import ValidationRules, build_watchdog
 from diffusion_align.training.policy.watching.watch_report import add_watching
-from diffusion_align.training.policy.watching.watch_rules import HeldOutRule
 
 from .beyond_pairs.config import KTOConfig
 from .beyond_pairs.labelled import LabelledMethod
@@ -152,11 +151,11 @@ def _denoising_job(
     if own and cached is not None:
         adapter.park_encoders()  # that init_weights made necessary
     method = build(adapter, source)
-    held_out, folder = HeldOutRule(), Path(config.output_dir)
-    validate = build_validator(config, adapter, folder, held_out) if config.eval_steps else None
+    rules, folder = ValidationRules.of(config), Path(config.output_dir)
+    validate = build_validator(config, adapter, folder, rules) if config.eval_steps else None
 
     def add_to(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
         add_watching(report, lines)
         add_data(folder, report)
 
-    return Job(adapter, method, validate, add_to, build_watchdog(config, held_out))
+    return Job(adapter, method, validate, add_to, build_watchdog(config, rules))

@@ -112,7 +112,7 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         "gradient_checkpointing", "torch_compile", "channels_last", "vae_batch_size", "validation_prompts",
         "num_validation_prompts", "validation_scorer", "validation_inference_steps", "validation_guidance_scale",
         "validation_seed", "validation_seeds_per_prompt", "final_pictures", "held_out_scorers",
-        "kl_prompts", "kl_budget", "stop_on", "timestep_bins", "push_to_hub",
+        "kl_prompts", "kl_budget", "stop_on", "timestep_bins", "artefact_monitor", "push_to_hub",
         "hub_model_id",
     })  # fmt: skip
 
@@ -190,6 +190,10 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     """Largest eval/kl, in nats a picture, before there is an alarm."""
     timestep_bins: NonNegative = 5
     """Figures are logged for this many equal ranges of timesteps as well (NAME/t0-199); 0 switches it off."""
+    artefact_monitor: bool = False
+    """Measure more of the validation pictures (BRISQUE if it is installed, blockiness, energy of high frequencies, near
+    duplicates), log artefact/NAME with its 99% interval, and raise the alarm artefacts where a paired interval leaves
+    what may be at two validations in a row; without it one validation and the base's own spread decide."""
     stop_on: tuple[StopRule, ...] = ()
     """Alarms that stop the run; alarm is any of them, and unset only says and logs them."""
 
@@ -234,6 +238,10 @@ class TrainConfig(TrainedModelOptions, RunConfig):
                 raise ValueError(f"stop_on {name} needs {what}")
             if name in self.stop_on and not self.eval_steps:
                 raise ValueError(f"stop_on {name} needs validation: set eval_steps")
+        if self.artefact_monitor and not (self.eval_steps and self.num_validation_prompts >= LEAST_PROMPTS):
+            raise ValueError(
+                f"artefact_monitor needs eval_steps, and num_validation_prompts of at least {LEAST_PROMPTS}"
+            )
         if self.kl_budget is not None and not (self.kl_prompts and self.eval_steps):
             raise ValueError(f"kl_budget = {self.kl_budget:g} needs kl_prompts, e.g. 8, and eval_steps")
 

@@ -27,7 +27,7 @@ def draw_last_pictures(config: TrainConfig, adapter: Adapter, device: object, st
         return "the network is cut over processes"
     few = replace(
         config, num_validation_prompts=config.final_pictures, validation_seeds_per_prompt=1, validation_scorer=None,
-        held_out_scorers=(), kl_prompts=0, kl_budget=None, stop_on=(),
+        held_out_scorers=(), kl_prompts=0, kl_budget=None, stop_on=(), artefact_monitor=False,
     )  # fmt: skip
     try:
         if adapter.absent:

@@ -15,6 +15,7 @@ from diffusion_align.data import load_prompts
 from diffusion_align.data.holes import Holes, load_holes
 from diffusion_align.data.inpainting import open_inpainting
 from diffusion_align.data.prompts import training_prompts
+from diffusion_align.evaluation.artefacts import Further
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
 from diffusion_align.evaluation.figures import image_grid
 from diffusion_align.evaluation.stats import win_rate
@@ -28,6 +29,7 @@ from .config import TrainConfig
 from .watching.divergence import DivergenceProbe
 from .watching.picture_watch import PictureWatch, ensemble_spread, standardised
 from .watching.timestep_bins import TimestepBins
+from .watching.watch_building import ValidationRules
 from .watching.watch_limits import LEAST_HELD_OUT, LEAST_PROMPTS
 from .watching.watch_rules import HeldOutRule
 
@@ -184,14 +186,14 @@ def build_validator(
     config: TrainConfig,
     adapter: Adapter,
     output_dir: Path,
-    held_out_rule: HeldOutRule | None = None,
+    rules: ValidationRules | None = None,
     reward: RewardScorer | None = None,
     prompts: list[str] | None = None,
 ) -> Validator:
     """Validation on the prompts of a file, or on captions (for inpainting, pictures) of the validation split.
 
     Args:
-        held_out_rule: of the run's watchdog; None: held-out scorers are only logged.
+        rules: of the run's watchdog; None: held-out scorers and artefacts are only logged.
         reward: that the run learns from; the members of an ensemble are watched.
         prompts: instead of those that the settings name.
 
@@ -215,8 +217,11 @@ def build_validator(
         assert data.dataset is not None  # TrainConfig.check
         prompts = _captions(data.dataset)
     prompts, each = prompts[:count], config.validation_seeds_per_prompt
-    if "artefacts" in config.stop_on and len(prompts) < LEAST_PROMPTS:
-        raise ValueError(f"stop_on artefacts needs at least {LEAST_PROMPTS} validation prompts, found {len(prompts)}")
+    asked = "artefact_monitor" if config.artefact_monitor else "stop_on artefacts"
+    if (config.artefact_monitor or "artefacts" in config.stop_on) and len(prompts) < LEAST_PROMPTS:
+        raise ValueError(f"{asked} needs at least {LEAST_PROMPTS} validation prompts, found {len(prompts)}")
+    further = Further.load() if config.artefact_monitor else None
+    watch = PictureWatch(each, None if rules is None else rules.artefacts, further)
     probe = None
     if config.kl_prompts:
         shown = min(config.kl_prompts, len(prompts))
@@ -246,8 +251,8 @@ def build_validator(
         holes if holes is None or each == 1 else holes.at(repeated),
         watched,
         seeds_per_prompt=each,
-        watch=PictureWatch(each) if len(prompts) >= LEAST_PROMPTS else None,
-        held_out_rule=held_out_rule,
+        watch=watch if len(prompts) >= LEAST_PROMPTS else None,
+        held_out_rule=None if rules is None else rules.held_out,
         ensemble=ensemble_members(reward),
         divergence=probe,
     )

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffusion_align.commands.console import Progress, conclude, note
+from diffusion_align.devices import pick_device
 from diffusion_align.evaluation.arena import Board, detectable_gap, parse_sides, verdicts
 from diffusion_align.evaluation.arena.votes import vote_verdicts
+from diffusion_align.evaluation.artefacts import Further
 from diffusion_align.files import check_writable
 from diffusion_align.shipped import SHIPPED_MODELS
 
@@ -78,6 +80,8 @@ def set_up(options: EvaluateOptions) -> Setup:
     jobs = own or seeded(prompts.prompts, options.seeds, options.seed)
     for side, gallery in galleries.items():
         gallery.arranged(jobs, prompts.prompts, side)  # before anything is drawn or written
+    if options.artefact_monitor and len(jobs.prompts) < 2:
+        raise ValueError("--artefact-monitor needs at least 2 prompts, for an interval over them")
     scorers = options.scorers or default_scorers(options, prompts)
     validation = None
     if options.match != "none":
@@ -164,7 +168,8 @@ def compare_sides(options: EvaluateOptions, say: Callable[[str, int, int], None]
         note(line)
     out = prepare(setup)
     drawer = Drawer(out, options.device, say)
-    bench = Bench(out, options.batch_size, options.device, say)
+    further = Further.load(pick_device(options.device)) if options.artefact_monitor else None
+    bench = Bench(out, options.batch_size, options.device, say, further)
     plan = planned(setup, drawer, bench)
     ready = {name: pictures(setup, name, plan.entries[name], drawer) for name in by_model(plan)}
     drawn = {name: ready[name] for name in plan.entries}

@@ -53,6 +53,9 @@ class EvaluateOptions(ModelOptions, Options):
     """Sampling steps, of sides that do not say."""
     guidance_scale: float = 5.0
     """Classifier-free guidance scale, of sides that do not say."""
+    artefact_monitor: bool = False
+    """Also measure BRISQUE (if installed), blockiness, high-frequency energy and near duplicates, and mark a figure
+    where the paired 99% interval of its change leaves what may be; else the baseline's own spread decides."""
     shown: int = 6
     """Prompts whose pictures the report shows: the first ones, not chosen."""
     batch_size: int = 8

@@ -162,7 +162,9 @@ def add_artefacts(report: Report, table: Mapping[str, Any]) -> None:
     for side, figures in table["artefacts"].items():
         for change in figures:
             row = rows.setdefault(change["says"], {"figure": change["says"], "baseline": f"{change['baseline']:.3g}"})
-            row[side] = f"{change['side']:.3g}" + (" ALARM" if change["alarm"] else "")
+            low, high = change.get("interval", (None, None))
+            between = "" if low is None else f" (change {low:+.2g} to {high:+.2g})"
+            row[side] = f"{change['side']:.3g}{between}" + (" ALARM" if change["alarm"] else "")
     report.table(
         [{"figure": "", "baseline": "", **dict.fromkeys(table["artefacts"], ""), **row} for row in rows.values()]
     )

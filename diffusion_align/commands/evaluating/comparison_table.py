@@ -12,7 +12,7 @@ from diffusion_align.environment import git_commit, versions
 from diffusion_align.evaluation.arena import Board, Verdict, strengths
 from diffusion_align.evaluation.arena.strengths import Strength
 from diffusion_align.evaluation.arena.votes import PEOPLE, Vote, vote_wins
-from diffusion_align.evaluation.artefacts import Figures, Spread, changes
+from diffusion_align.evaluation.artefacts import Change, Figures, Spread, changes, paired_changes
 from diffusion_align.files import write_parquet, write_whole
 
 from .picture_drawing import Drawn
@@ -92,7 +92,10 @@ def ordered(places: Sequence[Strength]) -> list[Strength]:
 
 
 def artefacts(plan: Plan, figures: Mapping[str, Figures] | None) -> dict[str, list[dict[str, Any]]]:
-    """Figures of each side of the headline contests beside its baseline's; none where they could not be measured."""
+    """Figures of each side of the headline contests beside its baseline's; none where they could not be measured.
+
+    The artefact monitor's are judged by paired intervals, others by the baseline's own spread.
+    """
     if figures is None:
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -100,14 +103,19 @@ def artefacts(plan: Plan, figures: Mapping[str, Figures] | None) -> dict[str, li
         base = figures[contest.baseline]
         if contest.label == "unmatched" or base.prompts < 2:
             continue
-        found[contest.side] = [
-            {
-                "figure": change.name, "says": change.rule.says, "baseline": change.base, "side": change.tuned,
-                "allowed": change.allowed, "alarm": change.alarmed,
-            }
-            for change in changes(figures[contest.side], base, Spread.of(base))
-        ]  # fmt: skip
+        side, monitored = figures[contest.side], base.near_duplicates is not None
+        judged = paired_changes(side, base) if monitored else changes(side, base, Spread.of(base))
+        found[contest.side] = [change_row(change) for change in judged]
     return found
+
+
+def change_row(change: Change) -> dict[str, Any]:
+    """A figure as table.json holds it."""
+    row: dict[str, Any] = {
+        "figure": change.name, "says": change.rule.says, "baseline": change.base, "side": change.tuned,
+        "allowed": change.allowed, "alarm": change.alarmed,
+    }  # fmt: skip
+    return row if change.interval is None else row | {"interval": list(change.interval)}
 
 
 def write_table(path: Path, table: Mapping[str, Any]) -> None:
@@ -164,7 +172,7 @@ def by_category(table: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def alarmed(table: Mapping[str, Any]) -> list[str]:
-    """What left the baseline's own spread, in words."""
+    """Figures that moved further than they may, in words."""
     return [
         f"{side}: {change['figure']} ({change['says']}) {change['baseline']:.3g} became {change['side']:.3g}"
         for side, rows in table["artefacts"].items()
@@ -186,5 +194,5 @@ def told(table: Mapping[str, Any]) -> str:
     if categories := by_category(table):
         lines += ["", *aligned(categories)]
     if alarms := alarmed(table):
-        lines += ["", "artefacts beyond the baseline's own spread:", *(f"  {line}" for line in alarms)]
+        lines += ["", "artefacts, beyond what the baseline's pictures vary by:", *(f"  {line}" for line in alarms)]
     return "\n".join([*lines, "", *(f"note: {note}" for note in table["notes"]), table["note"]])

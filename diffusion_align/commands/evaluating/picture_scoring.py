@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusion_align.data.tending.duplicates import picture_hash
 from diffusion_align.devices import pick_device
-from diffusion_align.evaluation.artefacts import Figures, measure
-from diffusion_align.evaluation.artefacts.picture_measures import SMALLEST_SIDE
+from diffusion_align.evaluation.artefacts import Figures, Further, measure
+from diffusion_align.evaluation.artefacts.picture_measures import SMALLEST_SIDE, near_duplicates
 from diffusion_align.files import append_rows, read_journal
 from diffusion_align.pictures import decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
@@ -24,7 +25,7 @@ from .picture_jobs import Jobs
 
 Array = NDArray[np.float64]
 #: Stands for a scorer in the journal: figures of pictures.
-ARTEFACTS = "(artefacts)"
+ARTEFACTS, MONITOR = "(artefacts)", "(artefact monitor)"
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Bench:
     Attributes:
         out: folder of the journal.
         batch_size: pictures scored at once.
+        further: figures of the artefact monitor; None leaves them out.
         say: told what is going on.
     """
 
@@ -41,6 +43,7 @@ class Bench:
     batch_size: int
     device: str
     say: Callable[[str, int, int], None]
+    further: Further | None = None
     _done: dict[tuple[str, str, int], dict[str, Any]] | None = field(default=None, init=False)
     _scorer: RewardScorer | None = field(default=None, init=False)
 
@@ -48,6 +51,13 @@ class Bench:
     def journal(self) -> Path:
         """One line for each batch of each scorer."""
         return self.out / "scored.jsonl"
+
+    @property
+    def artefacts(self) -> str:
+        """What stands for a scorer in lines with figures of pictures: they are no others' if more is measured."""
+        if self.further is None:
+            return ARTEFACTS
+        return MONITOR if self.further.brisque is None else f"{MONITOR} with BRISQUE"
 
     def scores(self, scorer: str, drawn: Mapping[str, Drawn], jobs: Jobs, inside: str = "pictures") -> dict[str, Array]:
         """(P, K) of each side, more is better.
@@ -67,17 +77,31 @@ class Bench:
         return found
 
     def figures(self, drawn: Mapping[str, Drawn], jobs: Jobs) -> dict[str, Figures] | None:
-        """Figures of each side's pictures; None where some are smaller than can be measured."""
+        """Figures of each side's pictures; None where some are smaller than can be measured, or differ in size.
+
+        Raises:
+            ValueError: that is so, and the artefact monitor was asked for.
+        """
         found = {}
         for side, pictures in drawn.items():
             parts: dict[str, list[float]] = {}
+            hashes: list[int] = []
             for chunk in jobs.chunks(self.batch_size):
-                row = self._chunk(ARTEFACTS, f"pictures/{side}", pictures, jobs, chunk)["figures"]
-                if row is None:
+                row = self._chunk(self.artefacts, f"pictures/{side}", pictures, jobs, chunk)
+                if row["figures"] is None and self.further is not None:
+                    raise ValueError(
+                        f"--artefact-monitor: side {side}: expected pictures of one size for each prompt, of at least "
+                        f"{SMALLEST_SIDE} pixels"
+                    )
+                if row["figures"] is None:
                     return None
-                for name, values in row.items():
+                for name, values in row["figures"].items():
                     parts.setdefault(name, []).extend(values)
-            found[side] = Figures(**{name: torch.tensor(values).double() for name, values in parts.items()})
+                hashes += row.get("hashes", [])
+            columns = {name: torch.tensor(values).double() for name, values in parts.items()}
+            if hashes:  # of all pictures together
+                columns["near_duplicates"] = near_duplicates(hashes, jobs.per_prompt)
+            found[side] = Figures(**columns)
         return found
 
     def _chunk(self, scorer: str, side: str, pictures: Drawn, jobs: Jobs, chunk: range) -> dict[str, Any]:
@@ -91,8 +115,9 @@ class Bench:
         name = side.partition("/")[2]
         loaded = [decoded_picture(file, f"side {name}: {file}") for file in pictures.files[chunk.start : chunk.stop]]
         found: dict[str, Any] = {"scorer": scorer, "side": side, "start": chunk.start, "pictures": hashes}
-        if scorer == ARTEFACTS:
-            found["figures"] = measured(loaded, jobs.per_prompt)
+        if scorer == self.artefacts:
+            found["figures"] = measured(loaded, jobs.per_prompt, self.further)
+            found |= {} if self.further is None else {"hashes": [picture_hash(picture) for picture in loaded]}
         else:
             prompts = [prompt for prompt, _ in jobs.pairs()[chunk.start : chunk.stop]]
             found["scores"] = self._scored(scorer, loaded, prompts)
@@ -116,7 +141,9 @@ class Bench:
         return scores
 
 
-def measured(pictures: Sequence[Image.Image], per_prompt: int) -> dict[str, list[float]] | None:
+def measured(
+    pictures: Sequence[Image.Image], per_prompt: int, further: Further | None = None
+) -> dict[str, list[float]] | None:
     """Figures by name, one value a prompt; None of pictures that are too small for them."""
     if any(min(picture.size) < SMALLEST_SIDE for picture in pictures):
         return None
@@ -126,6 +153,6 @@ def measured(pictures: Sequence[Image.Image], per_prompt: int) -> dict[str, list
         if len({array.shape for array in arrays}) > 1:
             return None
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-        for name, values in measure(images, per_prompt).columns().items():
+        for name, values in measure(images, per_prompt, further=further).columns().items():
             found.setdefault(name, []).extend(values.tolist())
     return found

@@ -80,6 +80,7 @@ def looked_at(folder: Path, config: TrainConfig) -> Winner:
         held_out_scorers=(),
         kl_prompts=0,
         stop_on=(),
+        artefact_monitor=False,
     )
     adapter = load_policy_model(config, pick_device("auto")).load_weights(folder)
     validator = build_validator(other, adapter, folder / "winner")

@@ -30,7 +30,12 @@ def difference_hash(content: bytes, where: str) -> int:
     Raises:
         CorruptImageError: it cannot be decoded.
     """
-    grey = decoded_picture(content, where).convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+    return picture_hash(decoded_picture(content, where))
+
+
+def picture_hash(picture: Image.Image) -> int:
+    """As ``difference_hash``, of a decoded picture."""
+    grey = picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
     values = np.asarray(grey, dtype=np.int16)
     return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
 

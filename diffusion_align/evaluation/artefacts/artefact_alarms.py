@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_align.evaluation.stats import paired_difference
+
 from .artefact_figures import RULES, Figures, Rule
 
 #: How many of the base's own standard deviations a figure may move, if they were known exactly.
 DEVIATIONS = 3.0
 #: Pairs of sets of prompts that a spread is estimated from.
 RESAMPLES = 400
+#: Of the paired intervals.
+CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Change:
         deviation: the base's own standard deviation.
         allowed: by how much it may move: 3 deviations (more where few prompts tell how large they are), or the
             smallest change that counts if that is more.
+        interval: of the mean paired difference tuned - base; None where the base's spread alone is the judge.
     """
 
     name: str
@@ -70,18 +75,25 @@ class Change:
     tuned: float
     deviation: float
     allowed: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def sure(self) -> float:
+        """By how much it moved: of an interval the end nearest to no change, 0 where it holds that."""
+        if self.interval is None:
+            return self.tuned - self.base
+        low, high = self.interval
+        return max(low, 0.0) + min(high, 0.0)
 
     @property
     def moved(self) -> float:
         """How far it moved, in times of what it may: beyond 1 (for some figures: -1) is an alarm."""
-        moved = self.tuned - self.base
-        return moved / self.allowed if self.allowed else 0.0
+        return self.sure / self.allowed if self.allowed else 0.0
 
     @property
     def alarmed(self) -> bool:
         """Whether that is worth an alarm."""
-        moved = self.tuned - self.base
-        up, down = moved > self.allowed, moved < -self.allowed
+        up, down = self.sure > self.allowed, self.sure < -self.allowed
         return up if self.rule.side == "up" else down if self.rule.side == "down" else up or down
 
     def __str__(self) -> str:
@@ -109,18 +121,47 @@ def changes(tuned: Figures, base: Figures, spread: Spread, deviations: float = D
     Raises:
         ValueError: other prompts or figures on one side.
     """
+    check_same(tuned, base)
     ours, theirs = tuned.means(), base.means()
-    if ours.keys() != theirs.keys() or tuned.prompts != base.prompts:
-        raise ValueError(
-            f"tuned has {tuned.prompts} prompts and figures {', '.join(ours)}; "
-            f"base has {base.prompts} prompts and figures {', '.join(theirs)}: expected the same"
-        )
     found, allowance = [], small_sample(deviations, base.prompts)
     for name, value in ours.items():
         rule, deviation = RULES[name], spread.deviations[name]
         least = rule.least * theirs[name] if rule.relative else rule.least
         found.append(Change(name, rule, theirs[name], value, deviation, max(allowance * deviation, least)))
     return tuple(found)
+
+
+def paired_changes(tuned: Figures, base: Figures, confidence: float = CONFIDENCE) -> tuple[Change, ...]:
+    """Every figure of ``tuned`` against ``base`` by its paired interval over prompts, mean ± t(P - 1) s / sqrt(P) of
+    differences; ``alarmed`` where all of it lies beyond the smallest change that counts.
+
+    Sharper than ``changes``: what prompts differ by does not count, only what a prompt's pictures changed by.
+
+    Args:
+        tuned, base: of the same prompts and seeds.
+
+    Raises:
+        ValueError: other prompts or figures on one side, or fewer than 2 prompts.
+    """
+    check_same(tuned, base)
+    found = []
+    for name, theirs in base.columns().items():
+        ours, rule = tuned.columns()[name], RULES[name]
+        moved = paired_difference(ours, theirs, confidence=confidence)
+        before = float(theirs.mean())
+        allowed = rule.least * before if rule.relative else rule.least
+        found.append(Change(name, rule, before, float(ours.mean()), moved.standard_error, allowed, moved.interval))
+    return tuple(found)
+
+
+def check_same(tuned: Figures, base: Figures) -> None:
+    """Raise ValueError if the figures are of other prompts, or others, on one side."""
+    ours, theirs = tuned.columns(), base.columns()
+    if ours.keys() != theirs.keys() or tuned.prompts != base.prompts:
+        raise ValueError(
+            f"tuned has {tuned.prompts} prompts and figures {', '.join(ours)}; "
+            f"base has {base.prompts} prompts and figures {', '.join(theirs)}: expected the same"
+        )
 
 
 def alarms(tuned: Figures, base: Figures, spread: Spread, deviations: float = DEVIATIONS) -> tuple[Change, ...]:

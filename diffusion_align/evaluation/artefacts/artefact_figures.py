@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .further_figures import Further
 from .picture_measures import (
     BRIGHT,
     DARK,
@@ -19,6 +20,7 @@ from .picture_measures import (
     lab,
     layout_features,
     luma,
+    near_duplicates,
     saturation,
     seed_distance,
     spectrum_peaks,
@@ -59,6 +61,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "edges": Rule("share of edge pixels", 0.01),
         "colour_entropy": Rule("entropy of colours, bits", 0.1),
         "diversity": Rule("distance between pictures of one prompt", 0.15, "down", relative=True),
+        "high_frequency": Rule("energy from a quarter of a cycle a pixel on, dB of the whole", 1.0),
+        "blockiness": Rule("jumps between blocks of 8 pixels, dB over other changes", 1.0, "up"),
+        "brisque": Rule("BRISQUE, from 0 (natural) to 100 (distorted)", 5.0),
+        "near_duplicates": Rule("share of pictures that nearly another one is", 0.05, "up"),
     }
 )
 
@@ -67,7 +73,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 class Figures:
     """Figures of a set of pictures, each (P,) float64: means over the pictures of each prompt.
 
-    ``RULES`` says what each is. ``diversity`` is None where there is one picture a prompt.
+    ``RULES`` says what each is. ``diversity`` is None where there is one picture a prompt; the last four are None
+    unless they were asked for, BRISQUE also where its files are not installed.
     """
 
     stipple: Tensor
@@ -81,6 +88,10 @@ class Figures:
     edges: Tensor
     colour_entropy: Tensor
     diversity: Tensor | None = None
+    high_frequency: Tensor | None = None
+    blockiness: Tensor | None = None
+    brisque: Tensor | None = None
+    near_duplicates: Tensor | None = None
 
     @property
     def prompts(self) -> int:
@@ -102,13 +113,17 @@ class Figures:
 
 @torch.no_grad()
 def measure(
-    images: Tensor, seeds_per_prompt: int = 1, features: Callable[[Tensor], Tensor] = layout_features
+    images: Tensor,
+    seeds_per_prompt: int = 1,
+    features: Callable[[Tensor], Tensor] = layout_features,
+    further: Further | None = None,
 ) -> Figures:
     """The figures of pictures (P K, 3, H, W) in [0, 1], the K pictures of a prompt side by side.
 
     Args:
         seeds_per_prompt: K.
         features: pictures (n, 3, H, W) to (n, D), whose distances are the diversity; e.g. of CLIP.
+        further: measures the last four figures; None leaves them out.
 
     Raises:
         ValueError: no pictures, smaller than 32 pixels, or not a multiple of K of them.
@@ -119,15 +134,22 @@ def measure(
 
     found: dict[str, list[Tensor]] = {}
     described: list[Tensor] = []
+    hashes: list[int] = []
     for chunk in images.split(CHUNK):
         chunk = chunk.clamp(0, 1) if chunk.dtype == torch.float64 else chunk.float().clamp(0, 1)
         for name, values in picture_figures(chunk).items():
             found.setdefault(name, []).append(values.double().cpu())
+        if further is not None:
+            figures, marks = further.measure(chunk)
+            hashes += marks
+            for name, values in figures.items():
+                found.setdefault(name, []).append(values.double().cpu())
         if seeds_per_prompt > 1:
             described.append(features(chunk).double().cpu())
     means = {name: torch.cat(parts).view(-1, seeds_per_prompt).mean(dim=1) for name, parts in found.items()}
     diversity = seed_distance(torch.cat(described), seeds_per_prompt) if described else None
-    return Figures(**means, diversity=diversity)
+    copies = near_duplicates(hashes, seeds_per_prompt) if hashes else None
+    return Figures(**means, diversity=diversity, near_duplicates=copies)
 
 
 def picture_figures(images: Tensor) -> dict[str, Tensor]:

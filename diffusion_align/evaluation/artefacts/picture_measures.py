@@ -7,19 +7,27 @@ in that precision on the pictures' device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffusion_align.data.tending.duplicates import near_pairs, picture_hash
+
 #: Variance of an 8-bit picture's rounding error, about: no power below it counts, so that flat pictures have no peaks.
 ROUNDING_POWER = 1e-6
+#: Half a step of 8 bits: no change counts that is far below it.
+ROUNDING = 0.5 / 255
 #: How far from a peak its neighbours lie, in rings: the window spreads a pure tone over the rings beside it.
 NEIGHBOURS = (-3, -2, 2, 3)
 #: Of the grids that are looked for, in pixels; sides are cut to a multiple of the largest, so that each has its ring.
 PERIODS = (2, 4, 8)
 #: Smallest side, in pixels, whose rings leave room for neighbours.
 SMALLEST_SIDE = 32
+#: Cycles a pixel from which energy counts as of high frequency: a quarter, where two pixels are half a wave.
+HIGH = 0.25
 #: A step in brightness between neighbouring pixels from which a pixel counts as an edge.
 EDGE = 0.05
 DARK, BRIGHT = 0.05, 0.95
@@ -52,12 +60,66 @@ def luma(images: Tensor) -> Tensor:
 def spectrum_peaks(bright: Tensor) -> Tensor:
     """How far the power at 1/2, 1/4 and 1/8 cycles a pixel stands above its neighbours, in decibels, (N, 3).
 
-    P(f) = |FFT(w (y - mean y))|^2 / sum w^2 with a Hann window w. The ring of a frequency f holds all (fx, fy) with
-    max(|fx|, |fy|) = f: a checkerboard, rows and columns of one period lie in the same ring. The figure is
-    10 log10 P(ring) - mean of 10 log10 P over the rings 2 and 3 places away on either side.
+    The figure is 10 log10 P(ring) - mean of 10 log10 P over the rings 2 and 3 places away on either side, with the
+    mean power P of ``power_rings``.
 
     Args:
         bright: brightness (N, H, W).
+
+    Raises:
+        ValueError: pictures smaller than 32 pixels.
+    """
+    sums, counts = power_rings(bright)
+    levels = 10 * (sums / counts).log10()
+    highest = len(counts) - 1
+    peaks = []
+    for period in PERIODS:
+        ring = 2 * highest // period
+        around = [ring + offset for offset in NEIGHBOURS if ring + offset <= highest]
+        peaks.append(levels[:, ring] - levels[:, around].mean(dim=1))
+    return torch.stack(peaks, dim=1)
+
+
+def high_frequency(bright: Tensor) -> Tensor:
+    """Energy from a quarter of a cycle a pixel on, as a share of that of all rings but the mean's, in decibels, (N,):
+    blur lowers it, noise, sharpening and hard edges of blocks raise it; contrast does not change it.
+
+    Args:
+        bright: brightness (N, H, W).
+
+    Raises:
+        ValueError: pictures smaller than 32 pixels.
+    """
+    sums, counts = power_rings(bright)
+    first = math.ceil(HIGH * 2 * (len(counts) - 1))
+    return 10 * (sums[:, first:].sum(dim=1) / sums[:, 1:].sum(dim=1)).log10()
+
+
+def blockiness(bright: Tensor) -> Tensor:
+    """How much brightness jumps between blocks of 8 x 8 pixels, against how much it changes elsewhere, (N,) in dB.
+
+    20 log10 of the mean absolute change from row 8k - 1 to 8k (and column), over that between all other neighbours.
+    Blocks whose steps differ from place to place have no peak in the spectrum, but they have this.
+
+    Args:
+        bright: brightness (N, H, W).
+    """
+    block = PERIODS[-1]
+    jumps, rest = [], []
+    for axis in (1, 2):
+        change = bright.diff(dim=axis).abs().mean(dim=3 - axis)
+        at = torch.arange(1, change.shape[1] + 1, device=bright.device) % block == 0
+        jumps.append(change[:, at])
+        rest.append(change[:, ~at])
+    between, within = (torch.cat(parts, dim=1).mean(dim=1) + ROUNDING for parts in (jumps, rest))
+    return 20 * (between / within).log10()
+
+
+def power_rings(bright: Tensor) -> tuple[Tensor, Tensor]:
+    """Power of brightness (N, H, W) by ring of the spectrum, (N, R) summed, and how many frequencies a ring has, (R,).
+
+    P(f) = |FFT(w (y - mean y))|^2 / sum w^2 with a Hann window w. The ring of a frequency f holds all (fx, fy) with
+    max(|fx|, |fy|) = f: a checkerboard, rows and columns of one period lie in the same ring; the last is at 1/2.
 
     Raises:
         ValueError: pictures smaller than 32 pixels.
@@ -74,13 +136,7 @@ def spectrum_peaks(bright: Tensor) -> Tensor:
     fy, fx = (torch.fft.fftfreq(n, dtype=torch.float64, device=bright.device).abs() for n in (height, width))
     rings = (torch.maximum(fy[:, None], fx[None, :]) * side).round().long().flatten()
     sums = power.new_zeros(len(bright), side // 2 + 1).index_add_(1, rings, power.flatten(1))
-    levels = 10 * (sums / torch.bincount(rings, minlength=side // 2 + 1)).log10()
-    peaks = []
-    for period in PERIODS:
-        ring = side // period
-        around = [ring + offset for offset in NEIGHBOURS if ring + offset <= side // 2]
-        peaks.append(levels[:, ring] - levels[:, around].mean(dim=1))
-    return torch.stack(peaks, dim=1)
+    return sums, torch.bincount(rings, minlength=side // 2 + 1)
 
 
 def saturation(images: Tensor) -> Tensor:
@@ -121,6 +177,25 @@ def colour_entropy(images: Tensor) -> Tensor:
 def layout_features(images: Tensor) -> Tensor:
     """L*a*b* averaged over an 8 x 8 grid, (N, 192): where which colour is, without a model."""
     return F.adaptive_avg_pool2d(lab(images), LAYOUT).flatten(1)
+
+
+def near_duplicates(hashes: Sequence[int], seeds_per_prompt: int) -> Tensor:
+    """Share of each prompt's pictures that nearly another picture of the set is, of whichever prompt, (P,) float64.
+
+    Args:
+        hashes: difference hashes of P K pictures, the K of a prompt side by side; nearly: at most 4 of 64 bits differ.
+        seeds_per_prompt: K.
+    """
+    copies = torch.zeros(len(hashes), dtype=torch.float64)
+    for pair in near_pairs(hashes):
+        copies[list(pair)] = 1.0
+    return copies.view(-1, seeds_per_prompt).mean(dim=1)
+
+
+def picture_hashes(images: Tensor) -> list[int]:
+    """Difference hashes of pictures (N, 3, H, W), as duplicates of data are found by."""
+    pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [picture_hash(Image.fromarray(picture)) for picture in pixels]
 
 
 def seed_distance(features: Tensor, seeds_per_prompt: int) -> Tensor:

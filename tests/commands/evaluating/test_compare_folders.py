@@ -79,7 +79,11 @@ def test_two_folders_are_compared_and_everything_is_written(
 @pytest.mark.slow
 def test_a_folder_against_itself_is_even_and_a_swap_turns_the_rate_round(folders: Path, tmp_path: Path) -> None:
     right, wrong = str(folders / "right"), str(folders / "wrong")
-    (same,) = table(tmp_path / "same", right, right)["verdicts"]
+    alike = table(tmp_path / "same", right, right, "--artefact-monitor")
+    (same,), (figures,) = alike["verdicts"], alike["artefacts"].values()
+    assert {"high_frequency", "near_duplicates"} <= {row["figure"] for row in figures}
+    assert {tuple(row["interval"]) for row in figures} == {(0.0, 0.0)}
+    assert not any(row["alarm"] for row in figures)
     assert (same["win_rate"]["rate"], same["win_rate"]["ties"]) == (0.5, 8)
     (one,) = table(tmp_path / "one", f"a={right}", f"b={wrong}")["verdicts"]
     (other,) = table(tmp_path / "other", f"a={wrong}", f"b={right}")["verdicts"]

@@ -124,14 +124,21 @@ def test_a_run_is_the_first_stage_of_another(pairs_folder: Path, sdxl_folder: Pa
         "model": str(sdxl_folder), "dataset": str(pairs_folder), "per_device_train_batch_size": 2, "max_steps": 2,
         "report_to": "none", "progress": False, "save_steps": 1, "logging_steps": 1,
     }  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a star, {number}" for number in range(12)))
     first = train(SFTConfig(output_dir=str(tmp_path / "sft"), learning_rate=1e-2, eval_steps=2,
-                            num_validation_prompts=1, validation_inference_steps=2, **run))  # fmt: skip
+                            validation_prompts=str(tmp_path / "prompts.txt"), artefact_monitor=True,
+                            validation_inference_steps=2, **run))  # fmt: skip
     assert first.step == 2
+    losses = [line["loss"] for line in first.history if "loss" in line]
+    start, end = [line for line in first.history if "artefact/blockiness_low" in line]
+    assert start["artefact/edges_low"] == start["artefact/edges_high"] == 0 != end["artefact/edges_high"]
+    assert end["alarm/artefacts"] == 0  # of one validation, whatever it showed
+    assert "eval/picture_saturation" not in end
     assert (tmp_path / "sft" / "samples" / "step-000002.png").is_file()
     resumed = train(SFTConfig(output_dir=str(tmp_path / "again"), learning_rate=1e-2, **run | {
         "resume_from_checkpoint": str(tmp_path / "sft" / "checkpoint-00000001"),
     }))  # fmt: skip
-    assert resumed.history[-1]["loss"] == first.history[-1]["loss"]
+    assert resumed.history[-1]["loss"] == losses[-1]
     second = train(DPOConfig(output_dir=str(tmp_path / "dpo"), init_weights=str(tmp_path / "sft"), **run))
     assert second.history[0]["margin"] == pytest.approx(0, abs=1e-6)
     plain = train(DPOConfig(output_dir=str(tmp_path / "plain"), **run))

@@ -16,12 +16,13 @@ from diffusion_align.evaluation.report import Report
 from diffusion_align.process import VariancePreserving
 from diffusion_align.process.outputs import OUTPUTS
 from diffusion_align.process.path import scaled_linear
+from diffusion_align.training.engine.watching.watchdog import Alarm
 from diffusion_align.training.online.config import GRPOConfig
 from diffusion_align.training.pairs.config import DPOConfig, SFTConfig
 from diffusion_align.training.policy.watching.divergence import DivergenceProbe, step_divergence
 from diffusion_align.training.policy.watching.picture_watch import PictureWatch, ensemble_spread, standardised
 from diffusion_align.training.policy.watching.timestep_bins import TimestepBins
-from diffusion_align.training.policy.watching.watch_building import build_watchdog
+from diffusion_align.training.policy.watching.watch_building import ValidationRules, build_watchdog
 from diffusion_align.training.policy.watching.watch_report import add_watching
 from diffusion_align.training.policy.watching.watch_rules import (
     ArtefactRule,
@@ -141,19 +142,31 @@ def picture(name: str, alarmed: bool) -> dict[str, float]:
     return {f"eval/picture_{name}": 5.0, f"eval/picture_{name}_moved": 2.5, f"alarm/picture_{name}": float(alarmed)}
 
 
+def validated(rule: ArtefactRule, **out: bool) -> Alarm | None:
+    """What the rule says of a validation at which these figures were out of bounds, or not."""
+    rule.count(out)
+    line: dict[str, float] = {}
+    for name, alarmed in out.items():
+        line |= picture(name, alarmed)
+    return rule.seen(line)
+
+
 def test_an_artefact_is_an_alarm_at_once_and_stops_the_second_time() -> None:
     rule = ArtefactRule()
-    first = rule.seen(picture("stipple", True) | picture("dark", False))
+    first = validated(rule, stipple=True, dark=False)
     assert first is not None
     assert (first.stops, first.text) == (False, "stipple 5 (+2.50 times as far from the base's as it may move)")
     again = ArtefactRule()
     again.load_state_dict(rule.state_dict())
-    other, second = rule.seen(picture("dark", True)), again.seen(picture("stipple", True))
+    other, second = validated(rule, dark=True), validated(again, stipple=True)
     assert other is not None
     assert second is not None
     assert (other.stops, second.stops) == (False, True)
-    assert again.seen(picture("stipple", False)) is None
+    assert validated(again, stipple=False) is None
     assert again.seen({"loss": 1.0}) is None
+    first = validated(again, stipple=True)
+    assert first is not None
+    assert not first.stops
 
 
 def test_pictures_are_measured_against_the_base() -> None:
@@ -163,7 +176,7 @@ def test_pictures_are_measured_against_the_base() -> None:
     darker = watch(base * 0.03, base)
     assert (darker["eval/picture_dark"], darker["alarm/picture_dark"]) == (1.0, 1.0)
     assert darker["eval/picture_dark_moved"] == pytest.approx(1 / 0.01, rel=0.01)
-    assert ArtefactRule().seen(darker) is not None
+    assert watch.rule.seen(darker) is not None
 
 
 def test_a_spent_budget_is_an_alarm() -> None:
@@ -234,6 +247,7 @@ def test_figures_are_averaged_by_timestep() -> None:
         (lambda: DPOConfig(stop_on=("held_out",), held_out_scorers=("a",)), "needs at least 2 held_out_scorers"),
         (lambda: DPOConfig(stop_on=("artefacts",)), "stop_on artefacts needs validation: set eval_steps"),
         (lambda: DPOConfig(stop_on=("artefacts",), num_validation_prompts=4, eval_steps=1), "of at least 12"),
+        (lambda: DPOConfig(artefact_monitor=True), "artefact_monitor needs eval_steps, and num_validation_prompts"),
         (lambda: DPOConfig(stop_on=("kl_budget",), eval_steps=1), "stop_on kl_budget needs a kl_budget"),
         (lambda: DPOConfig(kl_budget=1.0, eval_steps=1), "kl_budget = 1 needs kl_prompts, e.g. 8, and eval_steps"),
         (lambda: GRPOConfig(stop_on=("spread",), eval_steps=1), "stop_on spread needs an ensemble"),
@@ -246,9 +260,8 @@ def test_settings_that_cannot_work_are_refused(config: Any, message: str) -> Non
 
 
 def test_every_rule_that_may_stop_a_run_is_there() -> None:
-    held_out = HeldOutRule()
     for config in (DPOConfig(kl_budget=1.0), GRPOConfig(kl_budget=1.0)):
-        names = {rule.name for rule in build_watchdog(config, held_out).rules}
+        names = {rule.name for rule in build_watchdog(config, ValidationRules.of(config)).rules}
         assert config.stop_rules - {"alarm"} <= names
 
 

@@ -8,19 +8,28 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffusion_align.evaluation.artefacts import Figures, Spread, changes, measure
+from diffusion_align.evaluation.artefacts import Change, Figures, Further, Spread, changes, measure, paired_changes
 
-from .watch_rules import ARTEFACT, MOVED
+from .watch_rules import ARTEFACT, MONITORED, MOVED, PICTURE, ArtefactRule
 
 #: Scores of policy and base, each (P,), of one scorer, and whether higher ones are better.
 Scored = tuple[tuple[Sequence[float], Sequence[float]], bool]
 
 
 class PictureWatch:
-    """Figures of the policy's pictures against the base's own spread, which is measured once."""
+    """Figures of the policy's pictures against the base's, which are measured once.
 
-    def __init__(self, seeds_per_prompt: int = 1) -> None:
-        self.seeds_per_prompt = seeds_per_prompt
+    Args:
+        seeds_per_prompt: pictures of each prompt, side by side.
+        rule: counts the validations at which a figure was out of bounds.
+        further: figures of the artefact monitor, which judges by paired intervals instead of the base's own spread.
+    """
+
+    def __init__(
+        self, seeds_per_prompt: int = 1, rule: ArtefactRule | None = None, further: Further | None = None
+    ) -> None:
+        self.seeds_per_prompt, self.further = seeds_per_prompt, further
+        self.rule = ArtefactRule() if rule is None else rule
         self.base: Figures | None = None
         self.spread: Spread | None = None
 
@@ -28,18 +37,34 @@ class PictureWatch:
         """Of each figure ``eval/picture_NAME``, how far it moved in times of what it may (``eval/picture_NAME_moved``),
         and ``alarm/picture_NAME``.
 
+        The artefact monitor's are ``artefact/NAME``, ``artefact/NAME_low`` and ``_high`` (99% interval of the change),
+        ``artefact/NAME_moved`` (by the nearer end of the interval) and the same alarms.
+
         Args:
             policy, base: pictures (P K, 3, H, W) of the same prompts and seeds; ``base`` is read at the first call.
         """
-        if self.base is None or self.spread is None:
-            self.base = measure(base, self.seeds_per_prompt)
+        if self.base is None:
+            self.base = self._measured(base)
+        ours = self._measured(policy)
+        if self.further is not None:
+            return self._told(MONITORED, paired_changes(ours, self.base))
+        if self.spread is None:
             self.spread = Spread.of(self.base)
-        found = {}
-        for change in changes(measure(policy, self.seeds_per_prompt), self.base, self.spread):
-            found[f"eval/picture_{change.name}"] = change.tuned
-            found[f"eval/picture_{change.name}{MOVED}"] = change.moved
-            found[f"{ARTEFACT}{change.name}"] = float(change.alarmed)
-        return found
+        return self._told(PICTURE, changes(ours, self.base, self.spread))
+
+    def _measured(self, pictures: Tensor) -> Figures:
+        return measure(pictures, self.seeds_per_prompt, further=self.further)
+
+    def _told(self, beginning: str, found: Sequence[Change]) -> dict[str, float]:
+        alarms = self.rule.count({change.name: change.alarmed for change in found})
+        told: dict[str, float] = {}
+        for change in found:
+            told[f"{beginning}{change.name}"] = change.tuned
+            if change.interval is not None:
+                told[f"{beginning}{change.name}_low"], told[f"{beginning}{change.name}_high"] = change.interval
+            told[f"{beginning}{change.name}{MOVED}"] = change.moved
+            told[f"{ARTEFACT}{change.name}"] = alarms[f"{ARTEFACT}{change.name}"]
+        return told
 
 
 def standardised(scorers: Sequence[Scored]) -> list[float]:

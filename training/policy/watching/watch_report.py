@@ -9,7 +9,7 @@ from diffusion_align.evaluation.artefacts import RULES
 from diffusion_align.evaluation.report import Report
 from diffusion_align.training.engine.reporting.run_report import series
 
-from .watch_rules import MOVED
+from .watch_rules import MONITORED, MOVED, PICTURE
 
 #: What is drawn by timestep where a run has it: metric, title.
 BY_TIMESTEP = {
@@ -40,7 +40,12 @@ def add_watching(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:
     if alarms:
         report.text("What each means and what to do is in docs/diagnostics.md.")
         report.table(alarms)
-    moved = {name: points for name in RULES if (points := series(lines, f"eval/picture_{name}{MOVED}"))}
+    moved = {
+        name: points
+        for name in RULES
+        for beginning in (PICTURE, MONITORED)
+        if (points := series(lines, f"{beginning}{name}{MOVED}"))
+    }
     if moved:
         title = "Figures of pictures, in times of what they may move from the base's"
         report.chart(moved, title)

@@ -16,40 +16,55 @@ ERROR_UP = 0.6
 FALLING_VALIDATIONS = 3
 #: How many of the base's deviations a fall has at least: the same seeds show the smallest changes as certain ones.
 LEAST_FALL = 0.02
-#: Validations in a row with the same artefact that stop a run; the first is an alarm.
+#: Validations in a row with the same artefact that stop a run; for the artefact monitor they are the alarm.
 ARTEFACT_VALIDATIONS = 2
 #: How far an ensemble may disagree on own pictures, in times of its spread on the base's.
 SPREAD_RATIO = 1.5
 #: And by how many paired standard errors, so that a few prompts do not make an alarm.
 SPREAD_ERRORS = 3.0
 
-ARTEFACT, MOVED = "alarm/picture_", "_moved"
+#: Beginnings of names: alarms about figures, figures that are judged by the base's spread, and by paired intervals.
+ARTEFACT, PICTURE, MONITORED = "alarm/picture_", "eval/picture_", "artefact/"
+#: End of the name of how far a figure moved.
+MOVED = "_moved"
 
 
 class ArtefactRule:
-    """A figure of the validation pictures left the base's spread; it stops a run that shows it twice in a row."""
+    """A figure of the validation pictures left the base's; it stops a run that shows it twice in a row.
+
+    Args:
+        validations: in a row that make an alarm.
+
+    Attributes:
+        in_a_row: at how many validations up to now a figure was out of bounds.
+    """
 
     name = "artefacts"
 
-    def __init__(self) -> None:
+    def __init__(self, validations: int = 1) -> None:
+        self.validations = validations
         self.in_a_row: dict[str, int] = {}
+
+    def count(self, out: Mapping[str, bool]) -> dict[str, float]:
+        """``alarm/picture_NAME``, 1 or 0, of all figures of a validation, by whether each was out of bounds at it."""
+        self.in_a_row = {name: self.in_a_row.get(name, 0) + 1 for name, is_out in out.items() if is_out}
+        return {f"{ARTEFACT}{name}": float(self.in_a_row.get(name, 0) >= self.validations) for name in out}
 
     def judges(self, metrics: Mapping[str, float]) -> bool:
         return any(name.startswith(ARTEFACT) for name in metrics)
 
     def seen(self, metrics: Mapping[str, float]) -> Alarm | None:
-        if not self.judges(metrics):
-            return None
         found = [name.removeprefix(ARTEFACT) for name, value in metrics.items() if name.startswith(ARTEFACT) and value]
-        self.in_a_row = {name: self.in_a_row.get(name, 0) + 1 for name in found}
         if not found:
             return None
         told = [
-            f"{name} {metrics[f'eval/picture_{name}']:.3g} ({metrics[f'eval/picture_{name}{MOVED}']:+.2f} "
+            f"{name} {metrics[f'{figure}{name}']:.3g} ({metrics[f'{figure}{name}{MOVED}']:+.2f} "
             "times as far from the base's as it may move)"
             for name in found
+            for figure in (PICTURE, MONITORED)
+            if f"{figure}{name}" in metrics
         ]
-        return Alarm(", ".join(told), max(self.in_a_row.values()) >= ARTEFACT_VALIDATIONS)
+        return Alarm(", ".join(told), max(self.in_a_row.get(name, 0) for name in found) >= ARTEFACT_VALIDATIONS)
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": dict(self.in_a_row)}
