@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffusion_align.pictures import CorruptImageError
 
 from .beyond_pairs.balance import Summary
-from .beyond_pairs.liked_pictures import LabelledRows
+from .beyond_pairs.liked_pictures import LabelledRows, LikedRows
 from .beyond_pairs.ranked import ListRows, list_lengths
 from .reading.meaning import Meaning, PairRows
 from .reading.rows import UNCAPTIONED, USED, counted, image_bytes, preference, row_key, to_record
@@ -110,8 +110,8 @@ def load_pictures(
 
     Args:
         source: as for ``load_pairs``, whose chosen images are taken, or a table or folder of any of these kinds with
-            columns image, caption and, optionally, weight.
-        keep_ties: take image 0 of a tie; else none.
+            columns image, caption and, optionally, weight. Of labelled ones (column label) the liked are taken.
+        keep_ties: take image 0 of a tie, and disliked pictures; else none.
         split, streaming, limit, seed: as for ``load_pairs``.
 
     Raises:
@@ -182,8 +182,11 @@ def _layouts(units: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _meaning(columns: Sequence[str], keep_ties: bool, chosen_only: bool) -> Meaning:
     """What the rows of a table are that fits the layouts which were asked for."""
+    pairs, unit = PairRows(keep_ties, chosen_only), unit_of(columns)
+    if chosen_only:
+        return LikedRows() if unit == "labelled pictures" and not keep_ties else pairs
     found: dict[str | None, Meaning] = {"labelled pictures": LabelledRows(), "ranked lists": ListRows()}
-    return found.get(None if chosen_only else unit_of(columns), PairRows(keep_ties, chosen_only))
+    return found.get(unit, pairs)
 
 
 class PairDataset:

@@ -23,9 +23,11 @@ from diffusion_align.data import (
     build_cache,
     load_examples,
     load_pairs,
+    load_pictures,
     require_same_data,
 )
 from diffusion_align.data.cache import CacheError
+from diffusion_align.data.types import UNJUDGED, PairRecord
 
 from .test_data import encoded, value
 
@@ -260,3 +262,26 @@ def test_a_limit_draws_some_by_the_seed(tmp_path: Path) -> None:
     keys = [key for batch in islice(iter(loader), 3) for key in batch.keys]
     assert sorted(keys) == [f"row {i}" for i in range(6)]
     assert np.unique(numbers).max() <= 5
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_learns_from_good_pictures_leaves_the_disliked_out(tmp_path: Path, streaming: bool) -> None:
+    """The third is liked, but that is doubted; the fourth is disliked by mistake."""
+    path = parquet(tmp_path / "a.parquet", label=[1, -1, 1, 0, -1, 1], preference=[1.0, 1.0, 0.2, 0.4, 0.9, 0.5])
+    liked = load_pictures(path, streaming=streaming)
+    assert liked.unit == "pictures"
+    assert [row for row, _ in liked.records(liked.numbers())] == [0, 3, 5]
+    counts = {"rows": 6, "without label": 0, "ties": 0, "disliked": 3}
+    assert liked.counts == counts
+    for _, record in liked.records(liked.numbers()):
+        assert isinstance(record, PairRecord)
+        assert (record.preference, record.judgement) == (1.0, UNJUDGED)
+    assert load_pictures(path, streaming=streaming, keep_ties=True).numbers().tolist() == list(range(6))
+
+
+def test_a_folder_without_a_liked_picture_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    folders(tmp_path)
+    for path in (tmp_path / "liked").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no picture is left to use \(.* disliked\)"):
+        load_pictures(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from diffusion_align.pictures import SUFFIXES, CorruptImageError
 
 from ..reading.meaning import Readable
-from ..reading.rows import caption_of, check_weights, image_bytes, weight_of
+from ..reading.rows import DISLIKED, caption_of, check_weights, image_bytes, weight_of
 from ..reading.text_files import text_lines
-from ..types import Judgement, PairRecord, Record
+from ..types import UNJUDGED, Judgement, PairRecord, Record
 from .balance import Summary, labelled_summary
 
 #: Names of folders, which are labels, too.
@@ -121,6 +121,32 @@ class LabelledRows:
         table = examples.cheap_columns()
         labels = [label_of({"label": value}, "") for value in table["label"].to_pylist()]
         return labelled_summary(table["caption"].to_pylist(), labels, _picture_names(examples))
+
+
+@dataclass(frozen=True)
+class LikedRows(LabelledRows):
+    """The same rows for what learns from good pictures alone: the disliked ones are left out.
+
+    A label that is rather wrong than right (``preference`` below 0.5) counts as the other one.
+    """
+
+    unit: str = "pictures"
+
+    def kinds(self, table: pa.Table, where: Callable[[int], str]) -> NDArray[Any]:
+        kinds = super().kinds(table, where)
+        names = [name for name in self.verdict if name in table.column_names]
+        rows = table.select(names).to_pylist()
+        kinds[[(label_of(row, "") > 0) != (surety_of(row, "") >= 0.5) for row in rows]] = DISLIKED
+        return kinds
+
+    def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> Record:
+        return replace(super().record(row, where, key, folder), preference=1.0, judgement=UNJUDGED)
+
+    def known(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return {"preference": 1.0, "weight": weight_of(row, where)}
+
+    def summary(self, examples: Readable) -> Summary:
+        return Summary()
 
 
 def _picture_names(examples: Readable) -> list[str] | None:

@@ -26,14 +26,19 @@ VERDICT = ("label_0", "label_1", "has_label", "preference", SOFT_LABEL)
 #: Columns that are read and checked before the first step: all that count, without the pictures.
 CHEAP = (*VERDICT, "weight", "caption")
 #: Kinds of rows, and what they are called in counts. Those of kind 0 are used.
-USED, UNLABELLED, TIE, UNCAPTIONED = range(4)
+USED, UNLABELLED, TIE, UNCAPTIONED, DISLIKED = range(5)
 KINDS: Mapping[int, str] = MappingProxyType({UNLABELLED: "without label", TIE: "ties", UNCAPTIONED: "without caption"})
+#: Of labelled pictures, for what learns from the liked ones alone.
+KINDS_OF_PICTURES: Mapping[int, str] = MappingProxyType({**KINDS, DISLIKED: "disliked"})
+#: Kinds that are rare, and are only told where there are some.
+RARE = (UNCAPTIONED, DISLIKED)
 
 
 def counted(rows: int, kinds: NDArray[np.uint8] | None = None) -> dict[str, int]:
-    """How many rows there are, and how many are left out and why; a lack of captions is rare and only told if found."""
-    found = np.zeros(len(KINDS) + 1, dtype=int) if kinds is None else np.bincount(kinds, minlength=len(KINDS) + 1)
-    counts = {name: int(found[kind]) for kind, name in KINDS.items() if found[kind] or kind != UNCAPTIONED}
+    """How many rows there are, and how many are left out and why; what is rare is only told if found."""
+    length = len(KINDS_OF_PICTURES) + 1
+    found = np.zeros(length, dtype=int) if kinds is None else np.bincount(kinds, minlength=length)
+    counts = {name: int(found[kind]) for kind, name in KINDS_OF_PICTURES.items() if found[kind] or kind not in RARE}
     return {"rows": rows, **counts}
 
 
