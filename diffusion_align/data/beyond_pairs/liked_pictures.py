@@ -20,7 +20,7 @@ from diffusion_align.pictures import SUFFIXES, CorruptImageError
 from ..reading.meaning import Readable
 from ..reading.rows import DISLIKED, caption_of, check_weights, image_bytes, weight_of
 from ..reading.text_files import text_lines
-from ..types import UNJUDGED, Judgement, PairRecord, Record
+from ..types import UNJUDGED, Judgement, PairRecord
 from .balance import Summary, labelled_summary
 
 #: Names of folders, which are labels, too.
@@ -103,7 +103,7 @@ class LabelledRows:
                 raise ValueError(f"{where(number)}: caption is empty: expected what the picture should show")
         return np.zeros(len(table), dtype=np.uint8)
 
-    def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> Record:
+    def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> PairRecord:
         (name,) = self.pictures(list(row))
         content = image_bytes(row[name], folder, f"{where}, column {name}")
         judgement = Judgement(label_of(row, where))
@@ -139,7 +139,7 @@ class LikedRows(LabelledRows):
         kinds[[(label_of(row, "") > 0) != (surety_of(row, "") >= 0.5) for row in rows]] = DISLIKED
         return kinds
 
-    def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> Record:
+    def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> PairRecord:
         return replace(super().record(row, where, key, folder), preference=1.0, judgement=UNJUDGED)
 
     def known(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
