@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from diffusion_align.rewards import RewardOutput, RewardScorer, load_scorer
     from diffusion_align.training.engine.loop import TrainResult
     from diffusion_align.training.evaluators.config import EvaluatorConfig
-    from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+    from diffusion_align.training.online.config import GRPOConfig, InpaintRLConfig, NFTConfig, RAFTConfig
+    from diffusion_align.training.online.gradients.config import DRaFTConfig
     from diffusion_align.training.online.preference.config import OnlineDPOConfig
     from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
     from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
@@ -46,7 +47,7 @@ _HOMES = {
     "Adapter": "adapters",
     "Conditioning": "adapters",
     "DPOConfig": "training.pairs.config",
-    "DRaFTConfig": "training.online.config",
+    "DRaFTConfig": "training.online.gradients.config",
     "DynamicGuidance": "guidance.dynamic",
     "EvaluatorConfig": "training.evaluators.config",
     "GRPOConfig": "training.online.config",

@@ -17,7 +17,7 @@ from diffusion_align.devices import autocast_dtype, no_autocast
 from diffusion_align.process import Path as NoisePath
 from diffusion_align.process import Prediction, path_of
 
-from .autoencoder import ChunkedVAE, check_vae_batch_size
+from .autoencoder import ChunkedVAE, LatentSpace, check_vae_batch_size
 from .conditioning import Conditioning
 from .families import NetworkInputs, checked_length, encode_prompts, find_family
 from .lora_stack import LoraStack, add_policy
@@ -142,6 +142,11 @@ class Adapter(PipelineParts):
         self.require("vae")
         return self._coder.decode(latents)
 
+    def latent_space(self) -> LatentSpace:
+        """Which latents these are, for networks that were trained on latents."""
+        self.require("vae")
+        return self._coder.space()
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str | None]) -> Conditioning:
         """Conditioning of ``prompts``; None is the pipeline's own null prompt (SDXL: zeros).
@@ -168,8 +173,8 @@ class Adapter(PipelineParts):
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
-        """Run the denoiser on ``x_t`` (B, C, h, w) at times ``t`` (B,) in the unit of ``path``.
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, skipped: tuple[int, ...] = ()) -> Prediction:
+        """Run the denoiser, without its ``skipped`` blocks, on ``x_t`` (B, C, h, w) at times ``t`` (B,) of ``path``.
 
         Raises:
             ValueError: an inpainting model without ``cond.inpaint``, or the other way round; likewise a model that
@@ -191,7 +196,7 @@ class Adapter(PipelineParts):
         cond = cond.of_reference() if self._is_reference else cond
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
         dtype = self.dtype
-        inputs = NetworkInputs(sample.to(dtype), t, cond.to(dtype=dtype))
+        inputs = NetworkInputs(sample.to(dtype), t, cond.to(dtype=dtype), skipped)
         # Weights in the run's half precision compute as the pipeline does. Autocast would take norms in float32 and
         # copy what they give for each product after them: that is a quarter of a step's memory.
         network = self._reference_network if self._is_reference else None
@@ -231,7 +236,8 @@ class Adapter(PipelineParts):
         names = [name for name, _ in self.network.named_modules()]
         missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in names)]
         if missing:
-            raise ValueError(f"lora_target_modules {missing} match no module of the UNet, e.g. 'to_q' or 'to_out.0'")
+            kind, usual = self.family.network_kind, self.family.lora_targets[0]
+            raise ValueError(f"lora_target_modules {missing} match no module of the {kind}, e.g. {usual!r}")
         self._start_on_top()
         add_policy(self.network, rank, alpha or rank, targets, dropout, init, seed)
         self._lora_targets = tuple(targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ LARGEST_CHUNK = 16
 #: With a graph a quarter as many: autograd keeps seven times what decoding alone needs
 #: (tests/training/policy/test_vae_memory.py).
 GRAPH_SHARE = 4
+#: How far latents of one picture may be apart, in shares of their size: half precision makes 0.01 to 0.03 of it.
+ALIKE = 0.1
 
 
 def chunk_size(height: int, width: int, with_graph: bool = False) -> int:
@@ -32,6 +34,48 @@ def check_vae_batch_size(batch_size: int | None) -> None:
     """Raise ValueError unless ``batch_size`` is None or at least 1."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"vae_batch_size {batch_size}: expected at least 1 picture at once")
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Which latents an autoencoder makes: what tells whether a network that was trained on latents can read others.
+
+    Attributes:
+        vae: the autoencoder's class.
+        scale, shift: of latents = (the autoencoder's own - shift) * scale; several numbers are one for each channel.
+        example: a picture that is always the same, encoded: means of its four quarters, by channel. It stands for the
+            weights: a hash of them would be another one in half precision, or where only the decoder was trained on.
+            None: not known, as of published networks.
+    """
+
+    vae: str
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
+    example: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LatentSpace:
+        """What ``dataclasses.asdict`` made, as JSON gives it back.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    def difference(self, other: LatentSpace) -> str | None:
+        """What sets latents of ``other`` apart from these, in words; None: nothing that is known."""
+        for name, own, found in (
+            ("class", self.vae, other.vae), ("scale", self.scale, other.scale), ("shift", self.shift, other.shift)
+        ):  # fmt: skip
+            if own != found:
+                return f"its {name} is {own}, this model's {found}"
+        if self.example is None or other.example is None:
+            return None
+        if len(self.example) != len(other.example):
+            return f"{len(self.example) // 4} channels, this model has {len(other.example) // 4}"
+        apart = sum(abs(own - found) for own, found in zip(self.example, other.example, strict=True))
+        same = apart <= ALIKE * sum(map(abs, self.example))
+        return None if same else "its weights are others: a picture becomes other latents"
 
 
 def stored_dtype(dtype: torch.dtype, overflows: bool, force_upcast: bool) -> torch.dtype:
@@ -86,6 +130,14 @@ class ChunkedVAE:
             return torch.cat([self._decode(part) for part in parts])
         # The VAE draws nothing: there is no random state to bring back.
         return torch.cat([checkpoint(self._decode, p, use_reentrant=False, preserve_rng_state=False) for p in parts])
+
+    def space(self) -> LatentSpace:
+        """Which latents these are."""
+        scale, shift = (tuple(v.flatten().tolist()) if isinstance(v, Tensor) else v for v in self._affine())
+        y, x = torch.meshgrid(*[torch.linspace(-1, 1, 8 * self.scale_factor)] * 2, indexing="ij")
+        mean, _ = self.encode(torch.stack([(3 * x + 2 * y).sin(), (2 * x - 3 * y).cos(), (4 * x * y).sin()])[None])
+        example = torch.nn.functional.adaptive_avg_pool2d(mean, 2).flatten().tolist()
+        return LatentSpace(type(self.vae).__name__, scale, shift, tuple(round(value, 4) for value in example))
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self._affine()

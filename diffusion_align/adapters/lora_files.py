@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion_align.files import read_object, write_whole
 
-from .lora_names import ALPHA, KINDS, MATRIX, OTHER_KINDS, Address, LoraNames, with_text_model
+from .lora_names import ALPHA, KINDS, MATRIX, NUMBERED, OTHER_KINDS, Address, LoraNames, with_text_model
 
 #: Where diffusers' training scripts put a LoRA, and where ``load_lora_weights(folder)`` looks for it.
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -199,7 +199,7 @@ def sort_tensors(
     alphas: dict[Address, float] = {}
     strange = []
     for key, tensor in tensors.items():
-        parsed = MATRIX.fullmatch(key) or ALPHA.fullmatch(key)
+        parsed = NUMBERED.fullmatch(key) or MATRIX.fullmatch(key) or ALPHA.fullmatch(key)
         address = parsed and names.find(parsed["module"])
         if not parsed or address is None:
             strange.append(key)

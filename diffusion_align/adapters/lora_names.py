@@ -14,12 +14,17 @@ from torch import nn
 #: adapter's name may follow the letter), ``X.lora_down.weight`` (kohya), ``X_lora.down.weight``, ``X.lora.down.weight``
 #: and ``X.lora_linear_layer.down.weight`` (older diffusers).
 MATRIX = re.compile(r"(?P<module>.+?)[._](?:lora|lora_linear_layer)[._](?P<kind>A|B|down|up|mid)(?:\.[^.]+)?\.weight")
+#: XLabs' keys of FLUX, whose modules' names end in "lora", "lora1" (picture) or "lora2" (text).
+NUMBERED = re.compile(
+    r"(?P<module>(?:diffusion_model\.)?(?:double|single)_blocks\..+_lora[12]?)\.(?P<kind>down|up)\.weight"
+)
 ALPHA = re.compile(r"(?P<module>.+?)\.alpha")
 KINDS = {"A": "down", "B": "up"}
 #: Other kinds of adapters, by a word that their keys hold.
 OTHER_KINDS = {
     "hada_w": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "boft_": "BOFT",
     "oft_": "OFT", "bundle_emb": "pivotal tuning (embeddings)", "lora_controlnet": "Control-LoRA",
+    "query_norm.scale": "FLUX Control (Depth, Canny)",
 }  # fmt: skip
 #: Attention projections of the text encoders, as early diffusers called them.
 EARLY_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -66,6 +71,7 @@ class LoraNames:
         prefixes: Mapping[str, tuple[str, ...]],
         original_names: Mapping[str, str],
         fused_names: Mapping[str, tuple[str, ...]],
+        other_names: Mapping[str, tuple[str, ...]],
     ) -> LoraNames:
         """The names of a model's modules.
 
@@ -75,6 +81,7 @@ class LoraNames:
             prefixes: kohya's by part; the first is written, all are read.
             original_names: the network's modules in the layout of the original checkpoints.
             fused_names: of that layout, names of several of the network's modules in one.
+            other_names: the same of single trainers, which are read alone.
         """
         addresses: dict[str, Address] = {}
         kohya, original = {}, {}
@@ -103,6 +110,9 @@ class LoraNames:
                 rows[address] = linear.out_features
             for spelled in (name, f"diffusion_model.{name}", script):
                 fused[spelled] = together
+        for name, modules in other_names.items():
+            together = tuple(Address(network_name, module) for module in modules)
+            fused |= dict.fromkeys((name, f"diffusion_model.{name}"), together)
         return cls(addresses, kohya, original, fused, scripts, rows)
 
     def find(self, name: str) -> Address | tuple[Address, ...] | None:

@@ -79,9 +79,10 @@ class LoraStack:
 
     def names(self) -> LoraNames:
         """What files call the model's modules."""
-        parts, network = self.parts, self.family.network_name
-        originals, fused = self.family.original_names(parts[network]), self.family.fused_names(parts[network])
-        return LoraNames.of(parts, network, self.family.lora_prefixes, originals, fused)
+        parts, family = self.parts, self.family
+        network = parts[family.network_name]
+        tables = family.original_names(network), family.fused_names(network), family.other_names(network)
+        return LoraNames.of(parts, family.network_name, family.lora_prefixes, *tables)
 
     def read(self, file: Path) -> dict[Address, LowRank]:
         """A LoRA of this model from a file of any usual layout.

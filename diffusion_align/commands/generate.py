@@ -27,7 +27,7 @@ from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
-from diffusion_align.sampling.control import GuidedCallback, SamplingOptions
+from diffusion_align.sampling.control import GuidedCallback, SamplingOptions, SkippedLayers
 from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
@@ -96,12 +96,19 @@ def draw(
     scheduler = named_scheduler(adapter, options.scheduler)
     negative = options.negative_prompt
     copies = options.particles if options.search in ("best-of-n", "fk") else 1
+    skipped = SkippedLayers(
+        options.skip_guidance_layers, options.skip_layer_guidance_scale, options.skip_layer_guidance_start,
+        options.skip_layer_guidance_stop,
+    )  # fmt: skip
+    if not skipped.layers and skipped != SkippedLayers(()):
+        raise ValueError("skip_layer_guidance_scale, _start and _stop need --skip-guidance-layers")
     sampling = SamplingOptions(
         height=options.height,
         width=options.width,
         batch_size=options.batch_size,
         alignment_strength=options.alignment_strength,
         embedded_guidance=options.embedded_guidance,
+        skipped_layers=skipped if skipped.layers else None,
         on_guided=on_guided,
     )
     common: dict[str, Any] = {

@@ -91,6 +91,14 @@ class GenerateOptions(DrawingOptions, Options):
     embedded_guidance: float | None = None
     """FLUX dev: the scale that the network is told, while --guidance-scale combines two predictions (true guidance, for
     twice the cost). Unset tells it --guidance-scale, in one prediction."""
+    skip_guidance_layers: tuple[int, ...] = ()
+    """SD3.5 medium: skip-layer guidance, away from the prediction without these blocks of the network, e.g. 7 8 9."""
+    skip_layer_guidance_scale: float = 2.8
+    """Its scale."""
+    skip_layer_guidance_start: float = 0.01
+    """Share of the steps after which it begins."""
+    skip_layer_guidance_stop: float = 0.2
+    """Share of the steps before which it ends."""
     guidance_stop: float = 1.0
     """Share of the steps, from the first one on, that are guided; the others take the prompt's prediction alone, for
     half the cost (Step AG). A replay takes it from its record."""

@@ -15,7 +15,7 @@ from diffusion_align.process import log_snr
 from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .guider import StepGuidance, StepView
-from .judges.judge import LatentJudge, check_kinds, load_judge
+from .judges.judge import LatentJudge, check_kinds, check_latents, load_judge
 
 #: Smallest |score| that an improvement is measured against, in standard deviations.
 GUARD = 0.1
@@ -146,6 +146,8 @@ class DynamicGuidance(StepGuidance):
             self._evaluator.to(view.x_t.device)
             check_kinds(self._evaluator, self.kinds)
             self._evaluator.check(view.x_t, view.cond)
+            if view.space is not None:
+                check_latents(self._evaluator, view.space)
             if self.normalise == "population" and not self._evaluator.calibrated:
                 raise ValueError(f"evaluator {self._names[0]} has no statistics: set normalise to candidates")
             with torch.no_grad():

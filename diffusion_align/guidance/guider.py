@@ -13,6 +13,7 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters.autoencoder import LatentSpace
 from diffusion_align.devices import send
 from diffusion_align.process import Level, Output
 from diffusion_align.quiet import unsaid
@@ -46,6 +47,7 @@ class StepView:
         prompts: B.
         again: whether this is a further call of the denoiser in the same step, as Heun's and PNDM's schedulers make
             (``process.model_calls``); ``now`` is where the call is, ``after`` where the step ends.
+        space: says which latents these are; None: nobody knows.
     """
 
     step: int
@@ -59,6 +61,7 @@ class StepView:
     decode: Callable[[Tensor], Tensor]
     prompts: list[str]
     again: bool = False
+    space: Callable[[], LatentSpace] | None = None
 
     def clean(self, output: Tensor) -> Tensor:
         """x0 of a denoiser output for ``x_t``; affine in the output."""

@@ -49,7 +49,7 @@ def step_view(components: Any, block_state: Any, place: int) -> StepView:
     path, call = VariancePreserving.from_scheduler(scheduler), model_calls(scheduler, steps)[place]
     now, after = (Level.from_alpha_bar(s) for s in path.levels(scheduler, steps).alpha_sq[call.step :][:2].tolist())
     cond = Conditioning(block_state.prompt_embeds, getattr(block_state, "pooled_prompt_embeds", None))
-
+    coder = ChunkedVAE(components.vae, scale_factor=components.vae_scale_factor)
     return StepView(
         call.step,
         steps,
@@ -59,9 +59,10 @@ def step_view(components: Any, block_state: Any, place: int) -> StepView:
         cond,
         range(len(block_state.scaled_latents)),
         path.output,
-        ChunkedVAE(components.vae, scale_factor=components.vae_scale_factor).decode,
+        coder.decode,
         prompts_of(getattr(block_state, "prompt", None), len(block_state.scaled_latents)),
         again=not call.opens,
+        space=coder.space,
     )
 
 

@@ -64,8 +64,9 @@ def list_preference_loss(
 
     Returns:
         Metrics are those of ``preference_loss``, and for K = 2 the same: ``implicit_accuracy`` (share of ordered pairs
-        of pictures whose r is in that order), ``margin`` (mean r_i - r_j of them), and of the best (``chosen``) and the
-        worst pictures (``rejected``) of each list errors and rewards; ``chosen_error_up`` of the best; ``moved``.
+        of pictures whose r is in that order), ``margin``, ``abs_margin`` and ``gradient_factor`` (of u = r_i - r_j of
+        them), and of the best (``chosen``) and the worst pictures (``rejected``) of each list errors and rewards;
+        ``chosen_error_up`` of the best; ``moved``.
 
     Raises:
         ValueError: no such loss; targets or options that it does not have.
@@ -144,6 +145,8 @@ def list_metrics(stats: ListStats, rank: Tensor, beta: float) -> dict[str, Tenso
     metrics = {
         "implicit_accuracy": mean_where((apart > 0).to(r), ordered),
         "margin": mean_where(apart, ordered),
+        "abs_margin": mean_where(apart.abs(), ordered),
+        "gradient_factor": mean_where(torch.sigmoid(-apart), ordered),
         "error_chosen": mean_where(stats.error, best),
         "error_rejected": mean_where(stats.error, worst),
         "rewards/chosen": mean_where(r, best),

@@ -101,7 +101,8 @@ def preference_loss(
         pair_beta: (B,) factors of ``beta`` (SmPO, 2506.02698: kappa (2 p - 1)); metrics are those of ``beta``.
 
     Returns:
-        Metrics: ``implicit_accuracy`` (share of u > 0), ``margin`` (mean u), ``error_chosen``, ``error_rejected``,
+        Metrics: ``implicit_accuracy`` (share of u > 0), ``margin`` (mean u), ``abs_margin`` (mean |u|),
+        ``gradient_factor`` (mean sig(-u), the gradients' weight in ``sigmoid``), ``error_chosen``, ``error_rejected``,
         ``rewards/chosen``, ``rewards/rejected``, ``chosen_error_up`` (share of pairs whose chosen image the policy
         predicts worse than the reference does). Reference-free losses give the errors and ``implicit_accuracy``, the
         share of e_w < e_l. Of several losses each one's mean, unweighted, is ``loss/NAME``. Where the statistics have
@@ -175,9 +176,12 @@ def pair_metrics(stats: PairStats, beta: float) -> dict[str, Tensor]:
     if not stats.has_reference:
         return metrics | {"implicit_accuracy": (stats.chosen < stats.rejected).float().mean()}
     r_w, r_l = rewards(stats, beta)
+    u = r_w - r_l
     return metrics | {
         "implicit_accuracy": (r_w > r_l).float().mean(),
-        "margin": (r_w - r_l).mean(),
+        "margin": u.mean(),
+        "abs_margin": u.abs().mean(),
+        "gradient_factor": torch.sigmoid(-u).mean(),
         "rewards/chosen": r_w.mean(),
         "rewards/rejected": r_l.mean(),
         "chosen_error_up": (r_w < 0).float().mean(),

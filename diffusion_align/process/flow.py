@@ -124,6 +124,10 @@ class FlowMatching(PathAlgebra):
             )
         return cls(Shift.of(scheduler.config), scheduler.config.num_train_timesteps)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
     def to(self, device: torch.device | str) -> FlowMatching:
         """It holds nothing."""
         return self

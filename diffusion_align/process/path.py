@@ -48,6 +48,10 @@ class Path(Protocol):
     def num_timesteps(self) -> int:
         """How many training times there are, as ``timestep`` counts them."""
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Least and largest time that there is, as ``draw_times`` takes them."""
+
     def to(self, device: torch.device | str) -> Path:
         """With what it holds on ``device``."""
 
@@ -193,6 +197,10 @@ class VariancePreserving(PathAlgebra):
     @property
     def num_timesteps(self) -> int:
         return len(self.alpha_bar)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return 0, self.num_timesteps
 
     def to(self, device: torch.device | str) -> VariancePreserving:
         """With its table on ``device``."""

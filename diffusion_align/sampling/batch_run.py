@@ -112,6 +112,7 @@ class BatchRun:
                 adapter.decode,
                 self.prompts,
                 again=not call.opens,
+                space=adapter.latent_space,
             )
             with torch.set_grad_enabled(bool(self.traced(call.step).any())):
                 output = self.guided(view, times[place])
@@ -170,7 +171,11 @@ class BatchRun:
         for branch, output in zip(branches, outputs, strict=True):
             branch.noise_pred = output
         combined: Tensor = guider(branches).pred
-        return combined
+        skipped = self.plan.skipped
+        if skipped is None or len(branches) == 1 or not skipped.at(view.step, view.num_steps):
+            return combined
+        without = self.predict(view.x_t, t, self.cond, strength, skipped.layers)
+        return combined + skipped.scale * (outputs[0] - without)
 
     @torch.no_grad()
     def plain(self, view: StepView, t: Tensor, model: Adapter | None = None) -> tuple[Tensor, Tensor]:
@@ -212,14 +217,16 @@ class BatchRun:
             untraced = self.predict(x_t[rest], t, cond[rest], strength)
         return torch.cat([traced, untraced])[rows.argsort()]
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float) -> Tensor:
-        """Denoiser output of policy and reference, mixed by the alignment strength."""
+    def predict(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, strength: float, skipped: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Denoiser output of policy and reference, without ``skipped`` blocks, mixed by the alignment strength."""
         adapter, timesteps = self.adapter, t.expand(len(x_t))
         self.calls += len(x_t) * (1 if strength in (0, 1) else 2)
         if strength == 1:
-            return adapter.predict(x_t, timesteps, cond).output
+            return adapter.predict(x_t, timesteps, cond, skipped).output
         with adapter.reference():
-            reference = adapter.predict(x_t, timesteps, cond).output
+            reference = adapter.predict(x_t, timesteps, cond, skipped).output
         if strength == 0:
             return reference
-        return reference + strength * (adapter.predict(x_t, timesteps, cond).output - reference)
+        return reference + strength * (adapter.predict(x_t, timesteps, cond, skipped).output - reference)

@@ -64,6 +64,47 @@ GuidedCallback: TypeAlias = Callable[[GuidedStep], None]
 StepCallback: TypeAlias = Callable[[Moment], Tensor | None]
 
 
+@dataclass(frozen=True)
+class SkippedLayers:
+    """Skip-layer guidance (SD3.5 medium): what two predictions are combined to moves on by ``scale`` (v - v_skipped),
+    where v_skipped is the prompt's prediction v by the network without some of its blocks; one call more in such steps.
+
+    Attributes:
+        layers: numbers of these blocks.
+        start, stop: shares of the steps, between which it is done: start N < step < stop N, as in diffusers' pipeline.
+    """
+
+    layers: tuple[int, ...]
+    scale: float = 2.8
+    start: float = 0.01
+    stop: float = 0.2
+
+    def at(self, step: int, steps: int) -> bool:
+        """Whether it is done in ``step`` (from 0) of ``steps``."""
+        return self.start * steps < step < self.stop * steps
+
+    def check(self, adapter: Adapter, steps: int) -> None:
+        """Whether the model has the blocks, and some of ``steps`` are guided so.
+
+        Raises:
+            ValueError: not.
+        """
+        blocks = adapter.family.skippable
+        if blocks is None:
+            raise ValueError(
+                f"skip_guidance_layers is for SD3 and SD3.5, which can leave out blocks, a {adapter.family.name} model's "
+                "network cannot: leave it unset"
+            )
+        count = len(getattr(adapter.network, blocks))
+        if not all(0 <= layer < count for layer in self.layers):
+            raise ValueError(f"skip_guidance_layers {list(self.layers)}: this network has blocks 0 to {count - 1}")
+        if not any(self.at(step, steps) for step in range(steps)):
+            raise ValueError(
+                f"skip_guidance_layers would be used in none of the {steps} steps: none lies between "
+                f"skip_layer_guidance_start {self.start:g} and skip_layer_guidance_stop {self.stop:g} of them"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """What few callers of :func:`~diffusion_align.sampling.sampler.sample` change.
@@ -84,6 +125,7 @@ class SamplingOptions:
             None keeps none. No graph leads from one step to the next.
         embedded_guidance: of models that take the guidance scale as an input (FLUX dev): the scale that they are given
             while ``guidance`` combines two predictions (true guidance, twice the cost); None gives them ``guidance``.
+        skipped_layers: skip-layer guidance; None: none.
         copies: images come in runs of this many that are equal up to and including a step (one number for all
             steps or one per step): the step is predicted once for each run. ``batch_size`` must be a multiple.
     """
@@ -100,6 +142,7 @@ class SamplingOptions:
     graph: Tensor | None = None
     copies: int | Sequence[int] = 1
     embedded_guidance: float | None = None
+    skipped_layers: SkippedLayers | None = None
 
 
 #: Nothing changed.
@@ -117,6 +160,7 @@ class StepPlan:
         graph: (steps, N) bool, which predictions keep their graph.
         two_branches: whether prompts may be combined with null prompts; else the network is given the scale, or none.
         on_guided: called after every combination of predictions.
+        skipped: skip-layer guidance.
     """
 
     etas: list[float]
@@ -125,6 +169,7 @@ class StepPlan:
     graph: Tensor
     two_branches: bool = True
     on_guided: GuidedCallback | None = None
+    skipped: SkippedLayers | None = None
 
     @classmethod
     def make(
@@ -147,7 +192,7 @@ class StepPlan:
         if any(batch % run or images % run for run in runs):
             raise ValueError(f"copies: batches of {batch} of {images} images cut through runs of {max(runs)}")
         graph = torch.zeros(steps, images, dtype=torch.bool) if options.graph is None else options.graph
-        return cls(etas, strengths, runs, graph, two_branches, options.on_guided)
+        return cls(etas, strengths, runs, graph, two_branches, options.on_guided, options.skipped_layers)
 
 
 def _per_step(name: str, given: float | Sequence[float], steps: int) -> list[float]:

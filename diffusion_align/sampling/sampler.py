@@ -133,6 +133,10 @@ def sample(
     plan = StepPlan.make(num_inference_steps, len(prompts), eta, options, two_branches)
     if any(value != 1 for value in plan.strengths) and not adapter.has_reference:
         raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
+    if options.skipped_layers is not None:
+        options.skipped_layers.check(adapter, num_inference_steps)
+        if isinstance(guidance, float | int) and guidance <= 1:
+            raise ValueError(f"skip_guidance_layers needs guidance by two predictions: guidance scale {guidance:g}")
     guider = as_guider(guidance)
     parts: list[Samples] = []
     for start in range(0, len(prompts), options.batch_size):

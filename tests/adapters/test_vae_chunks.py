@@ -36,7 +36,8 @@ from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.evaluators.config import EvaluatorConfig
 from diffusion_align.training.evaluators.noisy_pairs import EncodedPairs
 from diffusion_align.training.methods import build_job
-from diffusion_align.training.online.config import DRaFTConfig, RAFTConfig
+from diffusion_align.training.online.config import RAFTConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.online.rollout import RolloutEngine
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.pairs.job import dpo_job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch.nn.functional import linear, normalize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from benchmarks.sdxl import UNET as SDXL
-from diffusion_align.adapters import Conditioning, load_adapter
+from diffusion_align.adapters import Adapter, Conditioning, load_adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
-from diffusion_align.guidance.judges.judge import load_judge
+from diffusion_align.guidance.judges.judge import check_latents, load_judge
 from diffusion_align.guidance.judges.latent_clip import SCALING, build, load_latent_clip
 from diffusion_align.guidance.judges.lrm import LatentRewardModel, load_lrm
+from diffusion_align.guidance.judges.published_latents import PUBLISHED_LATENTS
 from diffusion_align.process import log_snr
 from diffusion_align.rewards.weights import load_exactly
 from diffusion_align.sampling.control import SamplingOptions
@@ -38,6 +40,13 @@ def small_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One head of the published width, latents of 16 x 16 in patches of 4."""
     for name, value in {"VISION_WIDTH": 64, "TEXT_WIDTH": 64, "HEAD_WIDTH": 64, "SIZE": 16, "PATCH": 4}.items():
         monkeypatch.setattr(rc, name, value)
+
+
+def with_sdxls_scale(folder: Path) -> Adapter:
+    """The tiny model, whose latents are scaled as those that published judges know."""
+    adapter = load_adapter(folder)
+    adapter.vae.register_to_config(scaling_factor=SCALING)
+    return adapter
 
 
 def latent_clip_weights() -> rc.Weights:
@@ -212,20 +221,19 @@ def test_lrm_is_the_scaled_cosine_of_guided_stages(name: str, read: Any, request
 
 @pytest.mark.slow
 def test_lrm_refuses_the_other_models_latents(lrm_folder: Path, sd_lrm_folder: Path) -> None:
-    latents, pooled = torch.zeros(3, 4, 8, 8), Conditioning(torch.zeros(3, 1, 1), torch.zeros(3, 1))
-    load_lrm(lrm_folder).check(latents, pooled)
-    load_lrm(sd_lrm_folder).check(latents, NOTHING)
-    with pytest.raises(ValueError, match="LRM reads SDXL latents, found those of SD: expected SD's LRM"):
-        load_lrm(lrm_folder).check(latents, NOTHING)
-    with pytest.raises(ValueError, match="LRM reads SD latents, found those of SDXL: expected SDXL's LRM"):
-        load_lrm(sd_lrm_folder).check(latents, pooled)
+    judges = {"SDXL": load_lrm(lrm_folder), "SD": load_lrm(sd_lrm_folder)}
+    for base, judge in judges.items():
+        for found, space in PUBLISHED_LATENTS.items():
+            refused = pytest.raises(ValueError, match=r"another autoencoder \(its scale is 0\.1.*: train one with")
+            with nullcontext() if found == base else refused:
+                check_latents(judge, lambda space=space: space)  # type: ignore[misc]
 
 
 def test_latent_clip_refuses_sds_latents(small_towers: None, tmp_path: Path) -> None:
     judge = load_latent_clip(save_latent_clip(tmp_path, latent_clip_weights()))
-    judge.check(torch.zeros(3, 4, 16, 16), Conditioning(torch.zeros(3, 1, 1), torch.zeros(3, 1)))
-    with pytest.raises(ValueError, match="Latent-CLIP reads SDXL latents, found those of SD"):
-        judge.check(torch.zeros(3, 4, 16, 16), NOTHING)
+    check_latents(judge, lambda: PUBLISHED_LATENTS["SDXL"])
+    with pytest.raises(ValueError, match=r"its scale is 0.13025, this model's 0.18215"):
+        check_latents(judge, lambda: PUBLISHED_LATENTS["SD"])
 
 
 def test_a_broken_lrm_of_sd_is_named(sd_lrm_folder: Path, tmp_path: Path) -> None:
@@ -321,7 +329,7 @@ def test_a_broken_lrm_folder_is_named(
 def test_a_published_judge_chooses_scales(
     small_towers: None, lrm_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
-    adapter = load_adapter(sdxl_folder)
+    adapter = with_sdxls_scale(sdxl_folder)
     names = {"alignment": f"latent-clip:{save_latent_clip(tmp_path, latent_clip_weights())}",
              "preference": f"lrm:{lrm_folder}"}  # fmt: skip
     for kind, name in names.items():
@@ -351,7 +359,7 @@ def test_latent_clip_is_shown_predictions_of_clean_latents(
     guider = DynamicGuidance("given", ("alignment",), candidates=(3.0,))
     guider.use(judge, [])
     sample(
-        load_adapter(sdxl_folder), PROMPTS, num_inference_steps=3, guidance=guider, seeds=[1, 2, 3],
+        with_sdxls_scale(sdxl_folder), PROMPTS, num_inference_steps=3, guidance=guider, seeds=[1, 2, 3],
         options=SamplingOptions(callback=lambda moment: predicted.append(moment.x0)),
     )  # fmt: skip
     for one, two in zip(shown, predicted, strict=True):
@@ -360,7 +368,7 @@ def test_latent_clip_is_shown_predictions_of_clean_latents(
 
 @pytest.mark.slow
 def test_a_published_judge_says_what_it_cannot_do(small_towers: None, sdxl_folder: Path, tmp_path: Path) -> None:
-    adapter = load_adapter(sdxl_folder)
+    adapter = with_sdxls_scale(sdxl_folder)
     name = f"latent-clip:{save_latent_clip(tmp_path, latent_clip_weights())}"
     with pytest.raises(ValueError, match="evaluator judges alignment, not preference"):
         sample(adapter, PROMPTS, num_inference_steps=2, guidance=DynamicGuidance(name), seeds=[1, 2, 3])

@@ -24,7 +24,8 @@ from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.guard import FiniteGuard
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.methods import build_job
-from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig
+from diffusion_align.training.online.config import GRPOConfig, NFTConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.pairs import loading as source
 from diffusion_align.training.pairs import remembering
 from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig

@@ -27,11 +27,16 @@ def take_towers(evaluator: LatentEvaluator, other: LatentEvaluator, name: str) -
     """Copy the towers of ``other``, called ``name``, and freeze them.
 
     Raises:
-        ValueError: they are of other shapes.
+        ValueError: they are of other shapes, or were trained on the latents of another autoencoder.
     """
-    shapes = [replace(each.settings, kinds=KINDS, preference_loss="bradley_terry") for each in (evaluator, other)]
+    plain: dict[str, Any] = {"kinds": KINDS, "preference_loss": "bradley_terry", "latents": None}
+    shapes = [replace(each.settings, **plain) for each in (evaluator, other)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"towers = {name!r}: is of {shapes[1]}, expected {shapes[0]}")
+    if evaluator.latents is not None and other.latents is not None:
+        difference = other.latents.difference(evaluator.latents)
+        if difference is not None:
+            raise ValueError(f"towers = {name!r}: was trained on the latents of another autoencoder ({difference})")
     evaluator.picture.load_state_dict(other.picture.state_dict())
     evaluator.prompt.load_state_dict(other.prompt.state_dict())
     evaluator.picture.requires_grad_(False)
@@ -95,13 +100,14 @@ def evaluator_job(
     null = adapter.null_conditioning(1)
     settings = EvaluatorSettings(
         adapter.latent_channels,
-        adapter.network.config.sample_size,
+        adapter.family.default_side(adapter.network.config),
         null.embeds.shape[-1],
         0 if null.pooled is None else null.pooled.shape[-1],
         tuple(config.kinds),
         config.width,
         config.features,
         config.loss_type,
+        adapter.latent_space(),
     )
     torch.manual_seed(config.seed)
     evaluator = LatentEvaluator(settings).to(accelerator.device)

@@ -15,11 +15,10 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch
 from diffusion_align.guidance.judges.evaluator import BINS, HIGH, LOW, LatentEvaluator
 from diffusion_align.objectives.ranking import bradley_terry_loss, thurstone_logit, thurstone_loss
-from diffusion_align.process import log_snr
 from diffusion_align.process.levels import from_log_snr
 
 from .config import EvaluatorConfig
-from .noisy_pairs import EncodedPairs, NoisyBatch, known_scales, noised, seeded_batches
+from .noisy_pairs import EncodedPairs, NoisyBatch, known_scales, log_snrs, noised, seeded_batches
 
 #: Bins of timesteps that calibration is reported in.
 CALIBRATION_BINS = 5
@@ -86,7 +85,7 @@ class EvaluatorMethod:
         prompts = [prompt for batch in moved.values() for prompt in batch.pairs.prompts]
         x_t = torch.cat([noised(self.adapter, batch) for batch in moved.values()], dim=1).flatten(0, 1)
         t = torch.cat([batch.t for batch in moved.values()]).repeat(2)
-        level = log_snr(self.adapter.path.at(t).alpha_sq.flatten())
+        level = log_snrs(self.adapter, t)
         with self.autocast():
             pictures, texts = self.trained.module(x_t, level, self.adapter.encode_prompts(prompts))
         pictures, texts = pictures.float().unflatten(0, (2, -1)), texts.float()
@@ -174,7 +173,7 @@ class EvaluatorMethod:
         first, second = self.pair_scores("preference", batch, pictures, texts)
         if self.trained.evaluator.settings.thurstone:
             return thurstone_loss(self.logit(first - second, batch.t), batch.pairs.labels[:, 0])
-        weight = self.adapter.path.at(batch.t).alpha_sq.flatten()
+        weight = self.adapter.path.at(batch.t).preserving().alpha_sq.flatten()
         return bradley_terry_loss(first - second, batch.pairs.labels[:, 0], weight)
 
     def logit(self, difference: Tensor, t: Tensor) -> Tensor:
@@ -244,13 +243,13 @@ def evaluate(
     times: list[Tensor] = []
     for batch in seeded_batches(examples, adapter.path):
         batch = batch.to(adapter.device)
-        level = log_snr(adapter.path.at(batch.t).alpha_sq.flatten())
+        level = log_snrs(adapter, batch.t)
         texts = evaluator.text(adapter.encode_prompts(batch.pairs.prompts))
         sides = [
             evaluator.raw(evaluator.picture(side, level), texts, scales)
             for side, scales in zip(noised(adapter, batch), known_scales(batch.pairs), strict=True)
         ]
-        times.append(batch.t)
+        times.append(adapter.path.timestep(batch.t))
         if "preference" in evaluator.settings.kinds:
             probability = method.probability(sides[0]["preference"] - sides[1]["preference"], batch.t)
             confidence.append(torch.maximum(probability, 1 - probability))

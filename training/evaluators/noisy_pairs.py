@@ -14,7 +14,7 @@ from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from diffusion_align.data.comparisons import ComparisonExample
 from diffusion_align.data.types import CorruptImageError
-from diffusion_align.process import Path
+from diffusion_align.process import Path, log_snr
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
@@ -26,7 +26,7 @@ class NoisyBatch:
     Attributes:
         pairs: ``images`` are latents (2, B, C, h, w) float32; ``labels`` (B, 1 + aspects).
         targets: (2, B) the teacher's standardised scores, or None.
-        t: (B,) timesteps; both pictures of a pair share it and ``noise`` (B, C, h, w).
+        t: (B,) times, in the unit of the path; both pictures of a pair share it and ``noise`` (B, C, h, w).
     """
 
     pairs: ComparisonBatch
@@ -113,7 +113,7 @@ def collate_noisy(
     return NoisyBatch(
         pairs,
         torch.stack(targets, dim=1) if targets else None,
-        path.draw_times(generators(numbers, TIMESTEP), 0, path.num_timesteps),
+        path.draw_times(generators(numbers, TIMESTEP), *path.span),
         normal(numbers, NOISE, pairs.images.shape[2:]),
     )
 
@@ -124,9 +124,15 @@ def known_scales(pairs: ComparisonBatch) -> Tensor:
 
 
 def noised(adapter: Adapter, batch: NoisyBatch) -> Tensor:
-    """Both pictures at the pair's level with the pair's noise, (2, B, C, h, w)."""
-    sides = [adapter.path.noise(side, batch.noise, batch.t) for side in batch.pairs.images]
-    return torch.stack(sides)
+    """Both pictures at the pair's level with the pair's noise, as a variance-preserving path has them, (2, B, C, h, w):
+    guidance shows evaluators the latents of every path so."""
+    level = adapter.path.at(batch.t)
+    return torch.stack([level.rescaled(adapter.path.noise(side, batch.noise, batch.t)) for side in batch.pairs.images])
+
+
+def log_snrs(adapter: Adapter, t: Tensor) -> Tensor:
+    """Of the levels at times t (B,), (B,) float32."""
+    return log_snr(adapter.path.at(t).preserving().alpha_sq.flatten())
 
 
 def seeded_batches(examples: EncodedPairs, path: Path, batch_size: int = 64) -> Iterator[NoisyBatch]:

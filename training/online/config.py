@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from diffusion_align.training.engine.config import (
-    Fraction,
     NonNegative,
     NonNegativeFloat,
     PlanNotes,
@@ -29,6 +28,7 @@ class OnlineConfig(TrainingData, TrainConfig):
     """What every method that learns from its own pictures shares."""
 
     takes_scorer: ClassVar[bool] = True
+    guidance_settings: ClassVar[tuple[str, ...]] = (*TrainConfig.guidance_settings, "guidance_scale")
     changeable: ClassVar[frozenset[str]] = frozenset({"scorer_timeout", "max_corrupt"})
     stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"spread"}
 
@@ -60,7 +60,8 @@ class OnlineConfig(TrainingData, TrainConfig):
 
     @property
     def guided_rows(self) -> int:
-        """Rows of the network for one guided prediction."""
+        """Rows of the network for one guided prediction, by two predictions where the model is not told the scale
+        (``guided_by``)."""
         return 2 if self.guidance_scale > 1 else 1
 
     def validation_data(self) -> ValidationData:
@@ -348,53 +349,3 @@ class RAFTConfig(Keeping, RenoisingConfig):
     def check(self) -> None:
         self.check_keeping(self.num_generations, self.zero_advantage)
         super().check()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DRaFTConfig(OnlineConfig):
-    """Reward gradients through the last sampling steps and the VAE (DRaFT 2309.17400, AlignProp, ReFL 2304.05977)."""
-
-    method: ClassVar[str] = "draft"
-
-    gradient_steps: Positive = 1
-    """Last sampling steps that the gradient goes through (DRaFT-K)."""
-    lv_repeats: Positive = 1
-    """With gradient_steps 1: average over this many re-noised copies of the last step (DRaFT-LV)."""
-    last_time: Fraction | None = None
-    """Flow models: the picture is predicted from the last step whose time is at least this; unset: 0.1."""
-    random_last_step: bool = False
-    """ReFL: predict the picture from a random late step instead of finishing the sampling."""
-    reward_loss: Literal["linear", "hinge"] = "linear"
-    """Minus the reward, or ReFL's max(0, reward_margin - reward)."""
-    reward_margin: float = 2.0
-    """Margin of the hinge."""
-    kl_beta: NonNegativeFloat = 0.0
-    """Weight of the squared distance to the reference's predictions in the differentiated steps."""
-
-    def check(self) -> None:
-        super().check()
-        if self.gradient_steps > self.num_inference_steps:
-            raise ValueError(
-                f"gradient_steps = {self.gradient_steps}: there are {self.num_inference_steps} sampling steps"
-            )
-        if self.lv_repeats > 1 and (self.gradient_steps > 1 or self.random_last_step):
-            raise ValueError("lv_repeats re-noises the last step: it needs gradient_steps 1 and random_last_step false")
-
-    def memory_needs(self) -> MemoryNeeds:
-        decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * self.lv_repeats)
-        passes, rows = self.gradient_steps * self.lv_repeats, self.guided_rows
-        return MemoryNeeds(self.resolution, rows=rows, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)
-
-    def work(self) -> Work:
-        trained = self.gradient_steps * self.lv_repeats
-        steps = float(self.num_inference_steps)
-        if self.random_last_step:  # any of the last third
-            steps -= (max(self.num_inference_steps // 3, 1) - 1) / 2
-        drawn = steps - self.gradient_steps + (1 if self.lv_repeats > 1 else 0)
-        calls = {"drawing": drawn} | ({"reference": trained} if self.kl_beta else {})
-        return Work(
-            "picture",
-            trained=trained * self.guided_rows,
-            forward={part: count * self.guided_rows for part, count in calls.items()},
-            vae={"decode_with_graph": self.lv_repeats},
-        )

@@ -245,7 +245,7 @@ class DPOConfig(PairSwitches, ListData, PreferenceSettings, ReferencedConfig, Ju
 
     method: ClassVar[str] = "dpo"
     changeable: ClassVar[frozenset[str]] = frozenset({"reference_cache", "entanglement_steps"})
-    stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"entanglement"}
+    stop_rules: ClassVar[frozenset[str]] = TrainConfig.stop_rules | {"entanglement", "large_margins"}
     for_pairs: ClassVar[tuple[str, ...]] = (
         *PreferenceSettings.for_pairs, "pair_beta", "linear_eta", "margin_dropout", "swap_labels",
     )  # fmt: skip

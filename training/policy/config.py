@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from diffusion_align.training.engine.config import (
     Fraction,
@@ -21,7 +21,7 @@ from .model_options import TrainedModelOptions
 from .watching.watch_limits import LEAST_HELD_OUT, LEAST_PROMPTS
 
 #: What may stop a run, by the name of its rule (docs/diagnostics.md).
-StopRule = Literal["alarm", "artefacts", "held_out", "kl_budget", "spread", "entanglement"]
+StopRule = Literal["alarm", "artefacts", "held_out", "kl_budget", "spread", "entanglement", "large_margins"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,9 @@ class TrainConfig(TrainedModelOptions, RunConfig):
 
     #: Rules that a run of this method has.
     stop_rules: ClassVar[frozenset[str]] = frozenset({"alarm", "artefacts", "held_out", "kl_budget"})
+
+    #: Settings that are guidance scales of pictures.
+    guidance_settings: ClassVar[tuple[str, ...]] = ("validation_guidance_scale",)
 
     # -- model
     init_weights: str | None = None
@@ -248,6 +251,11 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     def validation_data(self) -> ValidationData:
         """What policy and base are compared on."""
         return ValidationData()
+
+    def guided_by(self, guidance: Literal["cfg", "embedded", "none"]) -> Self:
+        """The settings as costs are counted for a model that is guided so (``Family.guidance``): only "cfg" takes two
+        predictions above scale 1."""
+        return self if guidance == "cfg" else replace(self, **dict.fromkeys(self.guidance_settings, 1.0))
 
     def memory_needs(self) -> MemoryNeeds:
         """What the memory of the run depends on, beside its weights and its optimiser."""

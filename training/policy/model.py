@@ -8,8 +8,10 @@ import torch
 
 from diffusion_align.adapters import PARTS, Adapter, Part, load_adapter
 from diffusion_align.devices import DTYPES
+from diffusion_align.training.engine.sharding import shards
 
 from .config import TrainConfig
+from .costs.relief import check_room
 from .model_options import ModelOptions
 
 
@@ -57,6 +59,9 @@ def load_policy_model(config: TrainConfig, device: torch.device | str, parts: Co
     Args:
         parts: what is loaded. All is with ``init_weights``, which may belong to any of them.
     """
+    place = torch.device(device)
+    if place.type == "cuda" and "network" in parts and not shards():  # what is cut over processes needs less on each
+        check_room(config, torch.cuda.get_device_properties(place).total_memory)
     dtype = DTYPES[config.weight_dtype]
     adapter = load_model(
         config,

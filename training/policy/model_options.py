@@ -48,9 +48,9 @@ class ModelOptions(VAEOptions):
 
     def model_flags(self) -> list[str]:
         """Flags with which other commands load the same model."""
-        names = ("variant", "revision", "vae", "model_config", "family", "prediction_type")
+        names = ("variant", "revision", "vae", "model_config", "family", "prediction_type", "max_sequence_length")
         given = {"model": self.model} | {name: value for name in names if (value := getattr(self, name)) is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @dataclass(frozen=True, kw_only=True)

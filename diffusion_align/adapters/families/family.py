@@ -26,11 +26,13 @@ class NetworkInputs:
         x_t: (B, C, h, w) noisy latents, with mask and masked image where the model repaints.
         t: (B,) times, in the unit of the model's path.
         cond: (B) conditioning.
+        skipped: numbers of the blocks that are left out, of networks that can (``Family.skippable``).
     """
 
     x_t: Tensor
     t: Tensor
     cond: Conditioning
+    skipped: tuple[int, ...] = ()
 
 
 class Family(Protocol):
@@ -40,6 +42,7 @@ class Family(Protocol):
         name: for messages.
         pipelines: diffusers' pipeline classes, by the name that says what a single file holds.
         network_name: the denoiser's attribute in a pipeline, and its folder.
+        network_kind: what people call it.
         text_encoder_names: attributes of the text encoders.
         lora_targets: names of the modules that get a LoRA by default.
         lora_prefixes: kohya's prefixes of LoRA names, by part of the pipeline; the first is written, all are read.
@@ -51,12 +54,14 @@ class Family(Protocol):
         overflows: whether its networks leave the range of half precision (fp16).
         vae_overflows: whether its VAEs leave the range of half precision, unless their config says
             ``force_upcast: false``.
+        skippable: the network's attribute with the blocks that a pass may leave out; None: it cannot.
         modular: whether diffusers has a modular text-to-image pipeline of it that our guiders fit.
     """
 
     name: str
     pipelines: Mapping[str, type]
     network_name: str
+    network_kind: str
     text_encoder_names: tuple[str, ...]
     lora_targets: tuple[str, ...]
     lora_prefixes: Mapping[str, tuple[str, ...]]
@@ -67,6 +72,7 @@ class Family(Protocol):
     patch: int
     overflows: bool
     vae_overflows: bool
+    skippable: str | None
     modular: bool
 
     def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
@@ -140,6 +146,9 @@ class Family(Protocol):
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         """The network's modules whose weights the original layout holds in one, rows one after the other, by its name;
         of transformers also those that are alone. Empty where ``original_names`` says it."""
+
+    def other_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        """The same by names that are read alone, of single trainers; matrices ``NAME.down.weight`` and ``.up``."""
 
     def model_spec(self, pipeline: Any) -> dict[str, str]:
         """What the header of a LoRA file says of its base model: ``modelspec.*`` and kohya's ``ss_*`` fields."""

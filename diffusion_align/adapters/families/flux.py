@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_align.adapters.conditioning import Conditioning
 
 from .family import Guidance, NetworkInputs
-from .fused_names import flux_names
+from .fused_names import flux_names, xlabs_names
 from .transformer import JOINT_ATTENTION, FlowFamily
 from .understood_flow import takes
 
@@ -94,6 +94,9 @@ class Flux(FlowFamily):
 
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return flux_names(network)
+
+    def other_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        return xlabs_names(network)
 
     def architecture(self, network_config: Any) -> dict[str, str]:
         kind = "dev" if network_config.guidance_embeds else "schnell"

@@ -65,5 +65,26 @@ def flux_names(network: Any) -> Mapping[str, tuple[str, ...]]:
             yield f"{theirs}.modulation.lin", (f"{ours}.norm.linear",)
         yield "img_in", ("x_embedder",)
         yield "txt_in", ("context_embedder",)
+        for theirs, ours in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance")):
+            for layer, number in (("in", 1), ("out", 2)):
+                yield f"{theirs}_in.{layer}_layer", (f"time_text_embed.{ours}_embedder.linear_{number}",)
+        yield "final_layer.linear", ("proj_out",)
+
+    return present(network, names())
+
+
+def xlabs_names(network: Any) -> Mapping[str, tuple[str, ...]]:
+    """diffusers' modules by the names of XLabs' trainer, whose attention processors number picture (1) and text (2)."""
+
+    def names() -> Iterator[tuple[str, tuple[str, ...]]]:
+        for i in range(len(network.transformer_blocks)):
+            ours = f"transformer_blocks.{i}.attn"
+            for number, projections, out in ((1, PICTURE, "to_out.0"), (2, TEXT, "to_add_out")):
+                yield f"double_blocks.{i}.qkv_lora{number}", tuple(f"{ours}.{name}" for name in projections)
+                yield f"double_blocks.{i}.proj_lora{number}", (f"{ours}.{out}",)
+        for i in range(len(network.single_transformer_blocks)):
+            ours = f"single_transformer_blocks.{i}"
+            yield f"single_blocks.{i}.qkv_lora", tuple(f"{ours}.attn.{name}" for name in PICTURE)
+            yield f"single_blocks.{i}.proj_lora", (f"{ours}.proj_out",)
 
     return present(network, names())

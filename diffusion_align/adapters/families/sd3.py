@@ -35,6 +35,7 @@ class StableDiffusion3(FlowFamily):
     }
     blocks = ("JointTransformerBlock",)
     conditioning_fields: Mapping[str, Collection[Any]] = {"patch_size": (2,)}
+    skippable: str | None = "transformer_blocks"
 
     def default_length(self, network_config: Any) -> int | None:
         return T5_TOKENS
@@ -57,6 +58,7 @@ class StableDiffusion3(FlowFamily):
             timestep=1000 * inputs.t,  # float32 in every precision, as the pipeline gives it
             encoder_hidden_states=cond.embeds,
             pooled_projections=cond.pooled,
+            skip_layers=list(inputs.skipped) or None,
         ).sample
         return output
 

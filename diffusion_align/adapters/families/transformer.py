@@ -39,6 +39,7 @@ class FlowFamily(ABC):
     needed: tuple[str, ...]
     blocks: tuple[str, ...]
     network_name: str = "transformer"
+    network_kind: str = "transformer"
     lora_targets: tuple[str, ...] = JOINT_ATTENTION
     scripts_name_original_blocks: bool = True
     conditioning_fields: Mapping[str, Collection[Any]] = {}
@@ -48,6 +49,7 @@ class FlowFamily(ABC):
     packed: int = 1
     overflows: bool = False
     vae_overflows: bool = True
+    skippable: str | None = None
     modular: bool = False
 
     def matches(self, parts: Mapping[str, Any], network_config: Mapping[str, Any]) -> bool:
@@ -103,6 +105,9 @@ class FlowFamily(ABC):
         return self.encode(pipeline, [""], length)
 
     def original_names(self, network: Any) -> Mapping[str, str]:
+        return {}
+
+    def other_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return {}
 
     def architecture(self, network_config: Any) -> dict[str, str]:

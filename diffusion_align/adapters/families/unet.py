@@ -39,6 +39,7 @@ class UNetFamily:
     """Classifier-free guidance of a UNet; see :class:`~.family.Family` for what each member means."""
 
     network_name: str = "unet"
+    network_kind: str = "UNet"
     #: diffusers' attention projections: what its own LoRA scripts train.
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_prefixes: Mapping[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ class UNetFamily:
     latent_fields: Collection[str] = ("scaling_factor",)
     patch: int = 1
     overflows: bool = False
+    skippable: str | None = None
 
     def check(self, pipeline: Any) -> None:
         check_understood(pipeline, self.conditioning_fields, self.latent_fields)
@@ -103,6 +105,9 @@ class UNetFamily:
         return original_unet_names(network)
 
     def fused_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    def other_names(self, network: Any) -> Mapping[str, tuple[str, ...]]:
         return {}
 
     def model_spec(self, pipeline: Any) -> dict[str, str]:

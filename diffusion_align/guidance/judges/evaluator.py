@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, silu
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters.autoencoder import LatentSpace
 from diffusion_align.files import load_tensors, read_object, save_tensors, sealed_folder, verify_folder, write_whole
 from diffusion_align.names import hint
 from diffusion_align.shipped import SHIPPED_EVALUATORS, shipped_path
@@ -41,6 +42,7 @@ class EvaluatorSettings:
         features: width of the picture's and the prompt's embeddings.
         preference_loss: what the kind preference was trained with: "bradley_terry", or "thurstone", which learned the
             variance of its scores, too.
+        latents: which autoencoder's latents it was trained on; None: an earlier version did not note it.
     """
 
     latent_channels: int
@@ -51,6 +53,7 @@ class EvaluatorSettings:
     width: int = 48
     features: int = 128
     preference_loss: str = "bradley_terry"
+    latents: LatentSpace | None = None
 
     @property
     def thurstone(self) -> bool:
@@ -62,7 +65,20 @@ class EvaluatorSettings:
         fields = asdict(self)
         if not self.thurstone:
             del fields["preference_loss"]
+        if self.latents is None:
+            del fields["latents"]
         return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> EvaluatorSettings:
+        """What ``to_json`` made.
+
+        Raises:
+            KeyError, TypeError, AttributeError: fields are missing, unknown, or no objects.
+        """
+        latents = fields.get("latents")
+        space = None if latents is None else LatentSpace.from_json(latents)
+        return cls(**{**fields, "kinds": tuple(fields["kinds"]), "latents": space})
 
 
 #: Scale and floor of the variance that a Thurstone evaluator starts from, DiNa-LRM's.
@@ -173,6 +189,11 @@ class LatentEvaluator(nn.Module):
         self.log_variance = nn.Parameter(torch.tensor(VARIANCE).log()) if settings.thurstone else None
         self.register_buffer("mean", torch.zeros(len(settings.kinds), BINS))
         self.register_buffer("std", torch.ones(len(settings.kinds), BINS))
+
+    @property
+    def latents(self) -> LatentSpace | None:
+        """Which autoencoder's latents it was trained on; None: not noted."""
+        return self.settings.latents
 
     def raw(self, picture: Tensor, prompt: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """Scores (B,) by kind of picture features (B, F), of what ``text`` gives, and of guidance scales (B,)."""
@@ -285,8 +306,8 @@ class LatentEvaluator(nn.Module):
                 raise FileNotFoundError(f"{folder / name}: no such file; expected the folder of a trained evaluator")
         settings = read_object(folder / "evaluator.json")
         try:
-            evaluator = cls(EvaluatorSettings(**settings | {"kinds": tuple(settings["kinds"])}))
-        except (KeyError, TypeError) as error:
+            evaluator = cls(EvaluatorSettings.from_json(settings))
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'evaluator.json'}: no settings of an evaluator ({error})") from None
         weights = {k: v.float() for k, v in load_tensors(folder / "model.safetensors").items()}
         try:

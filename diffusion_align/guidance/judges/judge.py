@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters.autoencoder import LatentSpace
 
 from .evaluator import load_evaluator
 
 
 class LatentJudge(Protocol):
-    """What dynamic guidance needs from a judge.
+    """What dynamic guidance needs from a judge. One that has ``latents``, a ``LatentSpace`` or None, says with it which
+    autoencoder it was made for.
 
     Attributes:
         kinds: what it judges.
@@ -68,3 +71,25 @@ def check_kinds(judge: LatentJudge, kinds: Sequence[str]) -> None:
     missing = [kind for kind in kinds if kind not in judge.kinds]
     if missing:
         raise ValueError(f"evaluator judges {', '.join(judge.kinds)}, not {', '.join(missing)}")
+
+
+def check_latents(judge: LatentJudge, found: Callable[[], LatentSpace]) -> None:
+    """Whether ``judge`` was made for latents of the model's autoencoder; a warning where it does not say which.
+
+    Raises:
+        ValueError: it was made for those of another.
+    """
+    latents: LatentSpace | None = getattr(judge, "latents", None)
+    if latents is None:
+        warnings.warn(
+            "the evaluator does not say which autoencoder's latents it was trained on, as those of earlier versions: "
+            "their channels and size are checked, the autoencoder is not",
+            stacklevel=2,
+        )
+        return
+    difference = latents.difference(found())
+    if difference is not None:
+        raise ValueError(
+            f"the evaluator was trained on the latents of another autoencoder ({difference}): train one with "
+            "'diffusion-align train evaluator', or let scorers of pixels judge (--pixel-scorers)"
+        )

@@ -13,6 +13,8 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from diffusion_align.adapters import Conditioning
 from diffusion_align.rewards.weights import find_file, load_exactly, read_weights
 
+from .published_latents import PUBLISHED_LATENTS
+
 #: Where the authors' checkpoint of an open_clip training run lies.
 REPOSITORY, FILE = "wendlerc/latent-clip-b-8-512-34b-80k", "checkpoints/epoch_34.pt"
 #: SDXL's VAE: the sampler's latents are scaled by it, Latent-CLIP's are not.
@@ -32,6 +34,7 @@ class LatentCLIP(nn.Module):
     kinds = ("alignment",)
     clean = True
     calibrated = False
+    latents = PUBLISHED_LATENTS["SDXL"]
 
     def __init__(self, clip: open_clip.CLIP, size: int) -> None:
         super().__init__()
@@ -45,8 +48,6 @@ class LatentCLIP(nn.Module):
                 f"Latent-CLIP reads SDXL latents of {channels} channels and at least {self.size} x {self.size}, "
                 f"found {tuple(x.shape[1:])}"
             )
-        if cond.pooled is None:
-            raise ValueError("Latent-CLIP reads SDXL latents, found those of SD")
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         ids = self.tokenizer(list(prompts)).to(self.clip.logit_scale.device)

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from diffusion_align.adapters import Conditioning
+from diffusion_align.adapters.autoencoder import LatentSpace
 from diffusion_align.process import log_snr as level_of
 from diffusion_align.process.path import scaled_linear
 from diffusion_align.rewards.weights import load_exactly
+
+from .published_latents import PUBLISHED_LATENTS
 
 #: Whose tokenizers are used where the folder has none.
 BASES = {"SD": "stable-diffusion-v1-5/stable-diffusion-v1-5", "SDXL": "stabilityai/stable-diffusion-xl-base-1.0"}
@@ -105,13 +108,15 @@ class LatentRewardModel(nn.Module):
         self.scale, self.guidance = float(torch.tensor(logit_scale).exp()), guidance
         self.register_buffer("levels", level_of(scaled_linear()))
 
+    @property
+    def latents(self) -> LatentSpace:
+        """Those of the model that it was made from."""
+        return PUBLISHED_LATENTS[self.prompts.base]
+
     def check(self, x: Tensor, cond: Conditioning) -> None:
         channels, base = self.unet.config.in_channels, self.prompts.base
         if x.shape[1] != channels:
             raise ValueError(f"LRM reads {base} latents of {channels} channels, found {tuple(x.shape[1:])}")
-        found = "SD" if cond.pooled is None else "SDXL"
-        if found != base:
-            raise ValueError(f"LRM reads {base} latents, found those of {found}: expected {found}'s LRM")
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """States and embeddings of the prompts, then of the empty prompt, which LRM encodes, too."""

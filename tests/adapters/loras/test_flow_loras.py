@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.policy.costs.memory import estimate_memory
 from diffusion_align.training.policy.costs.meta_model import build_meta_model, count_parameters
+from diffusion_align.training.policy.costs.relief import check_room
+from diffusion_align.training.policy.model import load_policy_model
 from tests.adapters.families.tiny_flow import LENGTH
 from tests.adapters.loras.policies import DIFFUSERS, KOHYA, stirred
 
@@ -131,6 +134,52 @@ def test_fused_names_of_flux_are_kohyas(flux_folder: Path, tmp_path: Path) -> No
         torch.testing.assert_close(up @ down, change, rtol=0, atol=1e-6)
 
 
+def test_xlabs_names_are_read_as_diffusers_reads_them(flux_folder: Path, tmp_path: Path) -> None:
+    adapter = loaded(flux_folder)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {
+        "double_blocks.0.processor.qkv_lora1": (16, 48), "double_blocks.0.processor.qkv_lora2": (16, 48),
+        "double_blocks.0.processor.proj_lora1": (16, 16), "double_blocks.0.processor.proj_lora2": (16, 16),
+        "single_blocks.0.processor.qkv_lora": (16, 48), "single_blocks.0.processor.proj_lora": (80, 16),
+    }  # fmt: skip
+    state = {}
+    for name, (inputs, outputs) in sizes.items():
+        state[f"{name}.down.weight"] = torch.randn(2, inputs, generator=generator)
+        state[f"{name}.up.weight"] = torch.randn(outputs, 2, generator=generator)
+    save_file(state, tmp_path / "xlabs.safetensors")
+    found = changes(adapter.load_weights(tmp_path / "xlabs.safetensors"))
+    expected = FluxPipeline.lora_state_dict(dict(state))
+    modules = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in expected}
+    assert modules == found.keys()
+    for name, change in found.items():
+        down, up = (expected[f"transformer.{name}.lora_{side}.weight"] for side in "AB")
+        torch.testing.assert_close(change, up @ down)
+
+
+def test_fal_s_names_are_read_and_control_s_weights_refused(flux_folder: Path, tmp_path: Path) -> None:
+    """fal's trainer wraps the names of Black Forest Labs, whose Control LoRAs also change norms."""
+    sizes = {
+        "double_blocks.0.img_attn.qkv": (16, 48), "single_blocks.0.linear1": (16, 48 + 64), "img_in": (16, 16),
+        "final_layer.linear": (16, 16), "time_in.in_layer": (256, 16), "guidance_in.out_layer": (16, 16),
+    }  # fmt: skip
+    state = {}
+    for name, (inputs, outputs) in sizes.items():
+        state[f"base_model.model.{name}.lora_A.weight"] = torch.ones(2, inputs)
+        state[f"base_model.model.{name}.lora_B.weight"] = torch.arange(outputs * 2).float().view(outputs, 2)
+    save_file(state, tmp_path / "fal.safetensors")
+    found = changes(loaded(flux_folder).load_weights(tmp_path / "fal.safetensors"))
+    qkv = state["base_model.model.double_blocks.0.img_attn.qkv.lora_B.weight"] @ torch.ones(2, 16)
+    for part, side in zip(qkv.split(16), "qkv", strict=True):
+        assert torch.equal(found[f"transformer_blocks.0.attn.to_{side}"], part)
+    linear = state["base_model.model.single_blocks.0.linear1.lora_B.weight"][48:]
+    assert torch.equal(found["single_transformer_blocks.0.proj_mlp"], linear @ torch.ones(2, 16))
+    assert {"x_embedder", "proj_out", "time_text_embed.timestep_embedder.linear_1"} <= found.keys()
+    control = state | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(8)}
+    save_file(control, tmp_path / "control.safetensors")
+    with pytest.raises(ValueError, match=r"holds FLUX Control \(Depth, Canny\) weights .*: only LoRA is supported"):
+        loaded(flux_folder).load_weights(tmp_path / "control.safetensors")
+
+
 def test_a_fused_weight_of_another_size_is_refused(sd3_folder: Path, tmp_path: Path) -> None:
     name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
     state = {f"{name}.lora_down.weight": torch.zeros(2, 16), f"{name}.lora_up.weight": torch.zeros(50, 2)}
@@ -167,3 +216,21 @@ def test_layouts_have_the_published_sizes(model: str, parameters: int, lora: int
         memory = estimate_memory(config, 1, found)
         assert memory.frozen_weights / 2**30 == pytest.approx(4.2, rel=0.02)
         assert memory.activations / 2**30 == pytest.approx(0.4, rel=0.05)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """FLUX dev in bf16 on 24 GB, before anything is loaded; its size is that of the plan (docs/flow.md)."""
+    config = DPOConfig(
+        model="flux-dev", weight_dtype="bf16", mixed_precision="bf16", gradient_checkpointing="full", lora_rank=16,
+        cache_dir=str(tmp_path), resolution=512, per_device_train_batch_size=1,
+    )  # fmt: skip
+    monkeypatch.setattr(DPOConfig, "memory_bytes", lambda _: round(24.2 * 2**30))
+    message = (
+        r"flux-dev is estimated to need 24.2 GiB, and the device has 23.6: .* lora_rank 8, .*nf4\) are not support"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_room(config, round(23.6 * 2**30))
+    check_room(config, 80 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    with pytest.raises(ValueError, match="it does not fit"):
+        load_policy_model(config, torch.device("cuda", 0))

@@ -17,7 +17,8 @@ from diffusion_align import load_adapter
 from diffusion_align.adapters import Adapter
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.process.flow_sampler import FlowSampler
-from diffusion_align.sampling.control import SamplingOptions
+from diffusion_align.sampling.control import SamplingOptions, SkippedLayers
+from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample
 from tests.adapters.families.tiny_flow import LENGTH, flow_scheduler, flux_transformer, louder
 from tests.brightness import Brightness
@@ -110,6 +111,28 @@ def test_sd3_takes_a_negative_prompt(sd3: Adapter) -> None:
     assert_same(ours(sd3, 1, 3.0, negative=True), theirs(sd3, 1, guidance_scale=3.0, negative_prompt=["blurry"]))
 
 
+def test_sd3_is_guided_away_from_a_network_without_some_blocks(sd3: Adapter) -> None:
+    skipped = SkippedLayers((1,), scale=2.0, start=0.1, stop=0.8)  # steps 1 to 3 of 4
+    expected = theirs(
+        sd3, 1, guidance_scale=3.0, skip_guidance_layers=[1], skip_layer_guidance_scale=2.0,
+        skip_layer_guidance_start=0.1, skip_layer_guidance_stop=0.8,
+    )  # fmt: skip
+    found = ours(sd3, 1, 3.0, skipped_layers=skipped)
+    assert_same(found, expected)
+    assert (found - ours(sd3, 1, 3.0)).abs().max() > 1e-3
+
+
+def test_skipped_layers_that_would_do_nothing_are_refused(sd3: Adapter, flux: Adapter) -> None:
+    for adapter, skipped, guidance, message in (
+        (flux, SkippedLayers((0,), stop=1.0), 3.5, "is for SD3 and SD3.5, .* a flux model's network cannot"),
+        (sd3, SkippedLayers((2,), stop=1.0), 3.0, r"skip_guidance_layers \[2\]: this network has blocks 0 to 1"),
+        (sd3, SkippedLayers((1,)), 3.0, "would be used in none of the 4 steps: none lies between .* 0.01 and .* 0.2"),
+        (sd3, SkippedLayers((1,), stop=1.0), 1.0, "needs guidance by two predictions: guidance scale 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(adapter, 1, guidance, skipped_layers=skipped)
+
+
 #: A class, and what its config changes.
 SOLVERS = {
     "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
@@ -125,6 +148,20 @@ def test_solvers_of_flow_are_the_pipelines(sd3: Adapter, name: str) -> None:
     made = getattr(diffusers, kind)(shift=3.0) if name == "Heun" else getattr(diffusers, kind)(**flow, **changes)
     with scheduled(sd3, made):
         assert_same(ours(sd3, 1, 3.0), theirs(sd3, 1, guidance_scale=3.0))
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc"])
+def test_flux_is_drawn_by_solvers_as_by_the_pipeline(flux: Adapter, name: str) -> None:
+    """With FLUX's dynamic shift, which moves their sigmas."""
+    with scheduled(flux, named_scheduler(flux, name)):
+        assert_same(ours(flux, 1, 3.5), theirs(flux, 1, guidance_scale=3.5))
+
+
+def test_solvers_without_flux_s_shift_and_grid_are_refused_by_name(flux: Adapter) -> None:
+    with pytest.raises(ValueError, match="scheduler heun has no dynamic shift, which this model needs: take euler or"):
+        named_scheduler(flux, "heun")
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler takes no grid"):
+        sample(flux, PROMPTS[:1], seeds=[0], scheduler=diffusers.FlowMatchHeunDiscreteScheduler())
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -17,7 +17,8 @@ from diffusion_align.training.engine.guard import leaves
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.evaluators.config import EvaluatorConfig
 from diffusion_align.training.methods import build_job
-from diffusion_align.training.online.config import DRaFTConfig, InpaintRLConfig
+from diffusion_align.training.online.config import InpaintRLConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.scorers.config import RewardConfig

@@ -13,7 +13,8 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.sampling.sampler import generate
 from diffusion_align.training.engine.loop import TrainResult
-from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig, OnlineConfig, RAFTConfig
+from diffusion_align.training.online.config import GRPOConfig, NFTConfig, OnlineConfig, RAFTConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.run import train
 from tests.brightness import Brightness
 

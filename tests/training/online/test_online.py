@@ -19,13 +19,13 @@ from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import (
-    DRaFTConfig,
     GRPOConfig,
     InpaintRLConfig,
     NFTConfig,
     OnlineConfig,
 )
 from diffusion_align.training.online.draft import DRaFTMethod
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.online.grpo import GRPOMethod
 from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.brightness import Brightness, seen_features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_align.adapters import load_adapter
+from diffusion_align.adapters.families.sdxl import StableDiffusionXL
 from diffusion_align.cli import main
 from diffusion_align.data import CachedPairs
 from diffusion_align.hardware import CARDS, find_card
 from diffusion_align.shipped import LAYOUT_FOLDER, PUBLISHED_LAYOUTS, layout_path
-from diffusion_align.training.online.config import DRaFTConfig, GRPOConfig, NFTConfig, RAFTConfig
+from diffusion_align.training.online.config import GRPOConfig, NFTConfig, RAFTConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
+from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.pairs.config import DPOConfig, InPOConfig, SFTConfig
 from diffusion_align.training.plan import make_plan
 from diffusion_align.training.policy.config import TrainConfig
@@ -51,7 +55,8 @@ def sdxl() -> MetaModel:
 def compute(config: TrainConfig, unit: Operations, monkeypatch: pytest.MonkeyPatch, **given: Any) -> Compute:
     """Of a run whose kinds of work are counted already."""
     monkeypatch.setattr("diffusion_align.training.policy.costs.compute.count_operations", lambda *_: unit)
-    return estimate_compute(config, None, given.get("world_size", 1), given.get("examples"))  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(guidance=given.get("guidance", "cfg"), family=StableDiffusionXL())
+    return estimate_compute(config, model, given.get("world_size", 1), given.get("examples"))
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
@@ -167,10 +172,26 @@ UNIT = Operations(forward=1, trained=3, vae={"encode": 10, "decode": 20, "decode
         (RAFTConfig(), 3 + 32 / 16 * (20 * 2 + 20)),
         (DRaFTConfig(), 2 * 3 + 19 * 2 + 70),
         (DRaFTConfig(lv_repeats=2, kl_beta=1.0), 2 * 2 * 3 + 20 * 2 + 2 * 2 + 2 * 70),
+        (DRaFTConfig(direct_align=True), 2 * 3 + 20 * 2 + 70),
+        (
+            DRaFTConfig(direct_align=True, positive_words=("a",), negative_words=("b",), kl_beta=1.0),
+            2 * 2 * 3 + 20 * 2 + 2 * 2 + 2 * 70,
+        ),
     ],
 )
 def test_work_is_that_of_the_method(config: TrainConfig, each: float, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute(config, UNIT, monkeypatch).each == pytest.approx(each)
+
+
+def test_a_model_that_is_told_the_scale_predicts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cls, options in ((GRPOConfig, {}), (NFTConfig, {}), (OnlineDPOConfig, {"train_guided": True})):
+        guided, plain = (cls(guidance_scale=scale, eval_steps=50, **options) for scale in (3.5, 1.0))
+        found = compute(guided, UNIT, monkeypatch, guidance="embedded")
+        expected = compute(plain.guided_by("none"), UNIT, monkeypatch)
+        assert (found.each, found.validation) == (expected.each, expected.validation)
+        assert found.each < compute(guided, UNIT, monkeypatch).each
+        counted = guided.guided_by("embedded")
+        assert counted.memory_needs().rows == plain.memory_needs().rows
 
 
 def test_text_encoders_read_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

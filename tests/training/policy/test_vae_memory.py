@@ -16,7 +16,7 @@ from benchmarks.sdxl import VAE
 from diffusion_align.adapters import load_adapter
 from diffusion_align.adapters.autoencoder import ChunkedVAE, chunk_size
 from diffusion_align.training.engine.optimizer import build_optimizer
-from diffusion_align.training.online.config import DRaFTConfig
+from diffusion_align.training.online.gradients.config import DRaFTConfig
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.policy.costs.live_bytes import AutocastShapes, LiveBytes, flash_attention_shapes
 from diffusion_align.training.policy.costs.memory import MemoryEstimate, estimate_memory, optimizer_bytes, vae_bytes

@@ -24,7 +24,7 @@ class Alarm:
 
 
 class WatchRule(Protocol):
-    """Something to look out for. Each rule sees every line, and reads the metrics that it knows."""
+    """Something to look out for. Each rule sees every line with its ``step``, and reads the metrics that it knows."""
 
     name: str
 
@@ -64,7 +64,7 @@ class Watchdog:
             ``alarm/NAME`` of each rule that could judge it, 1 or 0.
         """
         found: dict[str, float] = {}
-        self.said = []
+        self.said, metrics = [], {**metrics, "step": float(step)}
         for rule in self.rules:
             alarm = rule.seen(metrics)
             if not rule.judges(metrics):

@@ -76,7 +76,9 @@ class OnlineDPOMethod:
         if config.extragradient:
             self.extragradient = Extragradient(adapter, config.num_generations, config.judge_temperature)
         self.taken = 0
-        self.log = RoundLog(Path(config.output_dir), config.eval_rounds, config.calls_per_item())
+        self.log = RoundLog(
+            Path(config.output_dir), config.eval_rounds, config.guided_by(adapter.guidance).calls_per_item()
+        )
 
     @property
     def step(self) -> int:

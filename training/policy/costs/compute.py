@@ -123,6 +123,7 @@ class Compute:
         examples: how many the run sees.
         batch: how many an optimiser step sees.
         micro: how many a micro-step of one device sees.
+        network: what the denoiser is called.
     """
 
     unit: Operations
@@ -132,6 +133,7 @@ class Compute:
     examples: int
     batch: int
     micro: int
+    network: str = "UNet"
 
     @property
     def each(self) -> float:
@@ -156,8 +158,8 @@ class Compute:
         """
         unit = self.unit
         rows = {
-            "UNet forward": f"{_tera(unit.forward)} a picture",
-            "UNet forward and backward": f"{_tera(unit.trained)} a picture, with what is computed again",
+            f"{self.network} forward": f"{_tera(unit.forward)} a picture",
+            f"{self.network} forward and backward": f"{_tera(unit.trained)} a picture, with what is computed again",
             "VAE": f"{_tera(unit.vae['encode'])} to encode a picture, {_digits(unit.vae['decode'])} to decode one",
             **{f"{name}: {part}": _tera(count) for part, count in self.example.items()},
             f"{name}, in all": _tera(self.each),
@@ -184,6 +186,7 @@ def estimate_compute(config: TrainConfig, model: MetaModel, world_size: int, exa
     Args:
         examples: how many the data set has, None where that is not known: then no filling of a cache is counted.
     """
+    config = config.guided_by(model.guidance)
     unit, work = count_operations(model, config.gradient_checkpointing), config.work()
     example = {"training": work.trained * unit.trained}
     example |= {part: rows * unit.forward for part, rows in work.forward.items()}
@@ -197,7 +200,8 @@ def estimate_compute(config: TrainConfig, model: MetaModel, world_size: int, exa
         pictures = cached.pictures * cached.versions
         once["filling the cache"] = examples * (pictures * unit.vae["encode"] + unit.prompt)
     step = batch * config.gradient_accumulation_steps * world_size
-    return Compute(unit, example, once, _validation(config, unit), step * config.max_steps, step, batch)
+    validation, examples_seen = _validation(config, unit), step * config.max_steps
+    return Compute(unit, example, once, validation, examples_seen, step, batch, model.family.network_kind)
 
 
 def _validation(config: TrainConfig, unit: Operations) -> float:

@@ -95,7 +95,8 @@ def estimate_memory(config: TrainConfig, world_size: int = 1, model: MetaModel |
         OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
         ValueError: as ``build_meta_model``.
     """
-    needs, model = config.memory_needs(), model or build_meta_model(config)
+    model = model or build_meta_model(config)
+    needs = config.guided_by(model.guidance).memory_needs()
     shapes = model.trained_shapes
     trained = sum(shape.numel() for shape in shapes)
     rows = needs.rows * config.per_device_train_batch_size

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_align.adapters.autoencoder import stored_dtype
-from diffusion_align.adapters.families import DENOISERS, Family, NetworkInputs, matching_family
+from diffusion_align.adapters.families import DENOISERS, Family, Guidance, NetworkInputs, matching_family
 from diffusion_align.adapters.loading import LENGTH_FIELD
 from diffusion_align.adapters.lora import quicken_lora
 from diffusion_align.adapters.parts import class_of, skeleton
@@ -50,6 +50,11 @@ class MetaModel:
     autocast: torch.dtype | None
     own_precision: bool
     length: int | None = None
+
+    @property
+    def guidance(self) -> Guidance:
+        """How its pictures are guided."""
+        return self.family.guidance(self.network.config)
 
     @property
     def factor(self) -> int:

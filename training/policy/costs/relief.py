@@ -40,6 +40,24 @@ def with_advice(config: RunConfig) -> Iterator[None]:
         raise type(error)(f"{error}{standing(config)}") from error
 
 
+def check_room(config: RunConfig, room: int) -> None:
+    """Whether a device with ``room`` bytes can hold a run, before anything is loaded; where there is no estimate, it is
+    tried.
+
+    Raises:
+        ValueError: the estimate is larger.
+    """
+    needed, model = config.memory_bytes(), getattr(config, "model", "the model")
+    if needed is None or needed <= room:
+        return
+    helps = "; ".join(_told(change, 0, False) for change in config.savings()[:MOST]) or "a smaller model"
+    raise ValueError(
+        f"this run of {model} is estimated to need {needed / GIB:.1f} GiB, and the device has {room / GIB:.1f}: it does "
+        f"not fit. What helps: {helps}, or cached latents (cache_dir); base weights in fewer bits (int8, nf4) are not "
+        "supported"
+    )
+
+
 def standing(config: RunConfig) -> str:
     """Which checkpoint a run of ``config`` goes on from; "" without any."""
     found = list_checkpoints(Path(config.output_dir))

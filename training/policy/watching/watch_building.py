@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from diffusion_align.training.engine.watching.watchdog import Watchdog, WatchRule
 from diffusion_align.training.policy.config import TrainConfig
 
-from .watch_rules import ARTEFACT_VALIDATIONS, ArtefactRule, DivergenceRule, EntanglementRule, HeldOutRule, SpreadRule
+from .watch_rules import (
+    ARTEFACT_VALIDATIONS,
+    FIRST_STEPS,
+    ArtefactRule,
+    DivergenceRule,
+    EntanglementRule,
+    HeldOutRule,
+    LargeMarginRule,
+    SpreadRule,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,8 @@ def build_watchdog(config: TrainConfig, told: ValidationRules) -> Watchdog:
     Args:
         told: by validation.
     """
-    rules: list[WatchRule] = [told.artefacts, EntanglementRule(), told.held_out, SpreadRule()]
+    margins = LargeMarginRule(max(FIRST_STEPS, config.logging_steps))
+    rules: list[WatchRule] = [told.artefacts, EntanglementRule(), margins, told.held_out, SpreadRule()]
     if config.kl_budget is not None:
         rules.append(DivergenceRule(config.kl_budget))
     return Watchdog(rules, config.stop_on)

@@ -12,6 +12,8 @@ from diffusion_align.training.engine.watching.watchdog import Alarm
 ENTANGLED_LINES = 3
 #: Share of chosen pictures whose error is above the reference's from which entanglement is an alarm.
 ERROR_UP = 0.6
+#: Mean |u| of pairs that is too large in as many steps at the start.
+LARGE_MARGIN, FIRST_STEPS = 3.0, 50
 #: Validations in a row on which held-out scorers fall while the reward rises.
 FALLING_VALIDATIONS = 3
 #: How many of the base's deviations a fall has at least: the same seeds show the smallest changes as certain ones.
@@ -104,6 +106,39 @@ class EntanglementRule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lines = int(state["lines"])
+
+
+class LargeMarginRule:
+    """u = r_w - r_l is large before anything was learnt: ``beta`` or the learning rate is too high for the pairs.
+
+    An alarm where a line of the first steps has a mean |u| above 3, where sig(-u), the factor of the gradients, is 0.05
+    for pairs that are told apart and 0.95 for those that are not.
+
+    Args:
+        steps: how many are the first ones.
+    """
+
+    name = "large_margins"
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def judges(self, metrics: Mapping[str, float]) -> bool:
+        return "abs_margin" in metrics and metrics["step"] <= self.steps
+
+    def seen(self, metrics: Mapping[str, float]) -> Alarm | None:
+        if not self.judges(metrics) or metrics["abs_margin"] <= LARGE_MARGIN:
+            return None
+        return Alarm(
+            f"mean |u| is {metrics['abs_margin']:.3g} in the first {self.steps} steps, and the mean gradient factor "
+            f"sig(-u) {metrics['gradient_factor']:.3g} instead of 0.5: lower beta or the learning rate"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """It remembers nothing."""
 
 
 class HeldOutRule:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.methods import build_job
 from diffusion_align.training.online.config import OnlineConfig
@@ -28,7 +29,7 @@ def loaded(config: OnlineConfig) -> Adapter:
     return load_adapter(config.model, max_sequence_length=LENGTH)
 
 
-def method_of(config: OnlineConfig, adapter: Adapter | None = None) -> Any:
-    """The method, before any step; its reward is the brightness."""
+def method_of(config: OnlineConfig, adapter: Adapter | None = None, scorer: RewardScorer | None = None) -> Any:
+    """The method, before any step; its reward is the brightness, or another scorer."""
     adapter = loaded(config) if adapter is None else adapter
-    return build_job(config, build_accelerator(config), adapter, Brightness()).method
+    return build_job(config, build_accelerator(config), adapter, scorer or Brightness()).method

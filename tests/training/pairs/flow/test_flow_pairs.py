@@ -135,6 +135,8 @@ def test_the_loss_of_pairs_is_dpos_on_errors_of_the_flow(
     assert np.abs(logits).max() > 0.1
     assert loss.item() == pytest.approx(np.log1p(np.exp(-logits)).mean(), rel=1e-3)
     assert any(name.startswith("chosen_error_up/") for name in metrics)
+    assert metrics["abs_margin"].item() == pytest.approx(np.abs(logits).mean(), rel=1e-3)
+    assert metrics["gradient_factor"].item() == pytest.approx((1 / (1 + np.exp(logits))).mean(), rel=1e-3)
     loss.backward()
     trained = adapter.trainable_parameters()
     still = [name for name, p in trained.items() if "lora_B" in name and (p.grad is None or not p.grad.any())]

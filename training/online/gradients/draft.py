@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, m
 from diffusion_align.training.policy.guided import GuidedPolicy
 from diffusion_align.training.policy.run_reward import RunReward
 
+from ..drawing_tasks import Tasks
+from ..job import online_job
 from .config import DRaFTConfig
-from .drawing_tasks import Tasks
-from .job import online_job
 
 #: Smallest time of the step that a flow model's picture is predicted in, unless ``last_time`` says otherwise.
 LAST_TIME = 0.1
@@ -89,9 +89,7 @@ class DRaFTMethod:
             inpaint = None if batch.holes is None else batch.holes.encode(adapter)
             conditions = self.policy.conditions(batch.prompts, inpaint)
             x0, distance = self.draw(batch, conditions)
-            images = adapter.decode(x0) / 2 + 0.5
-            # Outside [0, 1] the gradient continues: after clamping, overshooting pixels would have no way back.
-            images = images + (images.clamp(0, 1) - images).detach()
+            images = self.decoded(x0)
         holes, prompts = batch.holes, batch.prompts * (len(x0) // len(batch.prompts))
         if holes is not None:
             holes = Holes(
@@ -100,25 +98,46 @@ class DRaFTMethod:
                 send(holes.masks, device).repeat(len(x0) // len(holes), 1, 1, 1),
             )
             images = holes.composite(images)
-        try:
-            reward = self.score(images, prompts, holes, with_graph=True).reward.to(device)
-        except RunInterrupted:
-            self.load_state_dict(self.before_step)
-            raise
-        losses = -reward if config.reward_loss == "linear" else (config.reward_margin - reward).clamp(min=0)
-        loss = losses.mean()
+        reward = self.rewards(images, prompts, holes)
+        loss = self.missing(reward).mean()
         metrics = {"reward": reward.detach().mean()}
         if config.kl_beta:
             loss = loss + config.kl_beta * distance
             metrics["kl"] = distance.detach()
         return loss, {"loss": loss.detach(), **metrics}
 
+    def decoded(self, x0: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of latents, with their graph."""
+        images = self.adapter.decode(x0) / 2 + 0.5
+        # Outside [0, 1] the gradient continues: after clamping, overshooting pixels would have no way back.
+        return images + (images.clamp(0, 1) - images).detach()
+
+    def rewards(self, images: Tensor, prompts: Sequence[str], holes: Holes | None = None) -> Tensor:
+        """Rewards (B,) of pictures, with their graph.
+
+        Raises:
+            RunInterrupted: the scorer failed.
+        """
+        try:
+            return self.score(images, prompts, holes, with_graph=True).reward.to(self.adapter.device)
+        except RunInterrupted:
+            self.load_state_dict(self.before_step)
+            raise
+
+    def missing(self, reward: Tensor) -> Tensor:
+        """What becomes less as the reward (B,) grows: minus it, or its hinge."""
+        config = self.config
+        return -reward if config.reward_loss == "linear" else (config.reward_margin - reward).clamp(min=0)
+
+    def noise(self, batch: TaskBatch) -> Tensor:
+        """What the pictures are drawn from, (B, C, h, w)."""
+        adapter, side = self.adapter, self.tasks.size // self.adapter.vae_scale_factor
+        return send(normal(batch.seeds, NOISE, (adapter.latent_channels, side, side)), adapter.device)
+
     def draw(self, batch: TaskBatch, conditions: Conditioning) -> tuple[Tensor, Tensor]:
         """Clean latents (B * lv_repeats, C, h, w) with a graph, and the policy's distance to the reference."""
         config, adapter = self.config, self.adapter
-        factor = adapter.vae_scale_factor
-        shape = (adapter.latent_channels, self.tasks.size // factor, self.tasks.size // factor)
-        x = send(normal(batch.seeds, NOISE, shape), adapter.device)
+        x = self.noise(batch)
         last = self.last
         if config.random_last_step:  # the same for the whole batch: which one is the first picture's draw
             third = (last + 1) // 3
@@ -137,9 +156,13 @@ class DRaFTMethod:
                     distance = distance + mse_per_sample(x0, reference).mean() / config.gradient_steps
                 if step == last:
                     return x0, distance
-                now, after = (self.levels[at].expand(len(x)) for at in (step, step + 1))
-                x = adapter.path.gaussian(x, x0, now, after, eta=0.0).mean
+                x = self.stepped(x, x0, step)
         raise AssertionError("the last step returns")
+
+    def stepped(self, x: Tensor, x0: Tensor, step: int) -> Tensor:
+        """The latents (B, C, h, w) after a deterministic step with predicted clean latents."""
+        now, after = (self.levels[at].expand(len(x)) for at in (step, step + 1))
+        return self.adapter.path.gaussian(x, x0, now, after, eta=0.0).mean
 
     def predict_x0(self, x: Tensor, step: int, conditions: Conditioning) -> Tensor:
         t = self.times[step].expand(len(x))
@@ -197,9 +220,13 @@ def last_step(config: DRaFTConfig, adapter: Adapter, times: Tensor) -> int:
 def draft_job(
     config: DRaFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None
 ) -> Job:
-    """A run of ``DRaFTMethod``."""
+    """A run of ``DRaFTMethod``, or with ``direct_align`` of its sister."""
+
+    from .direct_align import DirectAlignMethod
+
+    method = DirectAlignMethod if config.direct_align else DRaFTMethod
 
     def build(policy: Adapter, reward: RewardScorer) -> DRaFTMethod:
-        return DRaFTMethod(config, policy, accelerator, reward)
+        return method(config, policy, accelerator, reward)
 
     return online_job(config, accelerator, adapter, scorer, build)
