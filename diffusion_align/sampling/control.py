@@ -92,8 +92,8 @@ class SkippedLayers:
         blocks = adapter.family.skippable
         if blocks is None:
             raise ValueError(
-                f"skip_guidance_layers is for SD3 and SD3.5, which can leave out blocks, a {adapter.family.name} model's "
-                "network cannot: leave it unset"
+                "skip_guidance_layers is for SD3 and SD3.5, whose network can leave out blocks: a "
+                f"{adapter.family.name} model's network cannot, leave it unset"
             )
         count = len(getattr(adapter.network, blocks))
         if not all(0 <= layer < count for layer in self.layers):

@@ -52,9 +52,9 @@ def check_room(config: RunConfig, room: int) -> None:
         return
     helps = "; ".join(_told(change, 0, False) for change in config.savings()[:MOST]) or "a smaller model"
     raise ValueError(
-        f"this run of {model} is estimated to need {needed / GIB:.1f} GiB, and the device has {room / GIB:.1f}: it does "
-        f"not fit. What helps: {helps}, or cached latents (cache_dir); base weights in fewer bits (int8, nf4) are not "
-        "supported"
+        f"this run of {model} is estimated to need {needed / GIB:.1f} GiB, and the device has {room / GIB:.1f}: it "
+        f"does not fit. What helps: {helps}, or cached latents (cache_dir); base weights in fewer bits (int8, nf4) are "
+        "not supported"
     )
 
 
