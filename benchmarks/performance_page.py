@@ -43,7 +43,7 @@ HOW = """
 From a checkout, which need not be installed, on a machine with one GPU of 80 GB:
 
 ```bash
-PYTHONPATH=. python -m benchmarks gpu --budget 480
+PYTHONPATH=. python -m benchmarks gpu --budget 560
 python -m benchmarks performance-page
 ```
 

@@ -41,7 +41,7 @@ METHODS: Mapping[str, Addresses] = MappingProxyType(
         "nft": Addresses(".online.config:NFTConfig", ".online.nft:nft_job"),
         "raft": Addresses(".online.config:RAFTConfig", ".online.raft:raft_job"),
         "online-dpo": Addresses(".online.preference.config:OnlineDPOConfig", ".online.preference.job:online_dpo_job"),
-        "draft": Addresses(".online.gradients.config:DRaFTConfig", ".online.gradients.draft:draft_job"),
+        "draft": Addresses(".online.gradients.config:DRaFTConfig", ".online.gradients.job:draft_job"),
         "reward": Addresses(".scorers.config:RewardConfig", ".scorers.job:reward_job"),
         "evaluator": Addresses(".evaluators.config:EvaluatorConfig", ".evaluators.job:evaluator_job"),
     }

@@ -19,6 +19,7 @@ from diffusion_align.environment import git_commit, versions
 
 from ..harness import RESULTS, device_name
 from . import baselines, coding, compiling, guiding, machine, methods, product, step
+from .flow import stage as flow
 from .reference import start_helpers, stop_helpers
 from .rows import Row, RowRecord, Stage
 from .workshop import REHEARSAL, SMALL, TRUE, Workshop, write_json
@@ -32,12 +33,13 @@ STAGES: tuple[Stage, ...] = (
     guiding.STAGE,
     methods.STAGE,
     compiling.STAGE,
+    flow.STAGE,
 )
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__)
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds; what no longer fits is skipped")
+    parser.add_argument("--budget", type=float, default=560.0, help="seconds; what no longer fits is skipped")
     parser.add_argument("--out", type=Path, default=None, help="folder for gpu.json (benchmarks/results)")
     parser.add_argument("--small", action="store_true", help="every stage on scenes-sdxl, on any device, in a minute")
     parser.add_argument("--rehearse", action="store_true", help="true size, but few steps: does everything run?")

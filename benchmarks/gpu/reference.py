@@ -24,9 +24,11 @@ from diffusion_align.training.policy.costs.memory import estimate_memory
 
 from ..sdxl import UNET
 from ..sdxl_memory import write_configs
+from .flow.models import FLUX, SD35
 from .measure import operations_of
 from .workshop import REHEARSAL, TRUE, Scale, Workshop, write_json
 
+FLOW_MODELS = (SD35, FLUX)
 CHECKPOINTING = ("none", "attention", "full")
 #: Seconds that a row waits for an answer that is still being worked on.
 PATIENCE = 45.0
@@ -83,12 +85,15 @@ def operations(scale: Scale) -> dict[str, int]:
 
 
 def find_out(key: str, scale: Scale, folder: Path) -> dict[str, Any]:
-    """The answer to "operations", "memory-BATCH" or "losses-METHOD"."""
+    """The answer to "operations", "memory-BATCH", "flow-MODEL" or "losses-METHOD"."""
+    from .flow.stage import estimates
     from .product import run_steps
 
     what, _, which = key.partition("-")
     if what == "operations":
         return operations(scale)
+    if what == "flow":
+        return estimates(which, scale, folder / key)
     if what == "memory":
         return memory(int(which), scale, folder / key)
     return run_steps(which, scale, folder / key, "no")
@@ -100,7 +105,13 @@ def start_helpers(shop: Workshop) -> None:
         return
     folder = shop.folder / "cpu"
     folder.mkdir(parents=True)
-    keys = ("losses-dpo", "losses-inpo", "operations", *(f"memory-{batch}" for batch in shop.scale.batches))
+    keys = (
+        "losses-dpo",
+        "losses-inpo",
+        "operations",
+        *(f"memory-{batch}" for batch in shop.scale.batches),
+        *(f"flow-{name}" for name in FLOW_MODELS),
+    )
     for key in keys:
         command = [sys.executable, "-m", "benchmarks.gpu.reference", key, shop.scale.name, str(folder)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}

@@ -58,12 +58,16 @@ def cached_batch(adapter: Adapter, scale: Scale, pairs: int) -> PairBatch:
 
     What they hold does not change what a step costs, and encoding pictures would take the budget of other rows.
     """
-    side, config = scale.resolution // adapter.vae_scale_factor, adapter.unet.config
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    side = scale.resolution // adapter.vae_scale_factor
+    prompts = adapter.family.memory_inputs(adapter.network, pairs, side, adapter.max_sequence_length).cond
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(2, pairs, adapter.latent_channels, side, side, generator=generator)
-    embeds = torch.randn(pairs, 77, config.cross_attention_dim, generator=generator)
-    cond = Conditioning(embeds.half(), torch.randn(pairs, pooled, generator=generator).half())
+    embeds, pooled = (
+        None if part is None else torch.randn(part.shape, generator=generator).half()
+        for part in (prompts.embeds, prompts.pooled)
+    )
+    assert embeds is not None
+    cond = Conditioning(embeds, pooled)
     size = torch.tensor([scale.resolution] * 2 + [0, 0] + [scale.resolution] * 2, dtype=torch.float32)
     return PairBatch(
         captions=[f"number {i}" for i in range(pairs)],

@@ -193,6 +193,8 @@ class Adapter(PipelineParts):
                 if self.embeds_guidance
                 else "cond.guidance was given, but the network does not take it"
             )
+        if skipped and self.family.skippable is None:
+            raise ValueError(f"a {self.family.name} model's network can leave out no blocks, found skipped {skipped}")
         cond = cond.of_reference() if self._is_reference else cond
         sample = x_t if cond.inpaint is None else torch.cat([x_t, cond.inpaint.to(x_t.dtype)], dim=1)
         dtype = self.dtype

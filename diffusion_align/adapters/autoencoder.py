@@ -60,7 +60,8 @@ class LatentSpace:
         Raises:
             TypeError: a field is missing or unknown.
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return cls(**fields)
 
     def difference(self, other: LatentSpace) -> str | None:
         """What sets latents of ``other`` apart from these, in words; None: nothing that is known."""

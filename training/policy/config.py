@@ -255,7 +255,8 @@ class TrainConfig(TrainedModelOptions, RunConfig):
     def guided_by(self, guidance: Literal["cfg", "embedded", "none"]) -> Self:
         """The settings as costs are counted for a model that is guided so (``Family.guidance``): only "cfg" takes two
         predictions above scale 1."""
-        return self if guidance == "cfg" else replace(self, **dict.fromkeys(self.guidance_settings, 1.0))
+        unguided: dict[str, Any] = dict.fromkeys(self.guidance_settings, 1.0)
+        return self if guidance == "cfg" else replace(self, **unguided)
 
     def memory_needs(self) -> MemoryNeeds:
         """What the memory of the run depends on, beside its weights and its optimiser."""

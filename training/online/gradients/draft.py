@@ -16,13 +16,12 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.devices import send
 from diffusion_align.objectives.errors import mse_per_sample
 from diffusion_align.rewards import RewardScorer
-from diffusion_align.training.engine.protocols import Job, RunInterrupted
+from diffusion_align.training.engine.protocols import RunInterrupted
 from diffusion_align.training.engine.randomness import NOISE, PICTURES, STEPS, mix, normal
 from diffusion_align.training.policy.guided import GuidedPolicy
 from diffusion_align.training.policy.run_reward import RunReward
 
 from ..drawing_tasks import Tasks
-from ..job import online_job
 from .config import DRaFTConfig
 
 #: Smallest time of the step that a flow model's picture is predicted in, unless ``last_time`` says otherwise.
@@ -215,18 +214,3 @@ def last_step(config: DRaFTConfig, adapter: Adapter, times: Tensor) -> int:
             f"{least:g}: set last_time lower, or take more num_inference_steps"
         )
     return count - 1
-
-
-def draft_job(
-    config: DRaFTConfig, accelerator: Accelerator, adapter: Adapter | None, scorer: RewardScorer | None
-) -> Job:
-    """A run of ``DRaFTMethod``, or with ``direct_align`` of its sister."""
-
-    from .direct_align import DirectAlignMethod
-
-    method = DirectAlignMethod if config.direct_align else DRaFTMethod
-
-    def build(policy: Adapter, reward: RewardScorer) -> DRaFTMethod:
-        return method(config, policy, accelerator, reward)
-
-    return online_job(config, accelerator, adapter, scorer, build)
