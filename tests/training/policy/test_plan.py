@@ -190,6 +190,7 @@ def test_a_model_that_is_told_the_scale_predicts_once(monkeypatch: pytest.Monkey
         expected = compute(plain.guided_by("none"), UNIT, monkeypatch)
         assert (found.each, found.validation) == (expected.each, expected.validation)
         assert found.each < compute(guided, UNIT, monkeypatch).each
+        assert "UNet forward" in found.rows("picture")
         counted = guided.guided_by("embedded")
         assert counted.memory_needs().rows == plain.memory_needs().rows
 

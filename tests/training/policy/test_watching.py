@@ -260,14 +260,14 @@ def test_settings_that_cannot_work_are_refused(config: Any, message: str) -> Non
 
 
 def test_margins_that_are_large_at_the_start_are_an_alarm() -> None:
-    watchdog = build_watchdog(DPOConfig(logging_steps=20), HeldOutRule())
+    watchdog = build_watchdog(DPOConfig(logging_steps=20), ValidationRules())
     large, small = ({"abs_margin": u, "gradient_factor": 0.4, "margin": u} for u in (3.1, 2.9))
     assert watchdog.seen(20, small)["alarm/large_margins"] == 0
     assert watchdog.seen(40, large)["alarm/large_margins"] == 1
     assert "mean |u| is 3.1 in the first 50 steps, and the mean gradient factor sig(-u) 0.4" in watchdog.said[0]
     assert "alarm/large_margins" not in watchdog.seen(60, large)  # what was learnt may be told apart
     assert "alarm/large_margins" not in watchdog.seen(20, {"reward": 1.0})
-    seldom = build_watchdog(DPOConfig(logging_steps=100, stop_on=("large_margins",)), HeldOutRule())
+    seldom = build_watchdog(DPOConfig(logging_steps=100, stop_on=("large_margins",)), ValidationRules())
     seldom.seen(100, large)
     assert seldom.stopped == "large_margins"
 
