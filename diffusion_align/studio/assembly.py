@@ -13,7 +13,9 @@ from .labels.label_store import checked_name
 from .serving.compare_desk import CompareDesk
 from .serving.data_desk import DataDesk
 from .serving.door import Door
+from .serving.easel import Easel
 from .serving.event_stream import EventStream
+from .serving.fresh_desk import FreshDesk
 from .serving.label_desk import LabelDesk
 from .serving.picture_catalogue import Catalogue
 from .serving.run_desk import RunDesk
@@ -41,7 +43,8 @@ def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[S
     data = DataDesk(home, catalogue)
     runs = RunDesk(home, catalogue)
     stream = EventStream()
-    compare = CompareDesk(home, catalogue, stream, options.idle * 60)
+    easel = Easel(home, stream, options.idle * 60)
+    compare, fresh = CompareDesk(home, catalogue, easel), FreshDesk(home, catalogue, easel)
     door = Door(f"studio-{port}", tuple(name.lower() for name in options.allow_host), options.root_path)
     actions = {
         "label-tasks": lambda given: labels.tasks(),
@@ -51,6 +54,9 @@ def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[S
         "label-undo": labels.undo,
         "label-summary": labels.summary,
         "label-export": labels.export,
+        "fresh-start": fresh.start,
+        "fresh-cancel": fresh.cancel,
+        "fresh-state": fresh.state,
         "compare-start": compare.start,
         "compare-strength": compare.strength,
         "compare-cancel": compare.cancel,
@@ -68,10 +74,10 @@ def assembled(home: Path, options: StudioOptions, port: int) -> Iterator[tuple[S
     ended = threading.Event()
     threading.Thread(target=watch_runs, args=(runs, stream, ended), daemon=True).start()
     try:
-        yield StudioServer(build_app(Parts(door, catalogue, stream, actions)), stream), door
+        yield StudioServer(build_app(Parts(door, catalogue, stream, runs.report, actions)), stream), door
     finally:
         ended.set()
-        compare.close()
+        easel.close()
 
 
 def watch_runs(runs: RunDesk, stream: EventStream, ended: threading.Event) -> None:

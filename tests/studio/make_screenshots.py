@@ -39,12 +39,13 @@ def shown(browser: Any, running: Studio, path: str, width: int, theme: str) -> I
 
 
 def hanging_out(page: Any) -> list[str]:
-    """Texts and controls that are cut off at the right, or lie over each other."""
+    """Texts and controls that are cut off at the right, or lie over each other; of an open dialog only its own."""
     found: list[str] = page.locator("body").evaluate(
         """body => {
           const wrong = [];
           if (document.documentElement.scrollWidth > innerWidth) wrong.push("the page is wider than the window");
-          const boxes = [...body.querySelectorAll("button, select, input, textarea, nav a, h1, h2, .prompt")]
+          const shown = body.querySelector("dialog[open]") ?? body;
+          const boxes = [...shown.querySelectorAll("button, select, input, textarea, nav a, h1, h2, .prompt")]
             .filter(one => one.offsetParent && !one.closest("details:not([open]), .board, .strip, datalist, .scroll"))
             .map(one => [one, one.getBoundingClientRect()]).filter(([, box]) => box.width && box.height);
           for (const [one, box] of boxes) {
@@ -87,6 +88,14 @@ def draw_board(page: Any, columns: Sequence[str], prompts: Sequence[str], count:
     page.locator("#save-grid:enabled").wait_for()
 
 
+def shoot_board(page: Any, file: Path) -> None:
+    """The whole board with its buttons, as wide as the page, and nothing else."""
+    page.locator("#board").evaluate("board => window.scrollTo(0, 0)")
+    box = page.locator("#board").bounding_box()
+    whole = {"x": 0, "y": box["y"] - 24, "width": page.viewport_size["width"], "height": box["height"] + 48}
+    page.screenshot(path=file, full_page=True, clip=whole)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Make both pictures."""
     out = Path(arguments[0]) if arguments else IMAGES
@@ -105,10 +114,9 @@ def main(arguments: Sequence[str]) -> int:
                 page.wait_for_timeout(500)
                 page.screenshot(path=out / "studio-label.png")
             with shown(browser, running, "/compare", 1280, "light") as page:
-                draw_board(page, COLUMNS, PROMPTS)
-                page.locator("#board").evaluate("board => window.scrollTo(0, board.offsetTop - 90)")
+                draw_board(page, COLUMNS, PROMPTS, count=1)
                 page.wait_for_timeout(500)
-                page.screenshot(path=out / "studio-compare.png")
+                shoot_board(page, out / "studio-compare.png")
     finally:
         shutil.rmtree(home)
     for name in ("studio-label.png", "studio-compare.png"):

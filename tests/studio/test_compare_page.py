@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from diffusion_align.adapters import load_adapter
 from diffusion_align.cli import main
+from diffusion_align.data import Comparisons
+from diffusion_align.studio.drawing.orders import Ended, Order, Told
+from diffusion_align.studio.drawing.studio_artist import StudioArtist
 from tests.studio.serving import Studio, studio_here
-from tests.studio.test_label_page import entered
+from tests.studio.test_label_page import entered, judge
 
 pytestmark = pytest.mark.slow
 PROMPT = "a small red star <img src=x onerror=document.title=1>"
@@ -99,32 +102,39 @@ def test_pictures_are_those_of_the_copied_command_and_the_slider_has_base_and_lo
     assert "record" in running.ask("label-summary", task=name)["rule"]
 
 
-def test_cancel_ends_within_a_step_and_a_killed_process_is_told_and_replaced(
-    running: Studio, sdxl_folder: Path
-) -> None:
+def test_cancel_frees_the_process_within_a_step(running: Studio, sdxl_folder: Path) -> None:
+    """The process is stopped while it is told to, so that what it had said before is known."""
     ask_board(running, sdxl_folder, columns=["base"], steps=400, count=1)
     while running.ask("compare-state")["job"]["step"] < 2:
         time.sleep(0.02)
+    process = drawing_process()
+    process.suspend()
+    time.sleep(0.3)
+    before = running.ask("compare-state")["job"]["step"]
     running.ask("compare-cancel")
-    assert waited(running, "cancelled", 10)["job"]["step"] < 300
-    ask_board(running, sdxl_folder, columns=["base"], steps=400, count=1)
-    while running.ask("compare-state")["job"]["step"] < 2:
-        time.sleep(0.02)
-    (child,) = [p for p in children() if "spawn_main" in command_line(p)]
-    os.kill(child, signal.SIGKILL)
-    assert "killed by signal 9" in waited(running, "failed", 20)["job"]["error"]
+    process.resume()
+    assert 0 <= waited(running, "cancelled", 60)["job"]["step"] - before <= 1
     ask_board(running, sdxl_folder, columns=["base"], count=1)
     assert waited(running)["job"]["done"] == 1
+    assert drawing_process() == process
 
 
-def children() -> list[int]:
-    import psutil
+def drawing_process() -> psutil.Process:
+    """The one of this test's studio."""
+    (found,) = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    return found
 
-    return [process.pid for process in psutil.Process().children()]
 
-
-def command_line(process: int) -> str:
-    return Path(f"/proc/{process}/cmdline").read_text()
+def test_an_idle_process_ends_and_gives_its_memory_back(home: Path, sdxl_folder: Path) -> None:
+    told: list[Told] = []
+    artist = StudioArtist(home, 1.0, told.append)
+    artist.order(Order(1, str(home / "idle"), {0: "base"}, {}, ("a star",), (0,), (), 1, 5.0, str(sdxl_folder)))
+    process = psutil.Process(artist.pid)
+    end = time.monotonic() + 120
+    while artist.pid is not None and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not process.is_running()
+    assert told[-1] == Ended(1)  # and nothing is told of the end
 
 
 def test_bad_sides_are_refused_or_named(running: Studio, sdxl_folder: Path, tmp_path: Path) -> None:
@@ -155,6 +165,9 @@ def test_the_page_draws_shows_progress_again_after_a_reload_and_text_as_text(
     page.locator("#job", has_text=re.compile(r"step \d+ of 24")).wait_for(timeout=120_000)
     page.reload()
     page.locator("#job", has_text=re.compile(r"of 4 pictures")).wait_for()
+    drawing_process().kill()
+    page.locator("#failed", has_text="The drawing process ended (killed by signal 9)").wait_for()
+    page.locator("#draw").click()
     page.locator("#board img").nth(3).wait_for(timeout=120_000)
     assert page.locator("#board p").first.inner_text() == PROMPT
     assert page.title().startswith("Compare")
@@ -167,3 +180,54 @@ def test_the_page_draws_shows_progress_again_after_a_reload_and_text_as_text(
     page.locator("dialog.zoom .pane").nth(1).wait_for()
     page.keyboard.press("Escape")
     assert not page.wrong
+
+
+def test_fresh_pictures_are_drawn_for_label_and_exported_with_model_and_scale(
+    browser: Any, running: Studio, home: Path, sdxl_folder: Path
+) -> None:
+    asked = {"columns": ["base", "lora"], "prompts": ["a star"], "count": 1, "steps": 2, "model": str(sdxl_folder)}
+    for wrong, status in (
+        ({"columns": ["base"]}, "one picture of a prompt"),
+        ({"kind": "best-worst"}, "expected 3 or more"),
+        ({"columns": ["base"], "count": 3}, "expected two pictures"),
+        ({"order": "active"}, "needs scores"),
+        ({"holdout": 0.1}, "expected at least 50"),
+        ({"count": 5000}, "expected 1 to 4096"),
+        ({"name": "from/here"}, "expected letters"),
+        ({"surprise": 1}, "unknown setting"),
+    ):
+        answer = running.post("fresh-start", **{**asked, **wrong})
+        assert (answer.status, status in answer.json()["error"]) == (400, True), answer.body
+    assert running.post("fresh-start", **{**asked, "columns": ["/etc", "base"]}).status == 404
+    page = entered(browser, running)
+    page.get_by_label("From").select_option("fresh")
+    prompts = [f"a star and {number} rings" for number in range(2)]
+    page.get_by_label("Text file").set_input_files(
+        {"name": "prompts.txt", "mimeType": "text/plain", "buffer": "\n".join(prompts).encode()}
+    )
+    page.get_by_label("Models, one a line").fill("low=base@guidance_scale=2\nhigh=lora@guidance_scale=8")
+    page.get_by_label("Base model").fill(str(sdxl_folder))
+    page.get_by_label("Steps").fill("24")
+    page.get_by_label("Folder of labels").fill("fresh")
+    page.locator("#begin").click()
+    page.locator("#job", has_text="of 4 pictures").wait_for(timeout=120_000)
+    process = drawing_process()
+    process.suspend()  # so that it is still drawing when the page is loaded again
+    page.reload()
+    page.locator("#job", has_text="of 4 pictures").wait_for()
+    process.resume()
+    page.locator(".stage img").nth(1).wait_for(timeout=120_000)
+    for _ in prompts:
+        judge(page, "ArrowLeft")
+    assert not page.wrong
+    running.ask("label-export", task="fresh")
+    rows = pq.read_table(home / "fresh-pairs").to_pylist()
+    assert {row["caption"] for row in rows} == set(prompts)
+    for row in rows:
+        scales, models = [row["scale_0"], row["scale_1"]], [row["model_0"], row["model_1"]]
+        assert sorted(scales) == [2.0, 8.0]
+        assert models[scales.index(2.0)] == str(sdxl_folder)
+        assert models[scales.index(8.0)].endswith("+ lora")
+    # What the evaluator of kind value learns from.
+    assert {"scale_0", "scale_1"} <= set(Comparisons(home / "fresh-pairs").source.columns)
+    assert sorted(Comparisons(home / "fresh-pairs")[0].scales) == [2.0, 8.0]

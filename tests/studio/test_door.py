@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from diffusion_align.cli import main
+from diffusion_align.pictures import CorruptImageError
+from diffusion_align.studio.serving.event_stream import EventStream
+from diffusion_align.studio.sources.served_pictures import check_header
+from tests.studio.killing import label_through_kills
 from tests.studio.material import encoded, scored_table
 from tests.studio.serving import Studio, studio
 
@@ -155,7 +163,6 @@ def test_twenty_pairs_arrive_without_a_word_about_them(served: Studio) -> None:
 
 
 def test_metadata_of_pictures_stays_on_the_server(tmp_path: Path) -> None:
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     for place, name in enumerate(("one", "two")):
@@ -177,24 +184,17 @@ def test_metadata_of_pictures_stays_on_the_server(tmp_path: Path) -> None:
     assert models == set() or models == {"secret-model"}
 
 
-def test_verdicts_survive_a_kill_of_the_server(tmp_path: Path) -> None:
-    """As a client sees it: what was answered with 200 is there, and a verdict that is sent again counts once."""
-    scored_table(tmp_path / "pairs", 12)
-    sent: dict[str, str] = {}
-    with studio(tmp_path, "--source", str(tmp_path / "pairs"), "--annotator", "ada") as running:
-        for _ in range(3):
-            visit = running.ask("label-next")["visits"][0]["id"]
-            running.ask("label-verdict", visit=visit, choice="left", ms=500)
-            running.ask("label-verdict", visit=visit, choice="right", ms=500)
-            sent[visit] = "left"
-        running.process.kill()
-        running.process.wait()
-    with studio(tmp_path) as running:
-        again = next(iter(sent))
-        assert running.ask("label-verdict", annotator="ada", visit=again, choice="right", ms=500)["done"] == 3
-        assert running.ask("label-undo", annotator="ada")["done"] == 2
-    rows = [json.loads(line) for line in (tmp_path / "labels" / "ada.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows if row["event"] == "verdict"] == list(sent)
+def test_verdicts_survive_kills_of_the_server(tmp_path: Path) -> None:
+    """Fifty kills are in tests/faults (make test-faults)."""
+    label_through_kills(tmp_path, 2)
+
+
+def test_a_verdict_that_is_sent_again_counts_once(served: Studio) -> None:
+    visit = served.ask("label-next", annotator="twice")["visits"][0]["id"]
+    first = served.ask("label-verdict", annotator="twice", visit=visit, choice="left", ms=500)
+    assert served.ask("label-verdict", annotator="twice", visit=visit, choice="right", ms=500) == first
+    assert first["done"] == 1
+    assert served.ask("label-undo", annotator="twice")["done"] == 0
 
 
 def test_two_annotators_at_once_get_different_pairs(served: Studio) -> None:
@@ -255,6 +255,27 @@ def test_svg_is_never_a_picture(tmp_path: Path) -> None:
         assert 422 in {answer.status for answer in answers}
         assert b"svg" not in b"".join(answer.body for answer in answers)
         assert b"one" not in b"".join(answer.body for answer in answers if answer.status == 422)
+
+
+def test_more_pixels_than_the_cap_are_refused_by_the_header_alone() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    with pytest.raises(CorruptImageError, match="has 9000x9000 pixels: expected at most 64,000,000"):
+        check_header(buffer.getvalue()[:64], "a picture")  # nothing behind the header is needed
+
+
+def test_a_tab_that_comes_back_gets_what_it_has_missed_and_heartbeats() -> None:
+    async def heard(count: int, last: int | None) -> list[bytes]:
+        return [await anext(following) for following in [stream.follow(last)] for _ in range(count)]
+
+    stream = EventStream(heartbeat=0.01)
+    for number in range(4):
+        stream.send("run", run=str(number))
+    with ThreadPoolExecutor(1) as thread:  # the browser's tests leave a loop in this one
+        found, fresh = thread.map(asyncio.run, [heard(4, 2), heard(2, None)])
+    assert [event.partition(b"\n")[0] for event in found] == [b"retry: 1000", b"id: 3", b"id: 4", b": still here"]
+    assert found[1].endswith(b'data: {"kind": "run", "run": "2"}\n\n')
+    assert fresh[1] == b": still here\n\n"
 
 
 def test_events_are_resumed_by_their_number(served: Studio) -> None:

@@ -77,6 +77,12 @@ def test_undo_skip_help_zoom_summary_and_export(browser: Any, tmp_path: Path) ->
         page.keyboard.press("Escape")
         page.keyboard.press("z")
         page.locator("dialog.zoom img").nth(1).wait_for()
+        page.keyboard.press("+")
+        places = {
+            page.locator("dialog.zoom img").nth(side).evaluate("image => image.style.transform") for side in (0, 1)
+        }
+        assert len(places) == 1  # both show the same part
+        assert "scale(1.5)" in places.pop()
         page.keyboard.down(" ")
         page.locator("dialog.zoom .flicker").wait_for()
         page.keyboard.up(" ")

@@ -38,8 +38,25 @@ def test_nothing_is_cut_off_or_overlaps(browser: Any, running: Studio, name: str
         page.locator(PAGES[name]).first.wait_for()
         page.wait_for_timeout(150)
         assert hanging_out(page) == []
+        if name == "label":
+            the_dialogs_and_the_form_fit(page)
         paper = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
         assert (sum(int(part) for part in paper[4:-1].split(",")) > 380) == (theme == "light")
+
+
+def the_dialogs_and_the_form_fit(page: Any) -> None:
+    """Help, summary, and what begins another folder of labels."""
+    page.keyboard.press("?")
+    page.get_by_role("heading", name="Keys").wait_for()
+    assert hanging_out(page) == []
+    page.keyboard.press("Escape")
+    page.locator("#session").click()
+    page.locator("#export").wait_for()
+    assert hanging_out(page) == []
+    page.locator("#another").click()
+    for source in ("there", "fresh"):
+        page.get_by_label("From").select_option(source)
+        assert hanging_out(page) == []
 
 
 @pytest.mark.parametrize("name", ["studio-label.png", "studio-compare.png"])

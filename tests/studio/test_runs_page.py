@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from diffusion_align.evaluation.report import Report
 from diffusion_align.studio.serving.run_desk import MetricTail, curves
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.settings import save_config
-from tests.studio.serving import studio_here
+from tests.studio.serving import Studio, studio_here
 from tests.studio.test_label_page import entered
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,32 @@ def test_metrics_are_read_on_and_anew_when_the_file_shrinks(tmp_path: Path) -> N
     assert [row["step"] for row in tail.rows] == [1]
 
 
+def the_report_is_shown_and_can_do_nothing(page: Any, running: Studio, folder: Path, root: Path) -> None:
+    run = running.ask("runs-list")["runs"][0]["id"]
+    assert running.get(f"/report/{run}").status == 404
+    (root.parent / "elsewhere.html").write_text("secret")
+    (folder / "report.html").symlink_to(root.parent / "elsewhere.html")
+    other = running.get(f"/report/{run}")
+    assert (other.status, b"secret" in other.body) == (404, False)
+    (folder / "report.html").unlink()
+    picture = Image.new("RGB", (40, 30), (20, 120, 40))
+    Report("How it went").text("Well.").image(picture, "a picture").write(folder)
+    harm = "<script>parent.document.title = document.title = 'harmed'</script></body>"
+    (folder / "report.html").write_text((folder / "report.html").read_text().replace("</body>", harm))
+    page.reload()
+    page.locator("#report").click()
+    frame = page.frame_locator("dialog iframe")
+    frame.get_by_role("heading", name="How it went").wait_for()
+    assert frame.locator("img").evaluate("image => image.complete && image.naturalWidth") == 40
+    assert page.title().startswith("Runs")
+    page.keyboard.press("Escape")
+    answer = running.get(f"/report/{run}")
+    assert answer.status == 200
+    assert {"sandbox", "default-src 'none'"} <= set(answer.headers["content-security-policy"].split("; "))
+    for name in ("no-such-run", f"{run}/../{run}", "..%2f..%2fconfig.yaml"):
+        assert running.get(f"/report/{name}").status == 404
+
+
 def test_a_run_is_shown_and_follows_its_metrics(browser: Any, tmp_path: Path) -> None:
     folder = a_run(tmp_path / "runs" / "dpo")
     with studio_here(tmp_path) as running:
@@ -60,9 +87,13 @@ def test_a_run_is_shown_and_follows_its_metrics(browser: Any, tmp_path: Path) ->
         page.locator("[data-metric='loss'] text", has_text="log 2").wait_for()
         assert page.locator(".strip img").count() == 2
         with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 50, "loss": 0.5, "alarm/artefacts": 1.0}) + "\n")
-        page.locator(".alarm", has_text="artefacts, since step 50").wait_for()
+            monitored = {"artefact/saturation": 0.7, "alarm/picture_saturation": 1.0, "alarm/picture_dark": 0.0}
+            file.write(json.dumps({"step": 50, "loss": 0.5, "alarm/artefacts": 1.0, **monitored}) + "\n")
+        page.locator(".alarm", has_text="artefact saturation, since step 50").wait_for()
+        assert page.locator(".alarm").count() == 1
+        page.locator("#run", has_text="Checkpoints: 20").wait_for()
         page.locator("#run p", has_text="50 of 100 steps").wait_for()
+        the_report_is_shown_and_can_do_nothing(page, running, folder, tmp_path)
         assert not page.wrong
         old = time.time() - 3600
         os.utime(folder / "metrics.jsonl", (old, old))

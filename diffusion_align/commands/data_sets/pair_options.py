@@ -59,6 +59,9 @@ class PairExportOptions(PairSetOptions):
     format: Literal["pickapic", "w-l", "chosen-rejected", "metadata"] = "pickapic"
     """pickapic: parquet; w-l: folders w and l (sd-scripts); chosen-rejected: the same names (OneTrainer); metadata:
     metadata.jsonl beside pictures."""
+    merge: Literal["majority", "annotators"] | None = None
+    """Of a folder of the studio's labels: the majority of all annotators, with their votes (unset), or one row for each
+    annotator, named in user_id."""
 
 
 @dataclass(frozen=True)

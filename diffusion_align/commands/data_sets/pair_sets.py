@@ -37,12 +37,14 @@ def run_export(options: PairExportOptions) -> int:
     out = _empty(options.out)
     if (Path(options.source) / TASK).is_file():
         return _export_labels(options, out)
+    if options.merge is not None:
+        raise ValueError(f"--merge {options.merge}: {options.source} is no folder of labels, its rows have one verdict")
     _say({**export_pairs(options.source, options.split, options.format, out), "out": str(out)})
     return 0
 
 
 def _export_labels(options: PairExportOptions, out: Path) -> int:
-    """Export a folder of the studio's labels: the majority of all annotators, with the votes.
+    """Export a folder of the studio's labels.
 
     Raises:
         ValueError: another format, which other programs' readers of tables write.
@@ -52,7 +54,7 @@ def _export_labels(options: PairExportOptions, out: Path) -> int:
             f"--format {options.format}: {options.source} is a folder of labels: export it with --format pickapic, and "
             "that folder with this one"
         )
-    told = export_labels(Path(options.source), out)
+    told = export_labels(Path(options.source), out, options.merge or "majority")
     counts = {"pairs": sum(told.rows.values()), "ties": told.ties, "skipped": told.skipped, "lost": told.lost,
               "leaking": told.leaking}  # fmt: skip
     _say({**counts, "out": str(out)})

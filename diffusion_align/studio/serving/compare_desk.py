@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffusion_align.evaluation.arena.side_grammar import SideText, parse_side
+from diffusion_align.evaluation.arena.side_grammar import parse_side
 from diffusion_align.evaluation.figures import image_grid
 from diffusion_align.pictures import decoded_picture
-from diffusion_align.studio.drawing.orders import Finished, Opened, Order, Stepped, Told
-from diffusion_align.studio.drawing.studio_artist import StudioArtist
+from diffusion_align.studio.drawing.orders import Finished, Opened, Order, Told
 from diffusion_align.studio.labels.label_store import checked_name
 from diffusion_align.studio.labels.label_tasks import TASK, TaskSettings, begin_task
 from diffusion_align.studio.sources.units import Picture
 
-from .event_stream import EventStream
+from .drawing_requests import read_order
+from .easel import Easel
 from .picture_catalogue import Catalogue, Entry
 
-MOST_COLUMNS, MOST_ROWS = 6, 64
+#: The page's name at the easel, and the kind of its events.
+PAGE = "compare"
+#: Pictures of a column.
+MOST_ROWS = 64
 #: Range of the slider.
 STRENGTHS = (0.0, 2.0)
-#: Folder in the studio's one.
-DRAWN = "drawn"
 
 
 @dataclass
@@ -55,17 +54,9 @@ class CompareDesk:
 
     home: Path
     catalogue: Catalogue
-    stream: EventStream
-    idle: float
-    artist: StudioArtist = field(init=False)
+    easel: Easel
     _board: Board | None = None
     _current: Order | None = None
-    _job: dict[str, Any] = field(default_factory=dict)
-    _count: int = 0
-    _lock: RLock = field(default_factory=RLock)
-
-    def __post_init__(self) -> None:
-        self.artist = StudioArtist(self.home, self.idle, self._heard)
 
     def start(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A new board.
@@ -73,28 +64,11 @@ class CompareDesk:
         Raises:
             ValueError: a side or a number that is wrong. LookupError: a side outside the roots.
         """
-        columns = _texts(given.get("columns"), "columns")
-        sides = [self._side(text) for text in columns]
-        prompts = _texts(given.get("prompts"), "prompts")
-        seed, count = int(given.get("seed", 0)), int(given.get("count", 2))
-        if not 1 <= len(sides) <= MOST_COLUMNS:
-            raise ValueError(f"expected 1 to {MOST_COLUMNS} columns, found {len(sides)}")
-        if not prompts or count < 1 or len(prompts) * count > MOST_ROWS:
-            raise ValueError(
-                f"expected 1 to {MOST_ROWS} pictures a column, found {len(prompts)} prompts x {count} seeds"
-            )
-        steps, scale = int(given.get("steps", 25)), float(given.get("guidance_scale", 5.0))
-        if not 1 <= steps <= 1000:
-            raise ValueError(f"steps {steps}: expected 1 to 1000")
-        with self._lock:
-            self._count += 1
-            folder = self.home / DRAWN / f"{time.strftime('%Y%m%d-%H%M%S')}-{self._count}"
-            order = Order(
-                self._count, str(folder / "1"), dict(enumerate(columns)), {}, tuple(prompts),
-                tuple(range(seed, seed + count)), tuple(_texts(given.get("scorers") or [], "scorers")), steps, scale,
-                str(given.get("model") or ""),
-            )  # fmt: skip
-            self._board = Board(order, folder, [side.name for side in sides])
+        with self.easel.lock:
+            number = self.easel.number()
+            folder = self.easel.folder(number)
+            order = read_order(given, self.home, self.catalogue, MOST_ROWS, number, folder / "1")
+            self._board = Board(order, folder, [parse_side(text).name for text in order.columns.values()])
             self._send(order)
             return self.state({})
 
@@ -104,7 +78,7 @@ class CompareDesk:
         Raises:
             ValueError: a strength that the slider does not have. LookupError: no such column.
         """
-        with self._lock:
+        with self.easel.lock:
             board = self._known()
             column, strength = int(given["column"]), round(float(given["strength"]), 2)
             if column not in board.order.columns:
@@ -115,21 +89,20 @@ class CompareDesk:
                 raise ValueError(f"{board.names[column]} has no trained weights whose strength could be changed")
             rows = len(board.order.rows)
             if not all(_key(column, row, strength) in board.cells for row in range(rows)):
-                self._count += 1
                 columns = {column: board.order.columns[column]}
                 folder = board.folder / f"{strength:g}"
-                self._send(replace(board.order, number=self._count, folder=str(folder), columns=columns,
+                self._send(replace(board.order, number=self.easel.number(), folder=str(folder), columns=columns,
                                    strengths={column: strength}))  # fmt: skip
             return self.state({})
 
     def cancel(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Draw nothing further."""
-        self.artist.cancel()
+        self.easel.cancel()
         return self.state({})
 
     def state(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Everything on the page, for a tab that is new or was loaded again."""
-        with self._lock:
+        with self.easel.lock:
             board = self._board
             if board is None:
                 return {"board": None, "job": None}
@@ -143,7 +116,7 @@ class CompareDesk:
                     "cells": {key: {"picture": cell["picture"], **cell["facts"]} for key, cell in board.cells.items()},
                     "commands": board.commands, "trained": board.trained,
                 },
-                "job": self._job or None,
+                "job": self.easel.job(PAGE),
             }  # fmt: skip
 
     def label(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +125,7 @@ class CompareDesk:
         Raises:
             ValueError: a picture is not drawn yet, or the name is taken.
         """
-        with self._lock:
+        with self.easel.lock:
             board = self._known()
             columns = [int(column) for column in given.get("columns") or board.order.columns]
             folders = [self._column(board, column) for column in columns]
@@ -169,7 +142,7 @@ class CompareDesk:
         Raises:
             ValueError: a picture is not drawn yet.
         """
-        with self._lock:
+        with self.easel.lock:
             board = self._known()
             rows = [
                 [np.asarray(decoded_picture(Path(self._cell(board, column, row)["file"]), "a drawn picture"))
@@ -181,17 +154,6 @@ class CompareDesk:
             path = board.folder / "grid.png"
             grid.save(path)
         return {"file": str(path.relative_to(self.home))}
-
-    def close(self) -> None:
-        """End the drawing process."""
-        self.artist.close()
-
-    def _side(self, text: str) -> SideText:
-        side = parse_side(text)
-        place = self.home / side.what
-        if place.exists() and not self.catalogue.holds(place):
-            raise LookupError(f"{side.what} lies outside the folders that the studio was started with")
-        return side
 
     def _known(self) -> Board:
         if self._board is None:
@@ -210,52 +172,27 @@ class CompareDesk:
         return files[0].parent
 
     def _send(self, order: Order) -> None:
-        try:
-            Path(order.folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(f"{order.folder} cannot be written: {error.strerror}") from None
         self._current = order
-        total = len(order.rows) * len(order.columns)
-        self._job = {"number": order.number, "state": "running", "done": 0, "total": total, "step": 0,
-                     "steps": order.num_inference_steps, "began": time.time(), "error": ""}  # fmt: skip
-        self.artist.order(order)
+        self.easel.draw(PAGE, order, self._heard)
 
-    def _heard(self, told: Told) -> None:
-        """From the drawing process's thread."""
-        with self._lock:
-            board, order = self._board, self._current
-            if board is None or order is None or told.order != order.number:
-                return
-            if isinstance(told, Opened):
-                if not order.strengths:
-                    board.commands[told.column], board.trained[told.column] = told.command, told.trained
-            elif isinstance(told, Stepped):
-                self._job |= {"step": told.step, "steps": told.steps, "column": told.column, "row": told.row}
-            elif isinstance(told, Finished):
-                strength = order.strengths.get(told.column)
-                picture = Picture(Path(told.file), name=Path(told.file).name)
-                key = _key(told.column, told.row, 1.0 if strength is None else strength)
-                board.cells[key] = {
-                    "picture": self.catalogue.add(Entry((picture,), 0, lossless=True)),
-                    "file": told.file,
-                    "facts": dict(told.facts),
-                }
-                self._job |= {"done": self._job["done"] + 1, "step": 0}
-            else:
-                state = "failed" if told.error else "cancelled" if told.cancelled else "done"
-                self._job |= {"state": state, "error": told.error}
-            done = self._job["done"] + self._job["step"] / max(1, self._job["steps"])
-            spent = time.time() - self._job["began"]
-            self._job["left"] = spent / done * (self._job["total"] - done) if done > 0.05 else None
-            news = {} if isinstance(told, Stepped) else {"board": True}
-            self.stream.send("compare", job=dict(self._job), **news)
+    def _heard(self, told: Told) -> dict[str, Any]:
+        """Keep what is told of the last order; nothing of it belongs to the job."""
+        board, order = self._board, self._current
+        if board is None or order is None:
+            return {}
+        if isinstance(told, Opened) and not order.strengths:
+            board.commands[told.column], board.trained[told.column] = told.command, told.trained
+        elif isinstance(told, Finished):
+            strength = order.strengths.get(told.column)
+            picture = Picture(Path(told.file), name=Path(told.file).name)
+            key = _key(told.column, told.row, 1.0 if strength is None else strength)
+            board.cells[key] = {
+                "picture": self.catalogue.add(Entry((picture,), 0, lossless=True)),
+                "file": told.file,
+                "facts": dict(told.facts),
+            }
+        return {}
 
 
 def _key(column: int, row: int, strength: float) -> str:
     return f"{column}/{row}/{strength:g}"
-
-
-def _texts(given: Any, name: str) -> list[str]:
-    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(text, str) for text in given):
-        raise ValueError(f"{name}: expected a list of texts")
-    return [text.strip() for text in given if text.strip()]

@@ -18,7 +18,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 #: Header of every write.
 TOKEN_HEADER = "x-studio-token"
 POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-#: Of every answer.
+#: Of a run's report, which somebody else may have written: its pictures and styles are inside it, nothing else is
+#: loaded, no script runs, and in its sandbox it has no part in the studio's origin.
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'; sandbox"
+)
+#: Of every answer, unless it says so itself.
 HEADERS: Mapping[str, str] = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -112,7 +118,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 sent = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    sent[name] = value
+                    sent.setdefault(name, value)  # a report has a policy of its own
                 sent.setdefault("cache-control", "no-store")
             await send(message)
 

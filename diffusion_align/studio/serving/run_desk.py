@@ -19,7 +19,7 @@ from diffusion_align.studio.sources.units import Picture
 
 from .picture_catalogue import Catalogue, Entry
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "report.html"
 #: Folders below the roots that are looked into.
 DEPTH = 4
 #: A run whose file grew within so many of its usual pauses between log lines is running.
@@ -30,6 +30,8 @@ LEAST_SILENCE = 30.0
 MOST_POINTS = 600
 #: What runs of the preference losses start at: log 2.
 PREFERENCE_METHODS = ("dpo", "inpo", "online-dpo")
+#: Alarms about single figures of validation pictures begin so.
+FIGURE = "alarm/picture_"
 #: Not settings.
 RECORDS = ("versions", "git_commit", "method")
 
@@ -126,7 +128,7 @@ class RunDesk:
                     (path.name for path in folder.glob("checkpoint-*") if path.is_dir()),
                     key=lambda text: (len(text), text),
                 ),
-                "report": (folder / "report.html").is_file(),
+                "report": (folder / REPORT).is_file(),
                 "last": {key: value for key, value in last.items() if isinstance(value, int | float)},
             }
 
@@ -150,6 +152,17 @@ class RunDesk:
                 ],
                 "curves": [curves(self._tail(folder).rows) for folder in folders],
             }
+
+    def report(self, name: str) -> bytes:
+        """A run's report.html.
+
+        Raises:
+            LookupError: no such run, it has none, or that lies outside the roots. OSError: it cannot be read.
+        """
+        path = (self._asked({"run": name}, "run")[1] / REPORT).resolve()  # wherever a link leads now
+        if not (path.is_file() and self.catalogue.holds(path)):
+            raise LookupError("this run has no report")
+        return path.read_bytes()
 
     def changed(self) -> list[str]:
         """Ids of known runs whose metrics have grown since the last call."""
@@ -201,7 +214,7 @@ class RunDesk:
             "id": name,
             "name": str(where) if str(where) != "." else folder.name,
             "method": config.get("method"),
-            "running": tail.running(time.time()) and not (folder / "report.html").is_file(),
+            "running": tail.running(time.time()) and not (folder / REPORT).is_file(),
             "step": tail.rows[-1]["step"] if tail.rows else 0,
             "steps": config.get("max_steps"),
             "win_rate": wins[-1] if wins else None,
@@ -262,7 +275,8 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
 
 
 def alarms_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Alarms of the artefact monitor and of other watches, each with the first step of its last appearance."""
+    """Alarms of the artefact monitor and of other watches, each with the first step of its last appearance. Artefacts
+    are told by their figures, where those are named."""
     found: dict[str, Any] = {}
     for row in rows:
         for name, value in row.items():
@@ -271,7 +285,11 @@ def alarms_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     found.setdefault(name, row["step"])
                 else:
                     found.pop(name, None)
-    return [{"name": name.partition("/")[2], "step": step} for name, step in found.items()]
+    if any(name.startswith(FIGURE) for name in found):
+        found.pop("alarm/artefacts", None)
+    return [
+        {"name": name.replace(FIGURE, "artefact ").removeprefix("alarm/"), "step": step} for name, step in found.items()
+    ]
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from diffusion_align.pictures import CorruptImageError
 
-from .door import Door, Guard
+from .door import REPORT_POLICY, Door, Guard
 from .event_stream import EventStream
 from .picture_catalogue import Catalogue
 
@@ -36,12 +36,14 @@ class Parts:
     """What the application is made of.
 
     Attributes:
+        report: from the id of a run to its report.html; LookupError where there is none.
         actions: by path below ``api/``; all are asked by POST, as they hand things out or change them.
     """
 
     door: Door
     catalogue: Catalogue
     stream: EventStream
+    report: Callable[[str], bytes]
     actions: Mapping[str, Action]
 
 
@@ -83,6 +85,13 @@ def build_app(parts: Parts) -> ASGIApp:
         # An id is never given to another picture.
         return Response(found.content, headers={"cache-control": "private, max-age=3600"}, media_type=found.media_type)
 
+    async def report(request: Request) -> Response:
+        try:
+            found = await run_in_threadpool(parts.report, request.path_params["name"])
+        except (LookupError, OSError):
+            return PlainTextResponse("no such report", 404)
+        return Response(found, headers={"content-security-policy": REPORT_POLICY}, media_type="text/html")
+
     async def events(request: Request) -> Response:
         last = request.headers.get("last-event-id", "")
         stream = parts.stream.follow(int(last) if last.isdigit() else None)
@@ -110,6 +119,7 @@ def build_app(parts: Parts) -> ASGIApp:
         Route("/", start, methods=["GET"]),
         Route("/assets/{name}", asset, methods=["GET"]),
         Route("/picture/{name}", picture, methods=["GET"]),
+        Route("/report/{name}", report, methods=["GET"]),
         Route("/api/events", events, methods=["GET"]),
         Route("/api/{name}", action, methods=["POST"]),
         Route("/{name}", page, methods=["GET"]),

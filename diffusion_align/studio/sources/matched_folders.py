@@ -1,4 +1,5 @@
-"""Folders of pictures put side by side: by what their records say, by file name, or by their order."""
+"""Folders of pictures put side by side: by what their records say, by file name, or by their order; and one folder, by
+its prompts."""
 
 from __future__ import annotations
 
@@ -59,17 +60,17 @@ def prompt_of(path: Path, record: Mapping[str, Any]) -> str | None:
 
 
 def match_folders(folders: Sequence[Path], match: Match = "auto") -> Gathered:
-    """One unit for the pictures that belong together, one of each folder.
+    """One unit for the pictures that belong together, one of each folder; of a single folder, those of one prompt.
 
     Args:
         match: "auto" takes records if all pictures have them, names if they are the same everywhere, else the order.
 
     Raises:
         FileNotFoundError: a folder is missing or empty.
-        ValueError: fewer than two folders, pictures without a partner (all are listed), or without a prompt.
+        ValueError: pictures without a partner (all are listed), or without a prompt.
     """
-    if len(folders) < 2:
-        raise ValueError("expected two folders of pictures or more, to be put side by side")
+    if len(folders) == 1:
+        return group_folder(folders[0], match)
     files = [pictures_in(folder) for folder in folders]
     records = [[record_of(path) for path in there] for there in files]
     rule = _rule(files, records) if match == "auto" else match
@@ -82,12 +83,33 @@ def match_folders(folders: Sequence[Path], match: Match = "auto") -> Gathered:
         if any(key not in other for other in keyed)
     )
     if alone:
-        raise ValueError(
-            f"pictures without a partner ({TOLD[rule]}): {', '.join(alone[:20])}"
-            f"{f' and {len(alone) - 20} more' if len(alone) > 20 else ''}"
-        )
+        raise ValueError(f"pictures without a partner ({TOLD[rule]}){_listed(alone)}")
     order = [key for key in keyed[0] if key in every]
     return Gathered(tuple(_unit([there[key] for there in keyed], folders) for key in order), TOLD[rule])
+
+
+def group_folder(folder: Path, match: Match = "auto") -> Gathered:
+    """One unit for the pictures of each prompt in a folder: several seeds of one model.
+
+    Raises:
+        FileNotFoundError: the folder is missing or empty.
+        ValueError: a picture without a prompt, or a prompt with one picture (all are listed), or another ``match``.
+    """
+    if match not in ("auto", "record"):
+        raise ValueError(f"--match {match}: pictures of one folder are matched by their prompts")
+    groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for path in pictures_in(folder):
+        record = record_of(path)
+        groups.setdefault(_prompt([(path, record)]), []).append((path, record))
+    alone = [there[0][0].name for there in groups.values() if len(there) < 2]
+    if alone:
+        raise ValueError(f"{folder}: the only pictures of their prompts{_listed(alone)}: give a second folder")
+    units = tuple(_unit(there, [folder] * len(there)) for there in groups.values())
+    return Gathered(units, "pictures of one folder, matched by their prompts")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f": {', '.join(names[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}"
 
 
 def _rule(files: Sequence[Sequence[Path]], records: Sequence[Sequence[Mapping[str, Any]]]) -> str:
@@ -122,15 +144,20 @@ def _by_key(
 
 
 def _unit(there: Sequence[tuple[Path, Mapping[str, Any]]], folders: Sequence[Path]) -> Unit:
-    prompts = [prompt_of(path, record) for path, record in there]
-    prompt = next((text for text in prompts if text is not None), None)
-    if prompt is None:
-        raise ValueError(f"{there[0][0]}: no prompt is known: expected a record of generate, or its prompt in NAME.txt")
+    prompt = _prompt(there)
     pictures = tuple(
         Picture(path, name=f"{folder.name}/{path.name}", model=_model(record, folder), scale=_scale(record))
         for (path, record), folder in zip(there, folders, strict=True)
     )
     return Unit(opaque(prompt, *(picture.name for picture in pictures)), prompt, pictures)
+
+
+def _prompt(there: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """The prompt of pictures that belong together; one of them must say it."""
+    for path, record in there:
+        if (prompt := prompt_of(path, record)) is not None:
+            return prompt
+    raise ValueError(f"{there[0][0]}: no prompt is known: expected a record of generate, or its prompt in NAME.txt")
 
 
 def _model(record: Mapping[str, Any], folder: Path) -> str:

@@ -1,21 +1,15 @@
 // Compare: rows share their noise, columns are models. Pictures appear as they are drawn.
 import { ask, el, field, listen, main, notice, picture, pictureUrl, tried, warn } from "./common.js";
 import { chart } from "./chart.js";
+import { drawingInputs, promptsField, showJob } from "./drawing.js";
 import { zoom } from "./zoom.js";
 
 const place = { board: null, job: null, strengths: {}, runs: [], shape: "" };
 const progress = el("div", { class: "job", "aria-live": "polite", id: "job" });
 const boardAt = el("section", { class: "stack", id: "board" });
 const sides = el("div", { class: "columns" });
-const inputs = {
-  prompts: el("textarea", { rows: 2, placeholder: "one prompt a line" }),
-  seed: el("input", { type: "number", value: "0", min: "0" }),
-  count: el("input", { type: "number", value: "2", min: "1", max: "16" }),
-  steps: el("input", { type: "number", value: "25", min: "1" }),
-  guidance_scale: el("input", { type: "number", value: "5", step: "0.5" }),
-  model: el("input", { placeholder: "that of the first run, or scenes-sdxl" }),
-  scorers: el("input", { placeholder: "pickscore aesthetic" }),
-};
+const { inputs, values } = drawingInputs(2);
+inputs.scorers = el("input", { placeholder: "pickscore aesthetic" });
 const key = (column, row, strength) => `${column}/${row}/${Number(strength.toFixed(2))}`;
 
 function column(text = "") {
@@ -29,10 +23,7 @@ async function draw() {
   warn("");
   const found = await tried(() => ask("compare-start", {
     columns: [...sides.querySelectorAll("input")].map((input) => input.value.trim()).filter(Boolean),
-    prompts: inputs.prompts.value.split("\n").map((line) => line.trim()).filter(Boolean),
-    seed: Number(inputs.seed.value), count: Number(inputs.count.value), steps: Number(inputs.steps.value),
-    guidance_scale: Number(inputs.guidance_scale.value), model: inputs.model.value.trim(),
-    scorers: inputs.scorers.value.split(/[\s,]+/).filter(Boolean),
+    ...values(), scorers: inputs.scorers.value.split(/[\s,]+/).filter(Boolean),
   }));
   if (found) {
     place.strengths = {};
@@ -44,23 +35,11 @@ async function draw() {
 function take(found) {
   place.board = found.board;
   place.job = found.job;
-  showJob();
+  showProgress();
   showBoard();
 }
 
-function showJob() {
-  const job = place.job;
-  if (!job) { progress.replaceChildren(); return; }
-  const left = job.left ? `, about ${job.left > 90 ? `${Math.round(job.left / 60)} min` : `${Math.ceil(job.left)} s`} left` : "";
-  const text = { running: `${job.done} of ${job.total} pictures${job.step ? `, step ${job.step} of ${job.steps}` : job.done ? "" : ": opening the model"}${left}`,
-    done: "", cancelled: `Cancelled after ${job.done} of ${job.total} pictures.`, failed: "" }[job.state];
-  progress.replaceChildren(...[
-    job.state === "running" ? el("progress", { value: job.done + job.step / Math.max(1, job.steps), max: job.total }) : null,
-    text ? el("span", { class: "muted number" }, text) : null,
-    job.state === "running" ? el("button", { onclick: () => tried(() => ask("compare-cancel")) }, "Cancel") : null,
-    job.state === "failed" ? el("p", { class: "alarm", id: "failed" }, job.error) : null,
-  ].filter(Boolean));
-}
+const showProgress = () => showJob(place.job, progress, () => tried(() => ask("compare-cancel")));
 
 /** The drawn strength that is nearest to the one that is wanted. */
 function nearest(column, row, wanted) {
@@ -135,7 +114,7 @@ function head(name, column) {
       clearTimeout(waiting);
       waiting = setTimeout(async () => {
         const found = await tried(() => ask("compare-strength", { column, strength: Number(slider.value) }));
-        if (found) { place.board = found.board; place.job = found.job; showJob(); refreshCells(column); }
+        if (found) { place.board = found.board; place.job = found.job; showProgress(); refreshCells(column); }
       }, 250);
     });
     made.append(el("label", { class: "field" }, el("span", { class: "row" }, "strength", said), slider));
@@ -188,7 +167,7 @@ async function start() {
   main.replaceChildren(el("div", { class: "stack" },
     el("h1", {}, "Compare"),
     el("datalist", { id: "known" }, ["base", ...runs.map((run) => run.name)].map((value) => el("option", { value }))),
-    field("Prompts", inputs.prompts),
+    promptsField(inputs.prompts),
     el("div", { class: "stack" }, el("span", { class: "small muted" }, "Columns"), sides,
       el("div", {}, el("button", { onclick: () => { if (sides.children.length < 6) column(); } }, "Add a column"))),
     el("div", { class: "fields" }, field("First seed", inputs.seed), field("Pictures of each prompt", inputs.count), field("Steps", inputs.steps),
@@ -213,12 +192,12 @@ let waiting = false;
 listen(async (event) => {
   if (event.kind !== "compare") return;
   place.job = event.job;
-  showJob();
+  showProgress();
   if (event.board && !waiting) {
     waiting = true;
     const found = await tried(() => ask("compare-state"));
     waiting = false;
-    if (found) { place.board = found.board; place.job = found.job; showJob(); showBoard(); }
+    if (found) { place.board = found.board; place.job = found.job; showProgress(); showBoard(); }
   }
 });
 start();

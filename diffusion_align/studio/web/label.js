@@ -1,8 +1,9 @@
 // Label: one stroke a verdict. The next pictures are decoded before they are needed.
-import { ask, between, dialog, el, field, main, notice, percent, picture, pictureUrl, select, table, tools, tried, warn } from "./common.js";
+import { ask, between, dialog, el, field, listen, main, notice, percent, picture, pictureUrl, select, table, tools, tried, warn } from "./common.js";
+import { drawingInputs, lines, promptsField, showJob } from "./drawing.js";
 import { zoom } from "./zoom.js";
 
-const place = { task: undefined, annotator: undefined };
+const place = { task: undefined, annotator: undefined, drawing: undefined };
 const ready = new Map();
 let state = null, shownAt = 0, busy = false, pending = null, marks = [[], []], best = null;
 
@@ -186,7 +187,8 @@ async function session() {
       place.task = task.value;
       const next = await tried(() => ask("label-next", ids()));
       if (next) { open.close(); warn(""); await show(next); }
-    } }, "Go on as this annotator")),
+    } }, "Go on as this annotator"), " ",
+    el("button", { id: "another", onclick: () => { open.close(); begin(tasks); } }, "Judge other pictures")),
     ...summary(found),
     el("h3", {}, "Export to Pick-a-Pic's columns"),
     el("div", { class: "row" }, el("div", {}, merge), el("button", { class: "primary", id: "export", onclick: async () => {
@@ -214,31 +216,71 @@ function summary(found) {
   ];
 }
 
+/** A name that no folder of labels has. */
+function freeName(tasks) {
+  let name = tasks.first;
+  for (let number = 2; tasks.tasks.includes(name); number += 1) name = `${tasks.first}-${number}`;
+  return name;
+}
+
 async function begin(tasks) {
+  state = null;
+  delete document.body.dataset.visit;
   tools.replaceChildren();
-  const known = (await tried(() => ask("data-sources"))) ?? { tables: [], folders: [] };
-  const sources = el("textarea", { rows: 3, "aria-label": "Sources", placeholder: "pairs\nor two folders, one a line" });
+  const [known, fresh] = await Promise.all([tried(() => ask("data-sources")), tried(() => ask("fresh-state"))]);
+  const offered = known ? [...known.tables, ...known.folders] : [];
+  const name = el("input", { value: freeName(tasks) });
+  const from = select({ there: "a table of pairs, or folders of pictures", fresh: "pictures that are drawn now" });
   const kind = select({ pairs: "pairs", "best-worst": "best and worst of many", swiss: "Swiss tournament" });
   const order = select({ random: "random", active: "active: what scorers disagree about", file: "as in the file" });
   const holdout = el("input", { type: "number", min: "0", max: "0.9", step: "0.05", value: "0" });
   const asked = el("input", { placeholder: "composition light" });
-  const offered = [...known.tables, ...known.folders];
+  const sources = el("textarea", { rows: 3, placeholder: "pairs\nor two folders, one a line" });
+  const sides = el("textarea", { rows: 3, placeholder: "base\nruns/dpo\nbase@guidance_scale=8" });
+  const { inputs, values } = drawingInputs(1);
+  const job = el("div", { class: "job", "aria-live": "polite", id: "job" });
+  const there = [field("Files or folders, one a line", sources), offered.length ? el("div", { class: "row" }, offered.slice(0, 12).map((one) =>
+    el("button", { onclick: () => { sources.value = [...lines(sources.value), one].join("\n"); } }, one))) : null].filter(Boolean);
+  const drawn = [promptsField(inputs.prompts), field("Models, one a line", sides),
+    el("p", { class: "small muted" }, "Several models are judged against each other on the same noise, the pictures of one model against each other."),
+    el("div", { class: "fields" }, field("Pictures of each prompt", inputs.count), field("First seed", inputs.seed), field("Steps", inputs.steps),
+      field("Guidance scale", inputs.guidance_scale), field("Base model", inputs.model))];
+  const chosen = el("div", { class: "stack" }, there);
+  from.addEventListener("change", () => chosen.replaceChildren(...(from.value === "fresh" ? drawn : there)));
+  const settings = () => ({ name: name.value.trim(), kind: kind.value, order: order.value, holdout: Number(holdout.value),
+    aspects: asked.value.split(/[\s,]+/).filter(Boolean) });
+  place.drawing = (news) => {
+    showJob(news, job, () => tried(() => ask("fresh-cancel")));
+    if (news?.state === "done" && job.isConnected) openTask(news.name);
+  };
   main.replaceChildren(el("div", { class: "begin" },
     el("div", { class: "stack" }, el("h1", {}, "What shall be judged?"),
-      el("p", { class: "muted" }, "A table of pairs, or two folders of pictures of the same prompts. Sides are blind: nothing on " +
-        "the page tells which model drew what.")),
-    field("Files or folders, one a line", sources),
-    offered.length ? el("div", { class: "row" }, offered.slice(0, 12).map((name) =>
-      el("button", { onclick: () => { sources.value = [...sources.value.split("\n").filter(Boolean), name].join("\n"); } }, name))) : null,
-    el("div", { class: "fields" }, field("How", kind), field("Order", order), field("Held out for testing (share)", holdout),
-      field("Also ask about", asked)),
-    el("div", {}, el("button", { class: "primary", onclick: async () => {
-      const made = await tried(() => ask("label-begin", {
-        name: tasks.first, sources: sources.value.split("\n").map((line) => line.trim()).filter(Boolean), kind: kind.value,
-        order: order.value, holdout: Number(holdout.value), aspects: asked.value.split(/[\s,]+/).filter(Boolean),
-      }));
-      if (made) { warn(""); await start(); }
-    } }, "Begin"))));
+      el("p", { class: "muted" }, "Pictures of the same prompts. Sides are blind: nothing on the page tells which model drew what.")),
+    field("From", from), chosen,
+    el("div", { class: "fields" }, field("Folder of labels", name), field("How", kind), field("Order", order),
+      field("Held out for testing (share)", holdout), field("Also ask about", asked)),
+    el("div", { class: "row" }, el("button", { class: "primary", id: "begin", onclick: async () => {
+      warn("");
+      if (from.value === "fresh") {
+        const found = await tried(() => ask("fresh-start", { ...settings(), ...values(), columns: lines(sides.value) }));
+        if (found) place.drawing(found.job);
+      } else {
+        const made = await tried(() => ask("label-begin", { ...settings(), sources: lines(sources.value) }));
+        if (made) await openTask(made.name);
+      }
+    } }, "Begin"), job)));
+  if (fresh?.job?.state === "running") {
+    from.value = "fresh";
+    chosen.replaceChildren(...drawn);
+    place.drawing(fresh.job);
+  }
+}
+
+/** Go on with a folder of labels. */
+async function openTask(name) {
+  place.task = name;
+  const found = await tried(() => ask("label-next", ids()));
+  if (found) { warn(""); await show(found); }
 }
 
 async function start() {
@@ -250,9 +292,7 @@ async function start() {
     await begin(tasks);
     return;
   }
-  place.task = wanted;
-  const found = await tried(() => ask("label-next", ids()));
-  if (found) await show(found);
+  await openTask(wanted);
 }
 
 const KEYS = { ArrowLeft: { choice: "left" }, ArrowRight: { choice: "right" }, ArrowDown: { choice: "tie" }, b: { choice: "bad" },
@@ -276,4 +316,5 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+listen((event) => { if (event.kind === "fresh") place.drawing?.(event.job); });
 start();

@@ -1,5 +1,5 @@
 // Runs: what is training, how it goes, and two runs beside each other.
-import { ask, el, field, listen, main, percent, picture, pictureUrl, select, table, tried } from "./common.js";
+import { ask, dialog, el, field, listen, main, percent, picture, pictureUrl, root, select, table, tried } from "./common.js";
 import { chart, smoothed } from "./chart.js";
 import { zoom } from "./zoom.js";
 
@@ -49,7 +49,9 @@ async function show(id) {
     el("div", { class: "stack" }, el("h2", {}, run.name),
       el("p", { class: "muted number" }, [run.running ? "running" : "ended", run.method, steps(run), duration(run.seconds),
         run.win_rate === null ? null : `last win rate ${percent(run.win_rate)}`].filter(Boolean).join(" · "))),
-    ...run.alarms.map((alarm) => el("p", { class: "alarm" }, `Alarm: ${alarm.name}, since step ${alarm.step}. The report says more.`)),
+    ...run.alarms.map((alarm) => el("p", { class: "alarm" }, `Alarm: ${alarm.name}, since step ${alarm.step}.${run.report ? " The report says more." : ""}`)),
+    el("div", { class: "row" }, run.report ? el("button", { id: "report", onclick: () => showReport(run) }, "Report") : null,
+      el("span", { class: "muted" }, run.checkpoints.length ? `Checkpoints: ${run.checkpoints.map((name) => name.replace("checkpoint-", "")).join(", ")}` : "No checkpoint.")),
     run.damaged ? el("p", { class: "muted" }, `${run.damaged} damaged lines of metrics.jsonl are left out.`) : null,
     el("div", { class: "fields" }, field("Beside", others), field("Smoothing", smooth)),
     both ? el("p", {}, el("b", { class: "k0" }, run.name), "  and  ",
@@ -59,14 +61,19 @@ async function show(id) {
     ...(both ? [el("h3", {}, `Settings that differ (${both.same} are equal)`),
       both.differences.length ? table(["setting", run.name, "the other"], both.differences.map((one) => [one.name, ...one.values])) :
         el("p", { class: "muted" }, "None.")] : []),
-    el("details", {}, el("summary", { class: "muted" }, "Settings, versions, checkpoints"),
+    el("details", {}, el("summary", { class: "muted" }, "Settings and versions"),
       el("div", { class: "stack" },
-        el("p", { class: "muted" }, `Checkpoints: ${run.checkpoints.join(", ") || "none"}. ${run.report ? "Its report.html is in the folder. " : ""}` +
-          "Further scalars: tensorboard --logdir on the folder."),
+        el("p", { class: "muted" }, "Further scalars: tensorboard --logdir on the folder."),
         table(["setting", "value"], run.config.map((one) => [one.name, one.value])),
         table(["version of", ""], [...Object.entries(run.versions), ["git commit", run.commit ?? "–"]]))),
   ].filter(Boolean));
   draw();
+}
+
+/** The run's own page, without scripts and without a part in this one. */
+function showReport(run) {
+  const frame = el("iframe", { sandbox: "", title: `Report of ${run.name}`, src: `${root}/report/${run.id}` });
+  dialog(`Report of ${run.name}`, frame).classList.add("wide");
 }
 
 function drawCharts(run, both, charts, further) {

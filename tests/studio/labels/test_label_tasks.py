@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +21,7 @@ from diffusion_align.studio.labels.many_at_once import contradictions, swiss_mat
 from diffusion_align.studio.labels.pickapic_export import export_labels
 from diffusion_align.studio.labels.verdicts import Verdict
 from diffusion_align.studio.sources.keyed import held_out, share
+from diffusion_align.studio.sources.units import Picture, Unit
 from tests.studio.material import picture, picture_folders, scored_table
 
 
@@ -41,7 +43,11 @@ def brighter(task: Task, visit: Visit) -> str:
 
 def test_sides_of_a_thousand_pairs_are_even_and_known_to_the_seed_alone(tmp_path: Path) -> None:
     keys = [f"pair {number}" for number in range(1000)]
-    left = sum(share(seed, "side", key, "ada", 0, 0, 1) < 0.5 for seed in (1,) for key in keys)
+    pictures = (Picture(Path("a.png"), name="a"), Picture(Path("b.png"), name="b"))
+    units = tuple(Unit(key, key, pictures) for key in keys)
+    settings = TaskSettings(("pairs",), seed=1)
+    task = Task(tmp_path, settings, units, "", {key: place for place, key in enumerate(keys)})
+    left = sum(visit.shown == (0, 1) for visit in queue(task).upcoming(1000))
     assert abs(left - 500) < 3.3 * math.sqrt(250)
     first = [visit.shown for visit in queue(task_of(tmp_path / "a", 60)).upcoming(60)]
     again = [visit.shown for visit in queue(task_of(tmp_path / "b", 60)).upcoming(60)]
@@ -198,6 +204,22 @@ def test_the_export_is_what_the_readers_read_and_byte_equal(tmp_path: Path) -> N
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
+def test_a_picture_of_the_test_split_is_in_no_row_of_train(tmp_path: Path) -> None:
+    file = scored_table(tmp_path / "pairs", 60) / "train-00000-of-00001.parquet"
+    rows = pq.read_table(file).to_pylist()
+    held = [held_out(row["caption"], 0.3, 3) for row in rows]
+    rows[held.index(False)]["jpg_1"] = rows[held.index(True)]["jpg_0"]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    task = begin_task(tmp_path / "labels", TaskSettings((str(file.parent),), seed=3, holdout=0.3, repeats=0.0))
+    labels = queue(task)
+    while found := labels.upcoming(1):
+        labels.answer(found[0], {"choice": "left"})
+    told = export_labels(task.folder, tmp_path / "out")
+    assert (told.leaking, told.rows) == (1, {"train": held.count(False) - 1, "test": held.count(True)})
+    train, test = ({row[f"jpg_{i}"] for row in pq.read_table(path).to_pylist() for i in (0, 1)} for path in told.files)
+    assert not train & test
+
+
 def test_votes_are_merged_by_majority_or_kept_by_annotator(tmp_path: Path) -> None:
     task = task_of(tmp_path, 4, overlap=1.0, repeats=0.0)
     for name, rule in (("ada", brighter), ("bob", brighter), ("eve", lambda task, visit: "bad")):
@@ -209,9 +231,14 @@ def test_votes_are_merged_by_majority_or_kept_by_annotator(tmp_path: Path) -> No
     assert {(max(row["votes_0"], row["votes_1"]), row["user_id"]) for row in merged} == {(2.5, "majority")}
     assert {row["label_0"] for row in merged} <= {0.0, 1.0}
     assert not any(row["both_bad"] for row in merged)
-    told = export_labels(task.folder, tmp_path / "each", "annotators")
-    assert told.rows == {"train": 12}
+    command = ["data", "export", str(task.folder), "--out", str(tmp_path / "each")]
+    assert main([*command, "--merge", "annotators"]) == 0
+    each = pq.read_table(tmp_path / "each").to_pylist()
+    assert len(each) == 12
     assert Comparisons(tmp_path / "each").users() == ["ada", "bob", "eve"]
+    assert {row["user_id"] for row in each if row["both_bad"]} == {"eve"}
+    assert main([*command, "--merge", "majority"]) == 2  # is not empty
+    assert main(["data", "export", str(tmp_path / "each"), "--out", str(tmp_path / "x"), "--merge", "annotators"]) == 2
     assert len(read_labels(task.folder)) == 3
 
 
@@ -243,6 +270,19 @@ def test_folders_are_matched_and_what_has_no_partner_is_listed(tmp_path: Path) -
     (second / "0.txt").unlink()
     with pytest.raises(ValueError, match="no prompt is known"):
         begin_task(tmp_path / "others", TaskSettings((str(first), str(second))))
+
+
+def test_pictures_of_one_folder_are_put_together_by_their_prompts(tmp_path: Path) -> None:
+    (folder,) = picture_folders(tmp_path, ("a",), 4)
+    with pytest.raises(ValueError, match=r"only pictures of their prompts: 0.png, 1.png, 2.png, 3.png: give a second"):
+        begin_task(tmp_path / "labels", TaskSettings((str(folder),)))
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(f"a star and {number // 2} rings")
+    task = begin_task(tmp_path / "labels", TaskSettings((str(folder),)))
+    assert [[picture.file.stem for picture in unit.pictures] for unit in task.units] == [["0", "1"], ["2", "3"]]
+    assert "by their prompts" in task.rule
+    with pytest.raises(ValueError, match="matched by their prompts"):
+        begin_task(tmp_path / "others", TaskSettings((str(folder),), match="name"))
 
 
 def test_a_task_is_opened_as_it_was_begun(tmp_path: Path) -> None:
