@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 LIBRARIES = ("diffusion-align", "torch", "diffusers", "accelerate", "peft", "transformers", "datasets")
@@ -12,13 +13,17 @@ LIBRARIES = ("diffusion-align", "torch", "diffusers", "accelerate", "peft", "tra
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    known = {name: _version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: found for name, found in known.items() if found is not None}
+
+
+@cache
+def _version(library: str) -> str | None:
+    """None if it is not installed. Looked up once: all that is known of the library is read for it."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

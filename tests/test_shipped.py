@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 import diffusion_align
 from diffusion_align.packed import SMALL, from_bytes, pack, quantise, to_bytes, unpack
 from diffusion_align.shipped import CACHE_VARIABLE, MANIFEST, PACKED, RECORD, SHIPPED, asset_folder, shipped_path
+from tests.processes import forked, found_in
 
 ROOT = Path(__file__).parent.parent
 MEBI = 2**20
@@ -24,15 +25,16 @@ MEBI = 2**20
 #: Of the matrices to pack.
 WIDTH = 64
 
-#: Loads a pipeline, a scorer and an evaluator that are stored in few bits, from the package found first.
-LOADS = """
-import diffusion_align
-from diffusers import DiffusionPipeline
-print(diffusion_align.__file__)
-DiffusionPipeline.from_pretrained(diffusion_align.shipped_path("scenes-uneven"))
-diffusion_align.load_scorer("scenes-vp-words")
-diffusion_align.load_evaluator("scenes-uneven-evaluator")
-"""
+
+def load_from(site: Path) -> None:
+    """Loads a pipeline, a scorer and an evaluator that are stored in few bits, from the package in ``site``."""
+    found_in(site)
+    import diffusion_align  # the one in site
+
+    print(diffusion_align.__file__)
+    DiffusionPipeline.from_pretrained(diffusion_align.shipped_path("scenes-uneven"))
+    diffusion_align.load_scorer("scenes-vp-words")
+    diffusion_align.load_evaluator("scenes-uneven-evaluator")
 
 
 @pytest.fixture
@@ -78,12 +80,11 @@ def test_the_wheel_is_small_and_works_where_it_is_installed(wheel: Path, tmp_pat
     assert wheel.stat().st_size < 30 * MEBI
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), CACHE_VARIABLE: str(tmp_path / "cache")}
-    ran = subprocess.run(
-        [sys.executable, "-c", LOADS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert str(tmp_path / "site") in ran.stdout
+    environment, log = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cache")}, tmp_path / "log"
+    with forked(load_from, tmp_path / "site", log=log, environment=environment) as process:
+        process.join()
+    assert process.exitcode == 0, log.read_text()
+    assert str(tmp_path / "site") in log.read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,12 @@ C = TypeVar("C", bound=RunConfig)
 _RECORD_KEYS = ("versions", "git_commit")
 
 
+@cache
+def _checker(cls: Any) -> TypeAdapter[Any]:
+    """Made once: it takes longer than all that it checks."""
+    return TypeAdapter(cls)
+
+
 def validated(cls: type[C], values: dict[str, Any], source: str, complete: bool = True) -> C:
     """Build ``cls`` from ``values``.
 
@@ -39,8 +46,9 @@ def validated(cls: type[C], values: dict[str, Any], source: str, complete: bool 
             near = nearest_setting(str(key), known)
             hint = f"; did you mean {near!r}?" if near else f" of method {cls.method!r}"
             raise ValueError(f"{source}: unknown key {key!r}{hint}")
+    kind: Any = cls  # mypy takes a class for as unhashable as its instances
     try:
-        config = TypeAdapter(cls).validate_python(values)
+        config: C = _checker(kind).validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"][:1])

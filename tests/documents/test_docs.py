@@ -2,12 +2,13 @@
 
 A block that needs real weights or the network has ``<!-- not run: reason -->`` right above it. What CONTRIBUTING.md
 adds to the package is run by ``test_extending.py``. The other blocks of a page run from top to bottom in one namespace,
-as they stand, but for ``train``, which here takes a single small step.
+as they stand, but for ``train``, which here takes a single small step, and for pictures, which are drawn in few.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def relative(page: Path) -> str:
 
 
 @pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What draws pictures takes three sampling steps where a page does not say how many."""
+    for name in ("best_of_n", "fk_steering", "generate", "sample"):
+        monkeypatch.setattr(diffusion_align, name, partial(getattr(diffusion_align, name), num_inference_steps=3))
+
+
+@pytest.fixture
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """``diffusion_align.train`` stops after one step of a quarter of the examples, and rollouts have few sampling
     steps."""
@@ -43,7 +51,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_training")
+@pytest.mark.usefixtures("short_training", "few_steps")
 @pytest.mark.parametrize("page", RUN, ids=relative)
 def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import traceback
 from pathlib import Path
 
 import pytest
 
 from tests.documents.pages import ROOT, Block, blocks, read_blocks
+from tests.processes import forked, found_in
 
 PAGE = ROOT / "CONTRIBUTING.md"
 #: Files that are touched, and lines in a table: what the rooms are made for.
@@ -24,19 +24,21 @@ COUNTS = {
     "An online method": (2, 1),
 }
 
-#: Runs every section's block, and says of each how it ended.
-DRIVER = """
-import json, sys, traceback
-import diffusion_align
-ended = {"": diffusion_align.__file__}
-for section, code in json.load(sys.stdin).items():
-    try:
-        exec(compile(code, section, "exec"), {"__name__": section})
-        ended[section] = "done"
-    except BaseException:
-        ended[section] = traceback.format_exc()
-print(json.dumps(ended))
-"""
+
+def run_sections(to_run: dict[str, str], package: Path, folder: Path) -> None:
+    """Runs every section's block in ``folder`` and writes there of each how it ended."""
+    found_in(package)
+    os.chdir(folder)
+    import diffusion_align  # the copy: what was imported at the start belongs to the checkout
+
+    ended = {"": diffusion_align.__file__}
+    for section, code in to_run.items():
+        try:
+            exec(compile(code, section, "exec"), {"__name__": section})
+            ended[section] = "done"
+        except BaseException:
+            ended[section] = traceback.format_exc()
+    (folder / "ended.json").write_text(json.dumps(ended))
 
 
 def sections() -> dict[str, list[Block]]:
@@ -75,13 +77,10 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             if block.file:
                 put(block, package)
         to_run[title] = "".join(block.code for block in of_section if block.needs_files)
-    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(to_run), cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
+    with forked(run_sections, to_run, package, folder, log=folder / "log") as process:
+        process.join()
+    assert process.exitcode == 0, (folder / "log").read_text()
+    found: dict[str, str] = json.loads((folder / "ended.json").read_text())
     assert found.pop("").startswith(str(package))
     return found
 

@@ -90,6 +90,7 @@ def outcome(
             finally:
                 os._exit(status)
         while when is not None and not when(printed(log.fileno())):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), printed(log.fileno())
             time.sleep(0.001)
         if when is not None:
             os.kill(child, number)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.faults.kills import start
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.cli import main
 from diffusion_align.commands.train import run
@@ -36,7 +35,7 @@ from diffusion_align.training.run import train
 from diffusion_align.training.scorers.config import RewardConfig
 from diffusion_align.training.settings import load_config, save_config
 from tests.brightness import Brightness
-from tests.processes import ENVIRONMENT, TwoProcesses, lines, train_on_two_nodes
+from tests.processes import TwoProcesses, lines, train_on_two_nodes
 
 
 def build_config(model: Path, pairs: Path, folder: Path) -> DPOConfig:
@@ -198,47 +197,21 @@ def test_what_a_method_has_no_use_for_is_refused(config: DPOConfig) -> None:
 # -- dying and going on ----------------------------------------------------------------------------------------------
 
 
-CliTrain = Callable[[DPOConfig, Path], "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def cli_train() -> Iterator[CliTrain]:
-    """Starts ``train dpo`` in a process of its own, which does not outlive the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(config: DPOConfig, file: Path) -> subprocess.Popen[str]:
-        save_config(config, file)
-        command = [sys.executable, "-m", "diffusion_align.cli", "train", "dpo", "--config", str(file)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
-def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path, cli_train: CliTrain) -> None:
+def test_kill_and_resume_is_bit_for_bit_one_run(config: DPOConfig, tmp_path: Path) -> None:
     """8 steps against 4, kill -9, 4 more; dropout, EMA and a decaying learning rate have state to lose."""
     config = replace(
         config, max_steps=8, save_steps=4, lora_dropout=0.1, use_ema=True, lr_scheduler_type="cosine", warmup_steps=3
     )
     straight = train(config)
     killed = replace(config, output_dir=str(tmp_path / "killed"))
-    process = cli_train(killed, tmp_path / "recipe.yaml")
-    wait_for(tmp_path / "killed" / "checkpoint-00000004", process)
-    process.kill()
-    process.wait()
+    save_config(killed, tmp_path / "recipe.yaml")
+    process = start(["train", "dpo", "--config", str(tmp_path / "recipe.yaml")], tmp_path)
+    while not (tmp_path / "killed" / "checkpoint-00000004").exists():
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), (tmp_path / "log").read_text()
+        time.sleep(0.02)
+    os.kill(process, signal.SIGKILL)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
     resumed = train(replace(killed, resume_from_checkpoint="latest"))
     same = ("step", "loss", "grad_norm", "learning_rate")
     assert [[line[k] for k in same] for line in lines(killed.output_dir)] == [
