@@ -21,6 +21,13 @@ from diffusion_align.scenes.world.grammar import parse_prompt, sample_scene
 from diffusion_align.scenes.world.render import render
 from tests.documents.pages import NOTEBOOKS
 
+#: Pictures take few sampling steps where a notebook does not say how many.
+FEW_STEPS = """
+from functools import partial
+import diffusion_align
+for name in ("SamplingSettings", "generate"):
+    setattr(diffusion_align, name, partial(getattr(diffusion_align, name), num_inference_steps=3))
+"""
 SCRIPT = Path(__file__).parent.parent / "notebooks" / "shrink.py"
 
 
@@ -38,7 +45,7 @@ def how_it_ended(path: Path, kernel: KernelManager, folder: Path) -> str:
     """What went wrong when the notebook ran in ``folder``; "" for nothing. It finds no names of one that ran before."""
     folder.mkdir()
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd {folder}"))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%reset -f\n%cd {folder}\n{FEW_STEPS}"))
     try:
         NotebookClient(notebook, timeout=300, km=kernel).execute()
     except CellExecutionError as error:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import open_clip
@@ -16,7 +17,16 @@ from diffusers import DiffusionPipeline
 
 import diffusion_align
 from diffusion_align.packed import SMALL, from_bytes, pack, quantise, to_bytes, unpack
-from diffusion_align.shipped import CACHE_VARIABLE, MANIFEST, PACKED, RECORD, SHIPPED, asset_folder, shipped_path
+from diffusion_align.shipped import (
+    CACHE_VARIABLE,
+    MANIFEST,
+    PACKED,
+    RECORD,
+    SHIPPED,
+    asset_folder,
+    is_complete,
+    shipped_path,
+)
 from tests.processes import forked, found_in
 
 ROOT = Path(__file__).parent.parent
@@ -162,16 +172,21 @@ def test_a_complete_folder_is_not_written_again(cache: Path) -> None:
     assert written() == before
 
 
-def test_processes_that_assemble_at_once_all_get_whole_folders(cache: Path) -> None:
-    code = "from diffusion_align.shipped import *; p = shipped_path('scenes-sd'); assert is_complete(p); print(p)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    runs = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    assert len({run.communicate()[0] for run in runs}) == 1
-    assert [run.returncode for run in runs] == [0, 0, 0]
+def assemble() -> None:
+    folder = shipped_path("scenes-sd")
+    assert is_complete(folder)
+    print(folder)
+
+
+def test_processes_that_assemble_at_once_all_get_whole_folders(cache: Path, tmp_path: Path) -> None:
+    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(forked(assemble, log=log, environment={**os.environ})) for log in logs]
+        for run in runs:
+            run.join()
+    assert [run.exitcode for run in runs] == [0, 0, 0]
     (folder,) = (cache / "shipped").iterdir()
+    assert [log.read_text() for log in logs] == [f"{folder}\n"] * 3
     assert not list(folder.rglob(".*"))
 
 

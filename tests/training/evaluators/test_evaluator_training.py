@@ -34,10 +34,10 @@ def picture(level: float, rng: np.random.Generator) -> bytes:
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The brighter picture is preferred, and fits "light" better; the darker one fits "dark".
 
-    Sixty steps teach brightness, but not the two words: only the preference is asserted below.
+    Fifty steps teach brightness, but not the two words: only the preference is asserted below.
     """
     folder, rng = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
-    for split, count in (("train", 96), ("validation", 32)):
+    for split, count in (("train", 64), ("validation", 24)):
         rows = []
         for _ in range(count):
             levels, prompt = rng.uniform(20, 235, 2), str(rng.choice(["a light square", "a dark square"]))
@@ -53,8 +53,8 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(grey: Path, out: Path, model: Path, **options: Any) -> EvaluatorConfig:
     defaults: dict[str, Any] = {
-        "model": str(model), "dataset": str(grey), "real_dataset": str(grey), "output_dir": str(out), "max_steps": 60,
-        "per_device_train_batch_size": 32, "learning_rate": 3e-3, "width": 8, "features": 16, "eval_steps": 60,
+        "model": str(model), "dataset": str(grey), "real_dataset": str(grey), "output_dir": str(out), "max_steps": 50,
+        "per_device_train_batch_size": 16, "learning_rate": 6e-3, "width": 8, "features": 16, "eval_steps": 50,
         "report_to": "none", "progress": False, "lr_scheduler_type": "constant", "warmup_steps": 0,
     }  # fmt: skip
     return EvaluatorConfig(**defaults | options)
@@ -115,9 +115,7 @@ def test_both_pictures_of_a_pair_meet_the_same_noise(grey: Path, sdxl_folder: Pa
 
 @pytest.mark.slow
 def test_the_task_kind_predicts_a_scorer(grey: Path, tmp_path: Path) -> None:
-    made = config(
-        grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), real_dataset=None, max_steps=60,
-    )  # fmt: skip
+    made = config(grey, tmp_path, Path("scenes-sdxl"), kinds=("task",), real_dataset=None)
     history = train(made, scorer=Brightness()).history
     losses = [line["loss/task"] for line in history if "loss/task" in line]
     assert losses[-1] < losses[0]
@@ -154,7 +152,7 @@ def test_pictures_that_cannot_be_read_are_skipped_up_to_a_limit(grey: Path, sdxl
 @pytest.mark.slow
 def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    for split, count in (("train", 96), ("validation", 64)):
+    for split, count in (("train", 64), ("validation", 32)):
         rows = []
         for i in range(count):
             prompt = ("a light square", "a dark square")[i % 2]
@@ -166,7 +164,7 @@ def test_value_learns_which_scale_suits_which_prompt(sdxl_folder: Path, tmp_path
                  "caption": prompt, "label_0": label, "label_1": 1 - label, "scale_0": scales[0], "scale_1": scales[1]}
             )  # fmt: skip
         Dataset.from_list(rows).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
-    options: dict[str, Any] = {"kinds": ("value",), "real_dataset": None, "max_steps": 150, "scale_penalty": 0.0}
+    options: dict[str, Any] = {"kinds": ("value",), "real_dataset": None, "learning_rate": 1e-2, "scale_penalty": 0.0}
     result = train(config(tmp_path, tmp_path / "run", sdxl_folder, **options))
     last = [line for line in result.history if "eval/accuracy/value/noisy" in line][-1]
     assert last["eval/accuracy/value/noisy"] > 0.9

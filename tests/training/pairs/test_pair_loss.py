@@ -41,10 +41,20 @@ def policy(folder: Path, full: bool = False) -> Adapter:
     return adapter
 
 
+def loaded(folder: Path, batch_size: int) -> PairLoader:
+    pairs: Any = load_pairs(folder)
+    return PairLoader(PixelExamples(pairs, PairTransform(64)), batch_size, caption_dropout=0.3)
+
+
 @pytest.fixture
 def loader(pairs_folder: Path) -> PairLoader:
-    pairs: Any = load_pairs(pairs_folder)
-    return PairLoader(PixelExamples(pairs, PairTransform(64)), 6, caption_dropout=0.3)
+    return loaded(pairs_folder, 6)
+
+
+@pytest.fixture
+def few(pairs_folder: Path) -> PairLoader:
+    """For what is done pair by pair, or again and again."""
+    return loaded(pairs_folder, 3)
 
 
 def double_unets(adapter: Adapter) -> tuple[Any, Any]:
@@ -207,11 +217,11 @@ def test_dropped_captions_are_the_pipeline_s_null_prompt_or_the_encoded_empty_on
 @pytest.mark.parametrize("inversion_model", ["policy", "reference"])
 @pytest.mark.parametrize("family", ["sdxl_folder", "sd_v_folder"])
 def test_inpo_loss_is_the_published_one(
-    family: str, inversion_model: Any, loader: PairLoader, request: pytest.FixtureRequest
+    family: str, inversion_model: Any, few: PairLoader, request: pytest.FixtureRequest
 ) -> None:
-    adapter, batch = policy(request.getfixturevalue(family)), loader.load(0)
+    adapter, batch = policy(request.getfixturevalue(family)), few.load(0)
     config = InPOConfig(beta=BETA, inversion_steps=4, inversion_eta=0.0, inversion_model=inversion_model)
-    method = PairMethod(config, adapter, loader, InvertedNoising(adapter, config))
+    method = PairMethod(config, adapter, few, InvertedNoising(adapter, config))
     hand = ByHand(adapter, batch)
     trained, frozen = double_unets(adapter)
     tau = hand.invert(trained if inversion_model == "policy" else frozen, steps=4)
@@ -256,10 +266,10 @@ def test_chosen_and_rejected_share_noise_and_timestep(sdxl_folder: Path, loader:
 
 
 @pytest.mark.slow
-def test_a_batch_can_be_learned(sdxl_folder: Path, loader: PairLoader) -> None:
+def test_a_batch_can_be_learned(sdxl_folder: Path, few: PairLoader) -> None:
     """That real policies get better is measured in benchmarks/results/scenes_dpo_inpo.json."""
-    adapter, batch = load_adapter(sdxl_folder).train_lora(rank=8), loader.load(0)
-    method = PairMethod(DPOConfig(beta=500.0), adapter, loader, GaussianNoising(adapter))
+    adapter, batch = load_adapter(sdxl_folder).train_lora(rank=8), few.load(0)
+    method = PairMethod(DPOConfig(beta=500.0), adapter, few, GaussianNoising(adapter))
     optimizer = torch.optim.AdamW(adapter.trainable_parameters().values(), lr=6e-3)
     for _ in range(12):
         loss, metrics = method.loss(batch)
