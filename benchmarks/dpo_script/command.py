@@ -195,7 +195,7 @@ def measure_quality(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "prompts": len(prompts),
         "seeds": args.seeds,
-        "sampling": vars(settings),
+        "sampling": settings.to_json(),
         "script": script_facts(args.script),
         "settings": dict(QUALITY),
         "win_rate": clustered_win_rate(differences).to_json(),

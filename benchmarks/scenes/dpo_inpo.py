@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-dpo-inpo", description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=("dpo", "inpo"), default=["dpo", "inpo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=None, help="optimiser steps; unset: the recipes' own")
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--eval-steps", type=int, default=20, help="steps between points of the learning curve")
     parser.add_argument("--validation-prompts", type=int, default=64, help="prompts of the learning curve")
@@ -35,7 +36,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     prompts, scorer, settings = held_out_prompts(args.prompts), load_scorer("scenes-oracle"), SamplingSettings()
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
-    result: dict[str, Any] = {"prompts": len(prompts), "seeds": args.seeds, "sampling": vars(settings), "methods": {}}
+    result: dict[str, Any] = {
+        "prompts": len(prompts),
+        "seeds": args.seeds,
+        "sampling": settings.to_json(),
+        "methods": {},
+    }
     for method in args.methods:
         outcomes = []
         for seed in args.seeds:
@@ -48,6 +54,7 @@ def main(argv: list[str]) -> None:
                 progress=False,
                 eval_steps=args.eval_steps,
                 num_validation_prompts=args.validation_prompts,
+                **({} if args.steps is None else {"max_steps": args.steps}),
             )
             outcome = run_method(config, prompts, base, scorer, settings)
             print(f"{method}, seed {seed}: {outcome.win_rate}", flush=True)

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
     settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     prompts = held_out_prompts(args.prompts)
     panel = Panel.prepare(load_adapter("scenes-sdxl"), prompts, args.diverse, settings)
-    common = {"prompts": len(prompts), "sampling": vars(settings), "base": panel.base}
+    common = {"prompts": len(prompts), "sampling": settings.to_json(), "base": panel.base}
     for seed in args.seeds:
         for name, config in runs.items():
             if is_measured(args.out, common, name, config, seed):

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     result = read_parts(args.out, ("steps", "prompts", "sampling", "base_scores", "runs", "win_rates", "speed"))
     settings = SamplingSettings()
-    wanted = {"steps": args.steps, "prompts": args.prompts, "sampling": vars(settings)}
+    wanted = {"steps": args.steps, "prompts": args.prompts, "sampling": settings.to_json()}
     if any(result.get(name, value) != value for name, value in wanted.items()):
         raise SystemExit(f"{args.out} was measured with other --steps or --prompts: give another --out")
     result |= wanted | {"runs": result.get("runs", {})}

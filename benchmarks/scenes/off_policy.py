@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         parser.error(f"--steps {args.steps} is no multiple of --every {args.every}: its end would not be measured")
     settings = SamplingSettings(num_inference_steps=args.sampling_steps)
     result = read_parts(args.out, ("prompts", "sampling", "pairs", "base_scores", "data", "rows", "logs"))
-    wanted = {"prompts": args.prompts, "sampling": vars(settings), "pairs": args.pairs}
+    wanted = {"prompts": args.prompts, "sampling": settings.to_json(), "pairs": args.pairs}
     for name, value in wanted.items():
         if result.get(name, value) != value:
             raise SystemExit(f"{args.out} was measured with {name} = {result[name]}, not {value}: give another --out")

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     config = settings_of(args.recipe, args.judge, args.steps, args.every)
     prompts = held_out_prompts(args.prompts)
     panel = Panel.prepare(load_adapter(config.model), prompts, args.diverse, settings)
-    common = {"prompts": len(prompts), "sampling": vars(settings), "base": panel.base, "others": others()}
+    common = {"prompts": len(prompts), "sampling": settings.to_json(), "base": panel.base, "others": others()}
     kept = with_prompts(read_parts(args.out, PARTS), common)
     if "best-of-n" in parts and "+".join(config.scorers) not in kept.get("best_of_n", {}):
         rows = best_of_n(config, panel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from diffusion_align.data.holes import Holes
 from diffusion_align.devices import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.rewards.context import score_with_context
-from diffusion_align.sampling.sampler import generate
+from diffusion_align.sampling.control import SamplingOptions
+from diffusion_align.sampling.named import named_scheduler
+from diffusion_align.sampling.sampler import sample
 
 from .stats import WinRate, win_rate
 
@@ -28,6 +31,12 @@ class SamplingSettings:
     batch_size: int = 32
     bf16: bool = True
     """Autocast to bfloat16 where the device computes it: half the time, and the same for both sides of a comparison."""
+    scheduler: str = "default"
+    """A name of ``sampling.named.SCHEDULERS``; default is the pipeline's own."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings; without a scheduler where it is the pipeline's own."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("scheduler", "default")}
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,16 @@ def sample_and_score(
         holes: for inpainting models, as many as prompts; outside the holes images are the given pictures, to the bit.
     """
     with fast_autocast(adapter.device, settings.bf16):
-        images = generate(
+        images = sample(
             adapter,
             list(prompts),
             num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
+            guidance=settings.guidance_scale,
             seeds=[settings.seed + i for i in range(len(prompts))],
-            batch_size=settings.batch_size,
+            scheduler=named_scheduler(adapter, settings.scheduler),
             inpaint=None if holes is None else holes.encode(adapter, settings.batch_size).cpu(),
-        )
+            options=SamplingOptions(batch_size=settings.batch_size),
+        ).images
     if holes is not None:
         images = holes.composite(images)
     return Sampled(images, None if scorer is None else score_with_context(scorer, images, prompts, holes))
