@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_align.quiet import no_table_bars
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -215,20 +217,14 @@ def write_parquet(path: Path, table: Any) -> None:
     Raises:
         OSError: it cannot be written; the file is named.
     """
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    partial, hidden = path.with_name(f".{path.name}.partial"), are_progress_bars_disabled()
-    disable_progress_bars()  # of one file, which is written in no time
-    with naming(path):
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path), no_table_bars():
         try:
             table.to_parquet(partial, write_page_checksum=True)
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        finally:
-            if not hidden:
-                enable_progress_bars()
 
 
 def files_in(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+#: Seconds between lines of progress where nobody looks at a bar.
+EVERY = 30.0
+#: Such a line, in tqdm's terms.
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
 
 
 @contextmanager
@@ -34,3 +42,38 @@ def no_loading_bars() -> Iterator[None]:
     finally:
         for bars in shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def no_table_bars() -> Iterator[None]:
+    """Inside, datasets shows no bars: of files on this disk, which are read and written in no time."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, **options: Any) -> Any:
+    """tqdm's bar, on a terminal or in a notebook; elsewhere a line of text every ``EVERY`` seconds instead."""
+    from tqdm.auto import tqdm
+
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return tqdm(iterable, desc=desc, **options)
+
+    class Lines(tqdm):
+        said = time.monotonic()
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if msg is None and time.monotonic() - self.said >= EVERY:
+                self.said = time.monotonic()
+                self.fp.write(f"{self}\n")
+
+        def clear(self, nolock: bool = False) -> None:
+            """There is nothing to wipe away."""
+
+    return Lines(iterable, desc=desc, bar_format=LINE, leave=False, **options)

@@ -21,7 +21,8 @@ MAPPED = ("rewards", "training")
 
 #: Bottom to top. A room imports from itself and from rooms of the lines above it in this list, not from its neighbours.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("packed", "hardware", "devices", "environment", "files", "host_memory", "pictures", "quiet", "names", "showing"),
+    ("packed", "hardware", "devices", "environment", "host_memory", "pictures", "quiet", "names", "showing"),
+    ("files",),
     ("shipped",),
     ("process",),
     ("adapters", "objectives"),

@@ -265,6 +265,13 @@ def _told_by(header: Mapping[str, str], file: Path) -> dict[str, Any]:
     return told
 
 
+def tensors_hash(file: Path) -> str:
+    """Hash by which A1111 and Civitai know a safetensors file: of what comes after its header."""
+    with file.open("rb") as content:
+        content.seek(8 + int.from_bytes(content.read(8), "little"))
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 

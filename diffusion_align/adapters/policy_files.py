@@ -22,6 +22,7 @@ from .lora_files import (
     kohya_header,
     kohya_state,
     read_header,
+    tensors_hash,
     write_safetensors,
 )
 from .lora_stack import LoraStack
@@ -54,6 +55,23 @@ class Source:
 def lora_path(name: str | Path) -> Path:
     """The folder of a LoRA that comes with the package, or ``name`` itself."""
     return shipped_path(str(name)) if str(name) in SHIPPED_LORAS else Path(name)
+
+
+def lora_hashes(sources: Sequence[str]) -> dict[str, str]:
+    """A1111's short hash of each LoRA, by the name of its file or folder; kohya's layout counts, where it is there.
+
+    A source that is a whole network has none.
+    """
+    found = {}
+    for text in sources:
+        path = Source.parse(text).path
+        file = find_lora_file(path)
+        if file is None:
+            continue
+        beside = file.with_name(KOHYA_FILE)
+        read = beside if file.name == LORA_FILE and beside.is_file() else file
+        found[path.stem if path.is_file() else path.resolve().name] = tensors_hash(read)[:12]
+    return found
 
 
 def lora_header(stack: LoraStack) -> dict[str, str]:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
 from diffusion_align.files import append_rows, check_writable, naming, read_journal, sha256_of, write_parquet
 from diffusion_align.pictures import decoded_picture
+from diffusion_align.quiet import progress_bar
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.rewards.relabelling import label
 from diffusion_align.sampling.sampler import generate, to_uint8
@@ -46,7 +46,8 @@ def annotate_files(options: AnnotateOptions) -> Path:
     adapter = open_model(options, device)
     say_what_is_cut(adapter, prompts)
     finished = read_finished(out / "rows.jsonl", prompts, options)
-    for number in tqdm(range(len(finished), len(prompts)), initial=len(finished), total=len(prompts)):
+    left = range(len(finished), len(prompts))
+    for number in progress_bar(left, desc="prompts", initial=len(finished), total=len(prompts)):
         scores = judge_prompt(adapter, prompts[number], number, scorers, options, out / "images")
         finished.append(scores)
         pictures = [sha256_of(out / "images" / picture_name(number, i)) for i in range(options.per_prompt)]

@@ -12,7 +12,8 @@ from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.environment import git_commit, versions
 from diffusion_align.evaluation import Report, WinRate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, compare, sample_and_score
-from diffusion_align.evaluation.figures import curve_figure, image_grid, win_rate_bars
+from diffusion_align.evaluation.figures import curve_figure, win_rate_bars
+from diffusion_align.files import check_writable, read_object, with_checksum, write_whole
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.sampler import to_uint8
 from diffusion_align.scenes.held_out import held_out_prompts
@@ -29,6 +30,8 @@ METHODS = {"dpo": "Diffusion-DPO", "inpo": "DDIM-InPO"}
 ALIGNED = "scenes-aligned"
 #: How all sides draw: with half the calls of the usual 20 DDIM steps, so that the demo takes minutes on two cores.
 DRAWN = SamplingSettings(num_inference_steps=10, scheduler="dpm++")
+#: In a demo's folder: the settings that decide what it holds.
+RECORD, OF_A_DEMO = "demo.json", ("num_prompts", "dpo_steps", "inpo_steps", "seed")
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,34 @@ class Outcome:
     seconds: float
 
 
+def claim(options: DemoOptions) -> Path:
+    """The folder, which is new, empty, or of a demo with the same settings, which will be made anew; or else
+    ``overwrite`` says that it may be taken.
+
+    Raises:
+        FileExistsError: it holds something else; what is in its way is named.
+        OSError: it cannot be written.
+    """
+    out, task = Path(options.out), {name: getattr(options, name) for name in OF_A_DEMO}
+    record = out / RECORD
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if there and not options.overwrite:
+        before = read_object(record).get("task") if record.is_file() else None
+        if before != task:
+            told = f"{there[0]} and no {RECORD}" if before is None else f"a demo with {before}"
+            raise FileExistsError(f"{out} holds {told}: give another --out, or --overwrite")
+    check_writable(out)
+    write_whole(record, json.dumps(with_checksum({"task": task}), indent=1).encode() + b"\n")
+    return out
+
+
 def run_demo(options: DemoOptions) -> Path:
-    """Train both methods, compare, write ``report.html`` and ``summary.json``; returns the report's path."""
-    out, started = Path(options.out), time.perf_counter()
+    """Train both methods, compare, write ``report.html`` and ``summary.json``; returns the report's path.
+
+    Raises:
+        FileExistsError, OSError: as ``claim``.
+    """
+    out, started = claim(options), time.perf_counter()
     prompts, scorer, settings = held_out_prompts(options.num_prompts), load_scorer("scenes-oracle"), DRAWN
     note(f"drawing {len(prompts)} held-out prompts with the base model")
     base = sample_and_score(load_adapter("scenes-sdxl"), prompts, scorer, settings)
@@ -127,10 +155,8 @@ def write_report(
     report.table([_scores_row(name, side) for name, side in sides.items()])
     images = [to_uint8(side.images[:pictures]) for side in sides.values()]
     rows = [list(row) for row in zip(*images, strict=True)]
-    report.image(
-        image_grid(rows, list(prompts[: len(rows)]), list(sides)),
-        f"The first {len(rows)} held-out prompts, same seed in each row (not selected)",
-    )
+    told = f"The first {len(rows)} held-out prompts, the same seed for all models (not selected)"
+    report.pictures(rows, prompts[: len(rows)], list(sides), told)
     report.text("## Training")
     for metric, title in (
         ("loss", "Preference loss (log 2 = 0.693 is no preference)"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 
 from diffusion_align.data import load_prompts
 from diffusion_align.devices import pick_device
-from diffusion_align.evaluation import Report
-from diffusion_align.evaluation.figures import curve_figure
-from diffusion_align.evaluation.guidance import GuidanceComparison, sweep
-from diffusion_align.evaluation.guidance_rows import Rows, compare_guidance, slopes, usual_ways
+from diffusion_align.evaluation.figures import curve_figure, reduced
+from diffusion_align.evaluation.guidance import GuidanceComparison, GuidanceTrial, sweep
+from diffusion_align.evaluation.guidance_rows import Rows, Show, compare_guidance, slopes, usual_ways
+from diffusion_align.evaluation.report import STAR, Report, favourite
 from diffusion_align.files import check_free
 from diffusion_align.guidance.dynamic import DynamicGuidance
 from diffusion_align.guidance.judges.judge import load_judge
@@ -29,12 +29,15 @@ from .opening import evaluator_for, open_contrastive, say_what_is_cut
 
 
 def guidance_table(
-    options: EvaluateGuidanceOptions, keep: Callable[[dict[str, Any]], object] = lambda table: None
+    options: EvaluateGuidanceOptions,
+    keep: Callable[[dict[str, Any]], object] = lambda table: None,
+    show: Show = lambda name, trial: None,
 ) -> dict[str, Any]:
     """Sweep the static scale on validation prompts, then compare everything on the test prompts.
 
     Args:
         keep: called after each row with the table so far, because the whole table takes long.
+        show: told each row's name and what it gave, pictures among it.
 
     Raises:
         ValueError, FileNotFoundError: a file, model or setting that cannot be used.
@@ -53,11 +56,12 @@ def guidance_table(
         note(f"mean reward of static scales on {len(validation)} validation prompts: {tried}")
     static = max(tried, key=lambda scale: tried[scale]) if options.static is None else options.static
     comparison = GuidanceComparison(
-        adapter, judge, test, seeds=options.seeds, measured=options.matched_prompts, **settings
+        adapter, judge, test, seeds=options.seeds, measured=options.matched_prompts, shown=options.shown, **settings
     )
     table: dict[str, Any] = {
         "model": options.model,
         "prompts": len(test),
+        "shown_prompts": test[: options.shown],
         "validation_prompts": len(validation),
         "seeds": list(options.seeds),
         "steps": options.num_inference_steps,
@@ -71,7 +75,7 @@ def guidance_table(
     }
     learned = LearnedWays(options, static, comparison, chosen_on)
     rows = replace(chosen_rows(options, static, judge, device), ways=learned.ways())
-    for name, row in compare_guidance(comparison, static, rows):
+    for name, row in compare_guidance(comparison, static, rows, show):
         table["chosen_on_validation"] = learned.chosen
         table["rows"][name] = row
         table["curve"] = slopes(table["rows"], options.sweep)
@@ -132,7 +136,8 @@ def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
     """Write ``table.json`` and ``report.html``; returns the report's path."""
     out = Path(options.out)
     check_free([out / "table.json", *([] if options.fit is None else [Path(options.fit)])], options.overwrite)
-    table = guidance_table(options)
+    trials: dict[str, GuidanceTrial] = {}
+    table = guidance_table(options, show=trials.__setitem__)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(table, indent=2) + "\n")
     report = Report("Ways to guide, at equal denoiser calls")
@@ -144,7 +149,9 @@ def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
         "orthogonal share. The last win rate is over classifier-free guidance at that scale. Rows that are called "
         "bounds were told by a judge: they show how much room there is."
     )
-    report.table(readable(table["rows"]))
+    report.table(readable(table["rows"]), surest(table["rows"]))
+    report.text(f"{STAR}marks the largest win rate that is above 50% with all of its interval; bounds do not count.")
+    add_pictures(report, table["shown_prompts"], trials, options.scorer)
     curve = table["curve"]
     for name in curve["values"] if len(curve["scales"]) > 1 else ():
         points = list(zip(curve["scales"], curve["values"][name], strict=True))
@@ -157,6 +164,24 @@ def evaluate_guidance(options: EvaluateGuidanceOptions) -> Path:
     }
     report.figure(curve_figure(curves, "Mean guidance scale", "scale"), "Mean guidance scale by step")
     return report.write(out)
+
+
+def surest(rows: Mapping[str, Mapping[str, Any]]) -> set[tuple[int, str]]:
+    """The cell that is marked; none where no way is surely better than the best static scale."""
+    rates = [row["win_rate"] for row in rows.values()]
+    sure = [i for i, row in enumerate(rows.values()) if not row["bound"] and rates[i]["interval"][0] > 0.5]
+    return {(max(sure, key=lambda i: float(rates[i]["rate"])), "win rate")} if sure else set()
+
+
+def add_pictures(report: Report, prompts: Sequence[str], trials: Mapping[str, GuidanceTrial], scorer: str) -> None:
+    """What each way made of the first prompts."""
+    shown = {name: trial.shown for name, trial in trials.items() if trial.shown is not None}
+    rewards = torch.stack([trials[name].reward[0] for name in shown])  # (ways, prompts)
+    best = [favourite(rewards[:, number].tolist()) for number in range(len(prompts))]
+    rows = [[reduced(pictures[number]) for pictures in shown.values()] for number in range(len(prompts))]
+    told = f"The first prompts, first seed, not selected; {STAR}is the best of a prompt by {scorer}, where one is"
+    report.text("## Pictures")
+    report.pictures(rows, prompts, list(shown), told, best)
 
 
 def growth(curve: Mapping[str, Any], name: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion_align.adapters import Adapter
+from diffusion_align.adapters.policy_files import lora_hashes
 from diffusion_align.data import load_prompts
 from diffusion_align.data.holes import Holes, cropped_mask
 from diffusion_align.data.transforms import crop
@@ -28,6 +29,7 @@ from diffusion_align.guidance.schedules import ScheduleGuidance, TableGuidance
 from diffusion_align.pictures import decoded_mask, decoded_picture
 from diffusion_align.rewards import RewardScorer, load_scorer
 from diffusion_align.sampling.control import GuidedCallback, SamplingOptions, SkippedLayers
+from diffusion_align.sampling.infotext import Infotext, SamplerTold
 from diffusion_align.sampling.named import named_scheduler
 from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n, fk_steering, reward_gradient
@@ -175,7 +177,8 @@ def encode_hole(adapter: Adapter, hole: Holes) -> torch.Tensor:
 def generate_files(options: GenerateOptions) -> list[Path]:
     """Draw every prompt ``num_images`` times; returns the PNG files.
 
-    Each PNG's ``diffusion-align`` text chunk holds prompt, seed and options. Beside it lies a .json record with the
+    Each PNG's ``diffusion-align`` text chunk holds prompt, seed and options, ``parameters`` what A1111 would write of
+    it. Beside it lies a .json record with the
     scales of every step (which ``--guidance replay`` repeats), the denoiser calls, and for dynamic guidance every
     candidate's scores, with a plot of them in ``schedules/``.
 
@@ -197,7 +200,7 @@ def generate_files(options: GenerateOptions) -> list[Path]:
     say_what_is_cut(adapter, prompts)
     hole = load_hole(adapter, options)
     scorer = None if options.search == "none" else load_scorer(str(options.scorer)).to(device)
-    written: list[Path] = []
+    written, writer = [], PictureWriter.of(adapter, options)
     # One batch at a time, so that the pictures of a long list appear, and stay, as they are drawn.
     for start in range(0, len(jobs), options.batch_size):
         batch = jobs[start : start + options.batch_size]
@@ -205,28 +208,59 @@ def generate_files(options: GenerateOptions) -> list[Path]:
         if hole is not None:  # outside the hole the picture stays as it is, to the bit
             images = torch.where(hole.masks > 0.5, images, hole.pictures)
         for i, (job, pixels, facts) in enumerate(zip(batch, to_uint8(images), told, strict=True), start=start):
-            written.append(write_picture(folder, i, options, job, pixels, facts))
+            written.append(writer.write(folder, i, job, pixels, facts))
     return written
 
 
-def write_picture(
-    folder: Path, number: int, options: GenerateOptions, job: tuple[str, int], pixels: Any, facts: dict[str, Any]
-) -> Path:
-    """One PNG with its record and, if its scales were searched, their plot; returns the PNG."""
-    (prompt, seed), path = job, picture_path(folder, number, job)
-    settings = {**asdict(options), "prompt": prompt, "seed": seed}
-    chunk = PngInfo()
-    chunk.add_text("diffusion-align", json.dumps(settings))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk)
-    write_whole(path, buffer.getvalue())
-    write_whole(path.with_suffix(".json"), json.dumps({**settings, **facts}).encode() + b"\n")
-    if "scores" in facts:
-        plot = path.parent / "schedules" / path.name  # a folder of pictures holds pictures only
-        with naming(plot):
-            plot.parent.mkdir(exist_ok=True)
-            schedule_figure(facts, prompt).savefig(plot, dpi=110)
-    return path
+@dataclass(frozen=True)
+class PictureWriter:
+    """Writes pictures with how they were made.
+
+    Attributes:
+        options: what one model draws with.
+        sampler: as A1111 calls it.
+        loras: A1111's hashes, by name.
+    """
+
+    options: GenerateOptions
+    sampler: SamplerTold
+    loras: Mapping[str, str]
+
+    @classmethod
+    def of(cls, adapter: Adapter, options: GenerateOptions) -> PictureWriter:
+        """Of what ``adapter`` draws with ``options``."""
+        scheduler = named_scheduler(adapter, options.scheduler) or adapter.pipeline.scheduler
+        used = options.lora if options.alignment_strength else ()
+        return cls(options, SamplerTold.of(scheduler), lora_hashes(used))
+
+    def write(self, folder: Path, number: int, job: tuple[str, int], pixels: Any, facts: dict[str, Any]) -> Path:
+        """One PNG with its record and, if its scales were searched, their plot; returns the PNG."""
+        (prompt, seed), path = job, picture_path(folder, number, job)
+        settings = {**asdict(self.options), "prompt": prompt, "seed": seed}
+        chunk = PngInfo()
+        chunk.add_text("diffusion-align", json.dumps(settings))
+        chunk.add_text("parameters", self.infotext(job, pixels, facts).text())
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk)
+        write_whole(path, buffer.getvalue())
+        write_whole(path.with_suffix(".json"), json.dumps({**settings, **facts}).encode() + b"\n")
+        if "scores" in facts:
+            plot = path.parent / "schedules" / path.name  # a folder of pictures holds pictures only
+            with naming(plot):
+                plot.parent.mkdir(exist_ok=True)
+                schedule_figure(facts, prompt).savefig(plot, dpi=110)
+        return path
+
+    def infotext(self, job: tuple[str, int], pixels: Any, facts: Mapping[str, Any]) -> Infotext:
+        """For other programs; where the scale changes from step to step it is the mean."""
+        (prompt, seed), model = job, self.options.model
+        scales = facts.get("scales") or [self.options.guidance_scale]
+        return Infotext(
+            prompt=prompt, negative_prompt=self.options.negative_prompt or "",
+            steps=self.options.num_inference_steps, sampler=self.sampler, scale=sum(scales) / len(scales), seed=seed,
+            size=(pixels.shape[1], pixels.shape[0]), model=Path(model).name if Path(model).exists() else model,
+            loras=self.loras,
+        )  # fmt: skip
 
 
 def picture_path(folder: Path, number: int, job: tuple[str, int]) -> Path:

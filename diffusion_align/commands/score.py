@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from diffusion_align.data.reading.rows import image_bytes
 from diffusion_align.data.tables import open_source
 from diffusion_align.files import append_rows, check_free, check_writable, read_journal, write_parquet, write_whole
 from diffusion_align.pictures import SUFFIXES, CorruptImageError, decoded_picture, opened_picture
+from diffusion_align.quiet import progress_bar
 from diffusion_align.rewards import RewardScorer, load_scorer
 
 from .console import conclude, note
@@ -92,7 +92,7 @@ def score_files(options: ScoreOptions) -> Path:
         bar.update(len(waiting))
         waiting.clear()
 
-    with tqdm(unit="image", desc="scoring") as bar:
+    with progress_bar(unit="image", desc="scoring") as bar:
         for item in read_items(options):
             order.append(item.mark())
             if order[-1] in rows:

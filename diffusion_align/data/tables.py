@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffusion_align.names import hint, nearest
+from diffusion_align.quiet import no_table_bars
 from diffusion_align.shipped import SHIPPED_PAIRS, shipped_path
 
 from .beyond_pairs.liked_pictures import folder_table, label_folders
@@ -232,7 +234,8 @@ def _load(kind: str, name: str, streaming: bool, **options: Any) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(kind, streaming=streaming, **options)
+        with no_table_bars() if kind == "parquet" else nullcontext():  # what is fetched from the hub takes long
+            return datasets.load_dataset(kind, streaming=streaming, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read as a table: {error.__cause__ or error}") from error
     except (OSError, ValueError) as error:

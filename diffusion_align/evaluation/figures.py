@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
 # Okabe and Ito's colours: told apart with every common form of colour blindness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+#: Frames the best of several pictures.
+BEST = COLOURS[2]
+#: Of pictures in a report, at most, in pixels; small ones are enlarged.
+SHOWN_SIDE = 192
 _GAP, _MARGIN, _LABEL_WIDTH, _FONT_SIZE = 8, 16, 176, 15
 
 
@@ -29,12 +33,14 @@ def image_grid(
     column_labels: Sequence[str],
     upscale: int = 3,
     resample: Literal["lanczos", "nearest"] = "lanczos",
+    best: Collection[tuple[int, int]] = frozenset(),
 ) -> Image.Image:
     """Pictures in a labelled grid on white; labels are wrapped, never cut.
 
     ``rows[r][c]`` is a uint8 (height, width, 3) picture, all of one shape; each is enlarged ``upscale`` times.
     ``row_labels`` stand to the left of their row, ``column_labels`` above their column; "" leaves a label out, and
-    the label column disappears when every row label is "". Returns an RGB picture.
+    the label column disappears when every row label is "". Pictures in ``best``, by row and column, are framed.
+    Returns an RGB picture.
 
     Raises ``ValueError`` naming the row and column for a ragged grid, a picture of another shape or dtype, or the wrong
     number of labels.
@@ -66,15 +72,25 @@ def image_grid(
             draw.text((x, y), text, fill=INK, font=bold, anchor="ma")
     method = Image.Resampling.NEAREST if resample == "nearest" else Image.Resampling.LANCZOS
     y = top
-    for pictures, lines, row_height in zip(rows, captions, heights, strict=True):
+    for row, (pictures, lines, row_height) in enumerate(zip(rows, captions, heights, strict=True)):
         for index, text in enumerate(lines):
             text_y = y + (row_height - len(lines) * line) // 2 + index * line
             draw.text((_MARGIN, text_y), text, fill=INK, font=regular)
         for column, pixels in enumerate(pictures):
             picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((cell_width, cell_height), method)
-            canvas.paste(picture, (left + column * (cell_width + _GAP), y + (row_height - cell_height) // 2))
+            x, picture_y = left + column * (cell_width + _GAP), y + (row_height - cell_height) // 2
+            canvas.paste(picture, (x, picture_y))
+            if (row, column) in best:
+                frame = (x - 3, picture_y - 3, x + cell_width + 2, picture_y + cell_height + 2)
+                draw.rectangle(frame, outline=BEST, width=3)
         y += row_height + _GAP
     return canvas
+
+
+def reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3), averaged down until no side is longer than ``SHOWN_SIDE``."""
+    factor = max(1, -(-max(pixels.shape[:2]) // SHOWN_SIDE))
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def curve_figure(

@@ -8,14 +8,16 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.devices import fast_autocast
 from diffusion_align.rewards import RewardOutput, RewardScorer, score_in_batches
 from diffusion_align.sampling.control import SamplingOptions
-from diffusion_align.sampling.sampler import sample
+from diffusion_align.sampling.sampler import sample, to_uint8
 from diffusion_align.sampling.steering import best_of_n
 
 from .artefacts.picture_measures import BRIGHT, DARK, layout_features, saturation, seed_distance
@@ -39,6 +41,7 @@ class GuidanceTrial:
         scales: (seeds, steps, prompts); of other than our guiders empty.
         seconds: per image, drawing only.
         effective: which scale it amounts to; None if that was not measured.
+        shown: uint8 (K, H, W, 3), the first prompts' pictures with the first seed; None if none were asked for.
     """
 
     reward: Tensor
@@ -47,6 +50,7 @@ class GuidanceTrial:
     scales: Tensor
     seconds: float
     effective: MeanScale | None = None
+    shown: NDArray[np.uint8] | None = None
 
     def values(self) -> dict[str, Tensor]:
         """The reward and every aspect, each (seeds, prompts)."""
@@ -96,6 +100,7 @@ class GuidanceComparison:
         steps: sampling steps; a way that draws n images for one gets 1/n of them.
         seeds: image i of a repetition has seed ``seed + i``.
         measured: how many of the prompts are drawn a second time to measure the effective scale; 0: none.
+        shown: how many of the prompts' pictures are kept to be looked at.
     """
 
     def __init__(
@@ -109,10 +114,11 @@ class GuidanceComparison:
         batch_size: int = 32,
         bf16: bool = True,
         measured: int = 0,
+        shown: int = 0,
     ) -> None:
         self.adapter, self.scorer, self.prompts = adapter, scorer, list(prompts)
         self.steps, self.seeds, self.batch_size, self.bf16 = steps, list(seeds), batch_size, bf16
-        self.measured = min(measured, len(self.prompts))
+        self.measured, self.shown = min(measured, len(self.prompts)), shown
 
     def of(self, adapter: Adapter) -> GuidanceComparison:
         """The same setting for another model."""
@@ -163,7 +169,8 @@ class GuidanceComparison:
         aspects = {name: torch.stack([o.aspects[name] for o in outputs]) for name in outputs[0].aspects}
         reward = torch.stack([o.reward for o in outputs])
         aspects |= looks(torch.stack(drawn))
-        return GuidanceTrial(reward, aspects, nfe, torch.stack(scales), seconds / reward.numel())
+        shown = to_uint8(drawn[0][: self.shown]) if self.shown else None
+        return GuidanceTrial(reward, aspects, nfe, torch.stack(scales), seconds / reward.numel(), shown=shown)
 
     def measured_run(self, draw: Draw) -> GuidanceTrial:
         """``run``, and which scale the way amounts to, over ``measured`` prompts and all seeds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -23,6 +23,8 @@ from .guidance import OTHER_SEEDS, Draw, GuidanceComparison, GuidanceTrial
 
 #: Effective scales are rounded to this before classifier-free guidance is drawn there.
 DECIMALS = 1
+#: Told a row's name and what it gave.
+Show = Callable[[str, GuidanceTrial], object]
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,19 @@ class GuidanceTable:
     Args:
         static: the best static scale, by validation: what all rows are put beside.
         matched: whether rows are also put beside static guidance at their effective scale.
+        show: is told the name of each row that was drawn, and what it gave.
     """
 
-    def __init__(self, comparison: GuidanceComparison, static: float, matched: bool = False) -> None:
+    def __init__(
+        self,
+        comparison: GuidanceComparison,
+        static: float,
+        matched: bool = False,
+        show: Show = lambda name, trial: None,
+    ) -> None:
         if matched and not comparison.measured:
             raise ValueError("rows at matched scale need measured prompts, to find the effective scale on")
-        self.comparison, self.best, self.matched = comparison, static, matched
+        self.comparison, self.best, self.matched, self.show = comparison, static, matched, show
         self._static: dict[float, GuidanceTrial] = {}
 
     def static(self, scale: float) -> GuidanceTrial:
@@ -122,21 +131,30 @@ class GuidanceTable:
             trial: what it gave, if it was drawn already.
         """
         known = set(self._static)
-        row = self.row(way, trial or self.comparison.measured_run(way.draw))
+        trial = trial or self.comparison.measured_run(way.draw)
+        row = self.row(way, trial)
         for scale in sorted(set(self._static) - known):
             yield self.static_row(scale)
+        self.show(way.name, trial)
         yield way.name, row
 
     def static_row(self, scale: float) -> tuple[str, dict[str, Any]]:
         """Static guidance at ``scale``; it amounts to itself."""
-        row = self.static(scale).table_row(self.static(self.best))
+        name, trial = f"static {scale:g}", self.static(scale)
         known = {"nominal_scale": scale, "effective_scale": float(scale), "orthogonal_share": 0.0, "bound": False}
-        return f"static {scale:g}", row | known
+        self.show(name, trial)
+        return name, trial.table_row(self.static(self.best)) | known
 
 
-def compare_guidance(comparison: GuidanceComparison, static: float, rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The table, row by row: a way's name, its means, errors, and win rate over static guidance at ``static``."""
-    table = GuidanceTable(comparison, static, rows.matched)
+def compare_guidance(
+    comparison: GuidanceComparison, static: float, rows: Rows, show: Show = lambda name, trial: None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table, row by row: a way's name, its means, errors, and win rate over static guidance at ``static``.
+
+    Args:
+        show: as of ``GuidanceTable``.
+    """
+    table = GuidanceTable(comparison, static, rows.matched, show)
     yield table.static_row(static)
     for scale in rows.curve:
         if scale != static:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_align.files import write_whole
 from diffusion_align.showing import page_html, shortened
 
-from .figures import COLOURS
+from .figures import COLOURS, SHOWN_SIDE, image_grid
 from .line_chart import line_chart
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ code { font: .9em ui-monospace, monospace; background: var(--card); padding: .1e
 .scroll { overflow-x: auto; margin: 0 0 1.5rem }
 table { border-collapse: collapse; font-size: .94rem; font-variant-numeric: tabular-nums }
 th, td { padding: .4rem 1.1rem .4rem 0; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top }
+td:first-child { min-width: 8rem }
 th { color: var(--muted); font-weight: 600 }
 td.number, th.number { text-align: right }
 figure { margin: 1.5rem 0 2rem }
@@ -48,12 +51,23 @@ figure.chart svg { max-width: 100%; height: auto; display: block; font: 11px sys
 figure.chart line.rule { stroke: var(--rule) }
 .legend span { margin-right: 1rem; font-size: .85rem }
 .legend i { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem; vertical-align: middle }
+figure.sheet { overflow-x: auto }
+.cells { display: flex; flex-wrap: wrap; gap: .75rem .5rem; margin: 0 0 1.25rem }
+.cell { width: min(12rem, calc(50% - .25rem)); font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere }
+.cell img { width: 100%; margin-bottom: .25rem }
+.best, td.best { font-weight: 600 }
+.cell.best img { outline: 3px solid #009e73 }
 figcaption { color: var(--muted); font-size: .9rem; margin-top: .5rem; max-width: 46rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: 0 0 1.5rem;
   padding: 1rem 1.25rem; background: var(--card); border-radius: 6px; font-size: .94rem }
 dt { color: var(--muted) }
 dd { margin: 0; overflow-wrap: anywhere }
 """
+
+#: Of a picture with text in it, on screens that are narrower, in pixels.
+LEAST_WIDTH = 560
+#: What the best of several stands beside.
+STAR = "★ "
 
 
 @dataclass(frozen=True)
@@ -64,11 +78,12 @@ class _Picture:
     caption: str
 
     def html(self) -> str:
-        data = base64.b64encode(self.png).decode("ascii")
-        caption = escape(self.caption)
+        data, caption = base64.b64encode(self.png).decode("ascii"), escape(self.caption)
+        # On a phone a sheet with text in it is moved sideways rather than made too small to read.
+        least = min(self.width, LEAST_WIDTH)
         return (
-            f'<figure><img src="data:image/png;base64,{data}" alt="{caption}" width="{self.width}">'
-            f"<figcaption>{caption}</figcaption></figure>"
+            f'<figure class="sheet"><img src="data:image/png;base64,{data}" alt="{caption}" width="{self.width}" '
+            f'style="min-width:{least}px"><figcaption>{caption}</figcaption></figure>'
         )
 
 
@@ -99,8 +114,9 @@ class Report:
                 self._blocks.append(f"<p>{_inline(' '.join(lines))}</p>")
         return self
 
-    def table(self, rows: Sequence[Mapping[str, object]]) -> Report:
+    def table(self, rows: Sequence[Mapping[str, object]], best: Collection[tuple[int, str]] = frozenset()) -> Report:
         """A table with one line per mapping; the first row's keys are the header. Floats get four significant digits.
+        Cells in ``best``, by row and column, are marked.
 
         Raises ``ValueError`` for no rows, or naming the row and the keys when a row's keys differ from the first's.
         """
@@ -113,12 +129,16 @@ class Report:
                 raise ValueError(f"rows[{index}]: expected columns {columns}; missing {missing}, unexpected {extra}")
         numeric = {column: all(_is_number(row[column]) for row in rows) for column in columns}
 
-        def cells(tag: str, texts: Sequence[str]) -> str:
-            kinds = (' class="number"' if numeric[column] else "" for column in columns)
-            return "".join(f"<{tag}{kind}>{escape(t)}</{tag}>" for kind, t in zip(kinds, texts, strict=True))
+        def cell(tag: str, column: str, text: str, starred: bool = False) -> str:
+            kinds = " ".join(kind for kind, given in (("number", numeric[column]), ("best", starred)) if given)
+            told = f' class="{kinds}"' if kinds else ""
+            return f"<{tag}{told}>{STAR if starred else ''}{escape(text)}</{tag}>"
 
-        body = "".join(f"<tr>{cells('td', [_shown(row[column]) for column in columns])}</tr>" for row in rows)
-        head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+        def line(number: int, row: Mapping[str, object]) -> str:
+            return "".join(cell("td", name, _shown(row[name]), (number, name) in best) for name in columns)
+
+        body = "".join(f"<tr>{line(number, row)}</tr>" for number, row in enumerate(rows))
+        head = f"<thead><tr>{''.join(cell('th', name, name) for name in columns)}</tr></thead>"
         self._blocks.append(f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>')
         return self
 
@@ -135,7 +155,8 @@ class Report:
         buffer = io.BytesIO()
         # Without the library's version inside, equal figures are equal files.
         figure.savefig(buffer, format="png", metadata={"Software": None})
-        return self._picture(buffer.getvalue(), round(figure.get_figwidth() * 100), caption)
+        self._blocks.append(self._keep(buffer.getvalue(), round(figure.get_figwidth() * 100), caption).html())
+        return self
 
     def chart(
         self, series: Mapping[str, Sequence[tuple[float, float]]], caption: str, smooth: int = 1, xlabel: str = "step"
@@ -153,9 +174,36 @@ class Report:
 
     def image(self, image: Image.Image, caption: str) -> Report:
         """A PIL picture, encoded now as PNG and shown at its own size or the page's width."""
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return self._picture(buffer.getvalue(), image.width, caption)
+        self._blocks.append(self._keep(_png(image), image.width, caption).html())
+        return self
+
+    def pictures(
+        self, rows: Sequence[Sequence[NDArray[np.uint8]]], row_labels: Sequence[str], column_labels: Sequence[str],
+        caption: str, best: Sequence[int | None] = (),
+    ) -> Report:  # fmt: skip
+        """Pictures of equal size side by side, as many as there is room for, each row under its label.
+
+        They are ``image_grid``'s, which is written as one PNG beside the page.
+
+        Args:
+            best: column that is marked in each row; None for none. Nothing given marks nothing.
+
+        Raises:
+            ValueError: as ``image_grid``.
+        """
+        marked = {(row, column) for row, column in enumerate(best) if column is not None}
+        largest = max((side for row in rows for pixels in row for side in pixels.shape[:2]), default=1)
+        sheet = image_grid(rows, row_labels, column_labels, max(1, SHOWN_SIDE // largest), best=marked)
+        self._keep(_png(sheet), sheet.width, caption)
+        lines = []
+        for number, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
+            cells = "".join(
+                _cell(pixels, name, f"{label}, {name}", (number, column) in marked)
+                for column, (pixels, name) in enumerate(zip(pictures, column_labels, strict=True))
+            )
+            lines.append(f'<p>{escape(label)}</p><div class="cells">{cells}</div>')
+        self._blocks.append(f"<figure>{''.join(lines)}<figcaption>{escape(caption)}</figcaption></figure>")
+        return self
 
     def write(self, folder: str | Path) -> Path:
         """Write ``report.html`` and the PNG files into ``folder`` (made if absent); returns the HTML file's path.
@@ -188,12 +236,32 @@ class Report:
     def _repr_html_(self) -> str:
         return page_html(self.html())
 
-    def _picture(self, png: bytes, width: int, caption: str) -> Report:
+    def _keep(self, png: bytes, width: int, caption: str) -> _Picture:
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:40].strip("-") or "picture"
         picture = _Picture(f"{len(self._pictures) + 1:02d}-{slug}.png", png, width, caption)
         self._pictures.append(picture)
-        self._blocks.append(picture.html())
-        return self
+        return picture
+
+
+def favourite(scores: Sequence[float]) -> int | None:
+    """The place of the largest score; None where several are."""
+    best = [place for place, score in enumerate(scores) if score == max(scores)]
+    return best[0] if len(best) == 1 else None
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _cell(pixels: NDArray[np.uint8], name: str, told: str, best: bool) -> str:
+    """A picture over its name."""
+    data = base64.b64encode(_png(Image.fromarray(np.ascontiguousarray(pixels)))).decode("ascii")
+    return (
+        f'<div class="cell{" best" if best else ""}"><img src="data:image/png;base64,{data}" alt="{escape(told)}">'
+        f"{STAR if best else ''}{escape(name)}</div>"
+    )
 
 
 def _inline(text: str) -> str:

@@ -169,7 +169,9 @@ class PictureReader(nn.Module):
         super().__init__()
         tower, config = TOWERS[settings["vision_type"]]
         self.vision = tower(config(**settings["vision"]), settings["image_size"])
-        text = BlipTextConfig(**settings["text"], encoder_hidden_size=self.vision.width)
+        # It reads and writes nothing: BLIP's own ids, of another vocabulary, would only be warned of.
+        unused = dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id"))
+        text = BlipTextConfig(**{**unused, **settings["text"]}, encoder_hidden_size=self.vision.width)
         self.text = BlipTextModel(text, add_pooling_layer=False)
         self.roles = nn.Parameter(0.02 * torch.randn(pictures, self.vision.width))
         self.width: int = text.hidden_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def test_a_table_with_what_is_learned_and_pictures_drawn_with_it(sdxl_folder: Pa
     )  # fmt: skip
     options.check()
     page = evaluate_guidance(options).read_text()
+    with pytest.raises(FileExistsError, match=r"table\.json .*is already there: .*--overwrite"):
+        evaluate_guidance(options)
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     names = set(table["rows"])
     assert {"static 2", "static 4", "annealing"} <= names
@@ -41,6 +44,10 @@ def test_a_table_with_what_is_learned_and_pictures_drawn_with_it(sdxl_folder: Pa
     assert table["curve"]["scales"] == [2.0, 4.0]
     for name in names:
         assert name in page
+    drawn = [name for name in names if not name.startswith("bound")]
+    for name, prompt in product(drawn, PROMPTS):
+        assert page.count(f'alt="{prompt}, {name}">') == 1  # every way's picture of each prompt
+    assert '<div class="cell best">' in page
     for more in (
         {"guidance": "annealing", "schedule": schedule, "lora": (lora,)},
         {"guidance": "contrastive", "negative_lora": (negative,), "lora": (lora,), "guidance_stop": 0.5},

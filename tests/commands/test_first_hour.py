@@ -18,10 +18,12 @@ from setuptools.command.egg_info import FileList
 import diffusion_align
 from diffusion_align import DPOConfig, generate, load_adapter, load_evaluator, load_scorer, shipped_path
 from diffusion_align.cli import main
+from diffusion_align.commands import demo
 from diffusion_align.commands.opening import evaluator_for
 from diffusion_align.data.tables import open_source
 from diffusion_align.shipped import EVALUATOR_OF, SHIPPED_EVALUATORS, SHIPPED_MODELS
-from diffusion_align.training.engine.accelerator import check_tracker
+from diffusion_align.training.engine.accelerator import check_tracker, prepare_folder
+from diffusion_align.training.engine.checkpoint import CheckpointError
 from diffusion_align.training.engine.reporting.last_words import last_words, validated_line
 from diffusion_align.training.scorers.building import scorer_kind
 from diffusion_align.training.settings import validated
@@ -54,6 +56,38 @@ def test_a_table_of_scores_is_not_written_over(tmp_path: Path, capsys: pytest.Ca
     line = ["score", str(tmp_path), "--scorers", "brisque", "--out", str(tmp_path / "scores.jsonl")]
     assert "scores.jsonl is already there" in fails(capsys, *line)
     assert (tmp_path / "scores.jsonl").read_text() == "precious"
+
+
+def test_a_run_is_not_written_over_even_if_its_checkpoints_are_gone(tmp_path: Path) -> None:
+    prepare_folder(DPOConfig(report_to="none"), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}")  # of a run that died before it had anything to lose
+    prepare_folder(DPOConfig(report_to="none"), tmp_path)
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match=r"holds pytorch_lora_weights.safetensors .* pass --overwrite-output"):
+        prepare_folder(DPOConfig(report_to="none"), tmp_path)
+    prepare_folder(DPOConfig(report_to="none", overwrite_output_dir=True), tmp_path)
+    prepare_folder(DPOConfig(report_to="none", resume_from_checkpoint="latest"), tmp_path)
+
+
+def test_a_demo_is_made_anew_and_leaves_everything_else_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+
+    def stop(count: int) -> None:
+        begun.append(tmp_path)
+        raise RuntimeError("the demo began")
+
+    monkeypatch.setattr(demo, "held_out_prompts", stop)
+    line = ["demo", "--out", str(tmp_path / "demo")]
+    assert main(line) == main(line) == 1  # its own folder, twice
+    assert "demo with" in fails(capsys, *line, "--seed", "1")
+    assert main([*line, "--seed", "1", "--overwrite"]) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("precious")
+    said = fails(capsys, "demo", "--out", str(tmp_path / "mine"))
+    assert "holds report.html and no demo.json: give another --out, or --overwrite" in said
+    assert len(begun) == 3
 
 
 def test_dynamic_guidance_takes_the_evaluator_of_its_model() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from diffusion_align.evaluation import (
     win_rate_bars,
 )
 from diffusion_align.evaluation.line_chart import line_chart
+from diffusion_align.evaluation.report import favourite
 
 
 def test_the_interval_is_wilson_s() -> None:
@@ -99,6 +101,23 @@ def test_a_report_is_one_file_with_its_pictures_inside(tmp_path: Path) -> None:
         Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
     assert "A &lt;b&gt;title&lt;/b&gt;" in html
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_pictures_stand_over_their_names_and_the_best_is_marked(tmp_path: Path) -> None:
+    rows = [[np.full((8, 8, 3), shade, np.uint8) for shade in (10, 200)] for _ in range(2)]
+    report = Report("pictures").pictures(rows, ["a <b>", "c"], ["base", "tuned"], "which is better", [1, None])
+    report.table([{"side": "tuned", "wins": 3}], {(0, "side"), (0, "wins")})
+    html = report.write(tmp_path).read_text()
+    assert html.count('<div class="cell">') == 3
+    assert re.findall(r'<div class="cell best"><img [^>]*alt="([^"]*)">([^<]*)', html) == [
+        ("a &lt;b&gt;, tuned", "★ tuned")
+    ]
+    assert '<td class="best">★ tuned</td><td class="number best">★ 3</td>' in html
+    (sheet,) = tmp_path.glob("*.png")
+    assert (0, 158, 115) in Image.open(sheet).convert("RGB").getdata()
+    with pytest.raises(ValueError, match="at least one row"):
+        Report("none").pictures([], [], ["base"], "nothing")
+    assert [favourite([1.0, 2.0]), favourite([2.0, 2.0])] == [1, None]
 
 
 def test_a_chart_shows_every_finite_point_where_it_belongs() -> None:

@@ -169,6 +169,7 @@ def test_metadata_of_pictures_stays_on_the_server(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         told = PngInfo()
         told.add_text("diffusion-align", json.dumps({"prompt": "a star", "seed": 3, "model": "secret-model"}))
+        told.add_text("parameters", "a star\nSteps: 4, Sampler: DDIM, CFG scale: 5, Seed: 3, Model: secret-model")
         Image.new("RGB", (8, 8), (90 * place, 0, 0)).save(tmp_path / name / f"{name}.png", pnginfo=told)
     flags = ["--source", str(tmp_path / "one"), str(tmp_path / "two")]
     with studio(tmp_path, *flags) as running:

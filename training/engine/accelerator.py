@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from diffusion_align.devices import computes_bf16
-from diffusion_align.files import check_writable
+from diffusion_align.files import CHECKSUMS, check_writable
 
 from .checkpoint import CheckpointError, list_checkpoints
 from .config import RunConfig
@@ -25,7 +25,7 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
     """Make the run's folder, and refuse to mix two runs in one.
 
     Raises:
-        CheckpointError: checkpoints of an earlier run would be mixed with this one's.
+        CheckpointError: checkpoints of an earlier run would be mixed with this one's, or its weights written over.
         ImportError: the tracker of ``report_to`` is not installed.
         OSError: nothing can be written there.
     """
@@ -36,13 +36,20 @@ def prepare_folder(config: RunConfig, output_dir: Path) -> None:
             while checkpoint.exists():  # all processes of a run delete them, and meet files that are gone
                 with suppress(FileNotFoundError):
                     shutil.rmtree(checkpoint)
-    elif existing and config.resume_from_checkpoint is None:
+    held = [] if config.overwrite_output_dir else existing or weights_in(output_dir)
+    if held and config.resume_from_checkpoint is None:
+        going_on = "--resume-from-checkpoint latest to continue it, " if existing else ""
         raise CheckpointError(
-            f"output_dir {output_dir} holds {existing[-1].name} of an earlier run: pass "
-            "--resume-from-checkpoint latest to continue it, --overwrite-output-dir to start again, "
-            "or another --output-dir"
+            f"output_dir {output_dir} holds {held[-1].name} of an earlier run: pass {going_on}"
+            "--overwrite-output-dir to start again, or another --output-dir"
         )
     check_writable(output_dir)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """Files and sealed folders of weights that a run has left, its checkpoints aside."""
+    sealed = (path.parent for path in folder.glob(f"*/{CHECKSUMS}") if not path.parent.name.startswith("checkpoint"))
+    return [*sorted(sealed), *sorted(folder.glob("*.safetensors"))]
 
 
 def check_tracker(name: str) -> None:

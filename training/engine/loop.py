@@ -17,6 +17,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from diffusion_align.quiet import progress_bar
+
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .guard import FiniteGuard, Patience, StopSignal
@@ -134,7 +136,8 @@ def run_loop(
     log = MetricLog(config, accelerator, step, watchdog)
     patience = Patience(config, accelerator, log.path)
     batches = method.batches()
-    bar = tqdm(total=config.max_steps, initial=step, disable=not (config.progress and accelerator.is_main_process))
+    shown = config.progress and accelerator.is_main_process
+    bar = progress_bar(desc="steps", total=config.max_steps, initial=step, disable=not shown)
     trained.network.train()
 
     def save_weights(folder: Path) -> None:

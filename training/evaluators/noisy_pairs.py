@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm.auto import tqdm
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import ComparisonBatch, ComparisonExamples, Comparisons, collate_comparisons
 from diffusion_align.data.comparisons import ComparisonExample
 from diffusion_align.data.types import CorruptImageError
 from diffusion_align.process import Path, log_snr
+from diffusion_align.quiet import progress_bar
 from diffusion_align.rewards import RewardScorer
 from diffusion_align.training.engine.randomness import NOISE, TIMESTEP, generators, normal
 
@@ -56,7 +56,7 @@ class EncodedPairs:
         self.targets: list[Tensor] = []
         self.device = adapter.device
         batch = 32
-        bar = tqdm(range(0, len(comparisons), batch), desc="encoding pictures", disable=not progress)
+        bar = progress_bar(range(0, len(comparisons), batch), desc="encoding pictures", disable=not progress)
         for start in bar:
             self._encode(adapter, teacher, range(start, min(start + batch, len(comparisons))))
         if teacher is not None:

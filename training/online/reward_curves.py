@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_align.evaluation.report import Report
-from diffusion_align.training.engine.reporting.run_report import series
+from diffusion_align.training.engine.reporting.last_words import series
 
 from .config import OnlineConfig
 

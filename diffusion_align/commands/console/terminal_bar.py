@@ -8,8 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any
 
-#: Seconds between plain lines.
-EVERY = 30.0
+from diffusion_align.quiet import EVERY
 
 
 def note(text: str) -> None:

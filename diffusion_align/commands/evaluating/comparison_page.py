@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_align.evaluation.arena import Board
-from diffusion_align.evaluation.figures import image_grid, win_rate_bars
-from diffusion_align.evaluation.report import Report
+from diffusion_align.evaluation.figures import reduced, win_rate_bars
+from diffusion_align.evaluation.report import STAR, Report, favourite
 from diffusion_align.evaluation.stats import WinRate
 from diffusion_align.pictures import decoded_picture
 
 from .comparison_table import by_category, headline
 from .picture_drawing import Drawn
 from .picture_jobs import Jobs
-
-#: Sides of pictures in the report, at most, in pixels; small ones are enlarged.
-SHOWN_SIDE = 192
 
 
 def write_page(
@@ -38,7 +35,8 @@ def write_page(
         "difference from 50% that a comparison like this one detects in 8 of 10 cases."
     )
     if table["verdicts"]:
-        report.table([headline(verdict) for verdict in table["verdicts"]])
+        rows = [headline(verdict) for verdict in table["verdicts"]]
+        report.table(rows, {cell for number, verdict in enumerate(table["verdicts"]) for cell in won(number, verdict)})
     else:
         report.text("**Nobody has judged yet.**")
     report.text(table["note"])
@@ -72,6 +70,14 @@ def write_page(
         "other flags that were given."
     )
     return report.write(out)
+
+
+def won(number: int, verdict: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Cells of a row of verdicts that name the winner, if there is one."""
+    winner = verdict["winner"]
+    if not winner:
+        return []
+    return [(number, "side" if winner == verdict["side"] else "over"), (number, "winner")]
 
 
 def side_words(table: Mapping[str, Any]) -> list[str]:
@@ -125,7 +131,7 @@ def add_pictures(
     sides = [side["name"] for side in table["sides"]]
     scorer = next(iter(board.scores), None)
     rows: list[list[np.ndarray]] = []
-    labels: list[str] = []
+    best: list[int | None] = []
     first_size = (0, 0)
     for number in range(min(shown, len(jobs.prompts))):
         place = number * jobs.per_prompt
@@ -134,20 +140,13 @@ def add_pictures(
         if len({picture.size for picture in pictures}) > 1 or (rows and pictures[0].size != first_size):
             return  # sides of different sizes have no common grid
         first_size = pictures[0].size
-        rows.append([np.asarray(picture) for picture in pictures])
-        best = ""
-        if scorer is not None:
-            scores = {side: float(board.of(scorer, side)[number, 0]) for side in sides}
-            top = [side for side, score in scores.items() if score == max(scores.values())]
-            best = f" (best: {top[0]})" if len(top) == 1 else " (tie)"
-        labels.append(jobs.prompts[number] + best)
+        rows.append([reduced(np.asarray(picture)) for picture in pictures])
+        best.append(None if scorer is None else favourite([float(board.of(scorer, side)[number, 0]) for side in sides]))
     if rows:
-        shrink = max(1, -(-max(first_size) // SHOWN_SIDE))
-        small = [[picture[::shrink, ::shrink] for picture in row] for row in rows]
-        grid = image_grid(small, labels, sides, upscale=max(1, SHOWN_SIDE // max(first_size)))
-        marked = "" if scorer is None else f"; best by {scorer}"
+        marked = "" if scorer is None else f"; {STAR}is the best of a prompt by {scorer}, where one is"
+        told = f"The first prompts in alphabetical order, first seed, not selected{marked}"
         report.text("## Pictures")
-        report.image(grid, f"The first prompts in alphabetical order, first seed, not selected{marked}")
+        report.pictures(rows, jobs.prompts[: len(rows)], sides, told, best)
 
 
 def add_artefacts(report: Report, table: Mapping[str, Any]) -> None:

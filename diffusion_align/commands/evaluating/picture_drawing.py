@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.commands.generate import build_guider, draw, slug, write_picture
+from diffusion_align.commands.generate import PictureWriter, build_guider, draw, slug
 from diffusion_align.commands.opening import open_contrastive, say_what_is_cut
 from diffusion_align.commands.options import DrawingOptions, GenerateOptions
 from diffusion_align.devices import pick_device
@@ -48,6 +48,15 @@ class Drawn:
     def found(cls, files: Sequence[Path]) -> Drawn:
         """Pictures that are there already."""
         return cls(files, [sha256_of(file) for file in files])
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What serves all batches of a side: its guider, the scorer of search with one, and what writes its pictures."""
+
+    guider: Any
+    scorer: RewardScorer | None
+    writer: PictureWriter
 
 
 @dataclass
@@ -103,7 +112,7 @@ class Drawer:
         folder = self._folder(inside, name)
         pairs = jobs.pairs()
         rows: list[dict[str, Any]] = []
-        tools: tuple[Any, RewardScorer | None] | None = None
+        tools: Tools | None = None
         for chunk in jobs.chunks(options.batch_size):
             row = self._known(f"{inside}/{name}", chunk.start, len(chunk))
             if row is None:
@@ -149,35 +158,37 @@ class Drawer:
                 return None
         return row
 
-    def _tools(self, side: str, options: GenerateOptions) -> tuple[Any, RewardScorer | None]:
-        """The guider, and the scorer of search with one; they serve all batches of a side."""
-        device, guider = self.model(options).device, build_guider(options)
+    def _tools(self, side: str, options: GenerateOptions) -> Tools:
+        model = self.model(options)
+        guider, writer = build_guider(options), PictureWriter.of(model, options)
         if options.search == "none":
-            return guider, None
+            return Tools(guider, None, writer)
         if options.scorer is None:
             raise ValueError(f"side {side}: search={options.search} needs scorer=NAME")
-        return guider, load_scorer(options.scorer).to(device)
+        return Tools(guider, load_scorer(options.scorer).to(model.device), writer)
 
     def _chunk(
         self,
         side: str,
         options: GenerateOptions,
-        tools: tuple[Any, RewardScorer | None],
+        tools: Tools,
         pairs: Sequence[tuple[str, int]],
         chunk: range,
         folder: Path,
     ) -> dict[str, Any]:
-        model, batch, (guider, scorer) = self.model(options), [pairs[i] for i in chunk], tools
+        model, batch = self.model(options), [pairs[i] for i in chunk]
         counted = model.device.type == "cuda"
         if counted:
             torch.cuda.reset_peak_memory_stats(model.device)
         begun = time.perf_counter()
-        images, told = draw(model, options, guider, scorer, [p for p, _ in batch], [s for _, s in batch], None)
+        images, told = draw(
+            model, options, tools.guider, tools.scorer, [p for p, _ in batch], [s for _, s in batch], None
+        )
         pixels = to_uint8(images)
         seconds = time.perf_counter() - begun
         pictures = []
         for number, job, picture, facts in zip(chunk, batch, pixels, told, strict=True):
-            path = write_picture(folder, number, options, job, picture, facts)
+            path = tools.writer.write(folder, number, job, picture, facts)
             pictures.append(
                 {
                     "file": str(path.relative_to(self.out)),

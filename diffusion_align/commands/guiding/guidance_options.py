@@ -17,7 +17,9 @@ RowGroup = Literal["curve", "dynamic", "step-ag", "usual", "bound"]
 class EvaluateGuidanceOptions(DrawingOptions, Options):
     """Compare ways to guide, at equal denoiser calls and at matched scale: static scales, schedules, dynamic search."""
 
-    counts: ClassVar[tuple[str, ...]] = ("num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size")
+    counts: ClassVar[tuple[str, ...]] = (
+        "num_prompts", "num_validation_prompts", "num_inference_steps", "batch_size", "shown",
+    )  # fmt: skip
 
     scorer: str = "scenes-oracle"
     """Scorer that judges the pictures; no way of guiding sees it."""
@@ -75,6 +77,8 @@ class EvaluateGuidanceOptions(DrawingOptions, Options):
     """A schedule that --fit wrote before: adds its row."""
     selector: str | None = None
     """Scorer for a best-of-2 row; unset leaves the row out."""
+    shown: int = 4
+    """Prompts whose pictures the report shows: the first ones, not chosen."""
     batch_size: int = 32
     """Images drawn at once."""
     out: str = "runs/evaluate-guidance"

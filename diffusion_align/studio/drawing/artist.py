@@ -61,7 +61,7 @@ class Artist:
                 self._picture(order, column, row, options)
 
     def _picture(self, order: Order, column: int, row: int, options: GenerateOptions) -> None:
-        from diffusion_align.commands.generate import build_guider, draw, write_picture
+        from diffusion_align.commands.generate import PictureWriter, build_guider, draw
         from diffusion_align.rewards import load_scorer
         from diffusion_align.sampling.sampler import to_uint8
 
@@ -79,7 +79,7 @@ class Artist:
         (pixels,), (facts,) = to_uint8(images), told
         folder = Path(order.folder) / str(column)
         folder.mkdir(parents=True, exist_ok=True)
-        file = write_picture(folder, row, options, (prompt, seed), pixels, facts)
+        file = PictureWriter.of(model, options).write(folder, row, (prompt, seed), pixels, facts)
         shown: dict[str, Any] = {name: facts[name] for name in ("nfe", "scales", "reward_calls") if name in facts}
         if options.guidance == "dynamic":
             shown["candidates"] = list(options.candidates)

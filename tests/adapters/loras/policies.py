@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
@@ -43,3 +44,24 @@ def ours(adapter: Adapter, strength: float = 1.0) -> Tensor:
 
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+def as_comfyui_applies(pipeline: Any, file: Path) -> Any:
+    """Every weight that the file's names lead to, plus alpha / r up @ down: kohya's rule, by ComfyUI's and A1111's map.
+
+    The map: ``lora_unet_``, and the name of a diffusers UNet's weight with underscores.
+    """
+    state = load_file(file)
+    weights = {
+        "lora_unet_" + name.removesuffix(".weight").replace(".", "_"): weight
+        for name, weight in pipeline.unet.state_dict().items()
+        if name.endswith(".weight")
+    }
+    names = {key.split(".")[0] for key in state}
+    assert names <= weights.keys()
+    assert len(state) == 3 * len(names)
+    for name in names:
+        down, up, alpha = (state[f"{name}.{kind}"] for kind in ("lora_down.weight", "lora_up.weight", "alpha"))
+        change = up.flatten(1) @ down.flatten(1) * (alpha / len(down))
+        weights[name] += change.view(weights[name].shape)
+    return pipeline

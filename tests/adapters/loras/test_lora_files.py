@@ -20,7 +20,7 @@ from benchmarks.sdxl import UNET as SDXL
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.adapters.lora_files import kohya_state, write_safetensors
 from diffusion_align.adapters.policy_files import write_lora
-from tests.adapters.loras.policies import DIFFUSERS, KOHYA, distance, drawn, ours, trained
+from tests.adapters.loras.policies import DIFFUSERS, KOHYA, as_comfyui_applies, distance, drawn, ours, trained
 
 CONVOLUTIONS = {"alpha": 16.0, "targets": ("to_q", "to_out.0", "conv1", "time_emb_proj", "ff.net.0.proj")}
 State = dict[str, Tensor]
@@ -47,27 +47,6 @@ ORIGINAL_PLACES = {
         "up_blocks.3.attentions.2": "output_blocks.11.1",
     },
 }  # fmt: skip
-
-
-def as_comfyui_applies(pipeline: Any, file: Path) -> Any:
-    """Every weight that the file's names lead to, plus alpha / r up @ down: kohya's rule, by ComfyUI's and A1111's map.
-
-    The map: ``lora_unet_``, and the name of a diffusers UNet's weight with underscores.
-    """
-    state = load_file(file)
-    weights = {
-        "lora_unet_" + name.removesuffix(".weight").replace(".", "_"): weight
-        for name, weight in pipeline.unet.state_dict().items()
-        if name.endswith(".weight")
-    }
-    names = {key.split(".")[0] for key in state}
-    assert names <= weights.keys()
-    assert len(state) == 3 * len(names)
-    for name in names:
-        down, up, alpha = (state[f"{name}.{kind}"] for kind in ("lora_down.weight", "lora_up.weight", "alpha"))
-        change = up.flatten(1) @ down.flatten(1) * (alpha / len(down))
-        weights[name] += change.view(weights[name].shape)
-    return pipeline
 
 
 # -- what is written -------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tqdm.auto import tqdm
 
+from diffusion_align import quiet
 from diffusion_align.cli import COMMANDS, main, overview
 from diffusion_align.commands import console
 from diffusion_align.commands.console import Progress, conclude, note, talking
+from diffusion_align.quiet import progress_bar
 
 PROMPT = "a large red star on a dark background"
 
@@ -75,6 +78,26 @@ def test_progress_is_a_line_every_30_seconds_where_nobody_looks() -> None:
     assert stream.getvalue().splitlines() == ["drawing: base, 1 of 5", "drawing: base, 4 of 5"]
 
 
+def test_bars_of_loops_are_lines_in_a_log_and_leave_no_trace_of_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(every: float) -> list[str]:
+        monkeypatch.setattr(quiet, "EVERY", every)
+        with progress_bar(desc="steps", total=3, initial=1) as bar:
+            bar.update()
+            bar.set_postfix_str("loss=0.5", refresh=False)
+            tqdm.write("a note", file=sys.stderr)
+            bar.update()
+        return capsys.readouterr().err.splitlines()
+
+    assert told(30) == ["a note"]
+    lines = told(0)
+    assert lines[0].startswith("steps: 1 of 3")
+    assert "a note" in lines
+    assert not [line for line in lines if "\r" in line or "%" in line]
+    assert any(line.endswith("loss=0.5") for line in lines)
+
+
 def test_progress_is_a_bar_on_a_terminal_without_colours_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     shown = {}
@@ -104,6 +127,10 @@ def test_statuses_are_told_from_each_other(monkeypatch: pytest.MonkeyPatch, caps
         assert capsys.readouterr().out == ""  # an error is no result
     monkeypatch.setattr(export, "run", _raising(KeyboardInterrupt()))
     assert main(["export", "x", "--format", "merged"]) == 130
+    monkeypatch.setenv("DIFFUSION_ALIGN_DEBUG", "1")
+    monkeypatch.setattr(export, "run", _raising(ValueError("bad")))
+    with pytest.raises(ValueError, match="bad"):  # with its traceback
+        main(["export", "x", "--format", "merged"])
 
 
 def _raising(error: BaseException) -> object:

@@ -70,7 +70,9 @@ def test_two_folders_are_compared_and_everything_is_written(
     assert "4 prompts x 2 seeds" not in said.out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
-    assert "data:image/png" in page
+    assert '<td class="best">' not in page  # of four prompts nothing is sure
+    assert '<div class="cell best">' in page  # of each prompt it is
+    assert page.count('<div class="cell">') + page.count('<div class="cell best">') == 2 * len(PROMPTS)
     rows = pq.read_table(tmp_path / "out" / "details.parquet").to_pylist()
     assert len(rows) == 2 * verdict["win_rate"]["count"]
     assert set(rows[0]) == {"side", "prompt", "category", "seed", "picture", "sha256", "scenes-oracle"}
@@ -178,6 +180,7 @@ def test_people_judge_blind_and_their_labels_make_the_table(
     (verdict,) = found["verdicts"]
     assert (verdict["scorer"], verdict["win_rate"]["wins"], verdict["win_rate"]["ties"]) == ("people", 7, 1)
     assert verdict["winner"] == "right"
+    assert (tmp_path / "report.html").read_text().count('<td class="best">★ right</td>') == 2
     assert verdict["difference"] is None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from diffusion_align.cli import COMMANDS, main, parse
+from diffusion_align.commands.helping import doctor
 from diffusion_align.commands.helping.command_tree import command_tree
 from diffusion_align.commands.helping.health import QUESTIONS, Finding, answered, pasteable
 from diffusion_align.commands.helping.new_recipe import GIB, fitted, help_texts
@@ -157,11 +160,37 @@ def test_what_is_pasted_has_no_home_user_or_token(monkeypatch: pytest.MonkeyPatc
 def test_the_doctor_finds_this_machine_fit_for_the_embedded_world(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["doctor", "--quick"])[1].quick
     assert len(QUESTIONS) == 7
+    begun = time.process_time()
     assert main(["doctor", "--json"]) == 0
+    assert time.process_time() - begun < 20
     found = json.loads(capsys.readouterr().out)
     states = {finding["name"]: finding["state"] for finding in found["findings"]}
     assert {"versions", "cpu", "hub cache", "fsync", "hub", "training"} <= states.keys()
     assert states["training"] == "ok"
+
+
+@pytest.mark.slow
+def test_the_quick_doctor_takes_a_few_seconds_and_trains_nothing() -> None:
+    before = os.times()  # processor time, which is up to twice that of a machine with nothing else to do
+    command = [sys.executable, "-m", "diffusion_align", "doctor", "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
+    assert "training" not in {finding["name"] for finding in json.loads(done.stdout)["findings"]}
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
+
+
+def test_a_doctor_that_finds_something_broken_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def about_trouble() -> Iterator[Finding]:
+        yield Finding("xformers", "fail", "installed, but cannot be imported", "reinstall it")
+
+    monkeypatch.setattr(doctor, "QUESTIONS", (about_trouble, about_trouble))
+    assert main(["doctor", "--quick"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["fail", "xformers", "installed,", "but", "cannot", "be", "imported"]
+    assert "-> reinstall it" in said[1]
+    assert said[-1] == "0 ok, 0 warn, 1 fail"
 
 
 LIGHT = ("doctor", "init", "completion", "recipes list", "data import", "data check")

@@ -9,12 +9,15 @@ from typing import Any
 
 from diffusion_align.training.engine.config import RunConfig
 
-from .run_report import series
-
 #: Log lines at the end of a run whose mean is its training accuracy.
 LAST_LINES = 5
 #: Above this share of chosen pictures that have become less likely, it is said.
 MANY_UP = 0.9
+
+
+def series(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(step, value) of one metric."""
+    return [(line["step"], line[name]) for line in lines if name in line]
 
 
 def validated_line(step: int, metrics: Mapping[str, float]) -> str:
@@ -48,7 +51,11 @@ def last_words(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> list[st
     if (folder / "report.html").is_file():
         found["report"] = str(folder / "report.html")
     rows = [f"  {name:<10}{text}" for name, text in found.items()]
-    return [*rows, *(f"  {'note':<10}{text}" for text in notes(lines)), *_next(config)]
+    return [
+        *rows,
+        *(f"  {'note':<10}{text}" for text in notes(lines)),
+        *(f"  {'next':<10}{line}" for line in next_lines(config)),
+    ]
 
 
 def figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -98,5 +105,6 @@ def _won(metrics: Mapping[str, float]) -> str:
     return f"{metrics['eval/win_rate']:.1%}{interval}"
 
 
-def _next(config: RunConfig) -> list[str]:
-    return [f"  {'next':<10}{shlex.join(['diffusion-align', *line])}" for line in config.next_commands()]
+def next_lines(config: RunConfig) -> list[str]:
+    """The commands that come after the run."""
+    return [shlex.join(["diffusion-align", *line]) for line in config.next_commands()]

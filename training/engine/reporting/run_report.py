@@ -15,6 +15,8 @@ from diffusion_align.training.engine.config import RunConfig
 from diffusion_align.training.engine.metrics import read_metrics
 from diffusion_align.training.engine.protocols import AddToReport
 
+from .last_words import figures, next_lines, notes, series
+
 #: Settings of one start, which are not repeated.
 OF_THIS_START = frozenset({"config", "dry_run", "card", "resume_from_checkpoint", "overwrite_output_dir"})
 #: Points of a running mean, where a curve has many more.
@@ -34,12 +36,16 @@ def write_run_report(config: RunConfig, step: int, stopped: str | None, add: Add
     done = f"{step:,} of {config.max_steps:,} steps" + (f", ended by {stopped}" if stopped else "")
     report.facts({"method": config.method, "steps": done, "folder": str(folder)})
     lines = read_metrics(folder / "metrics.jsonl")
-    if add is not None:
-        add(report, lines)
-    add_curves(report, lines)
+    if found := figures(lines):
+        report.text("## What it came to").facts(found)
+    for said in notes(lines):
+        report.text(f"**{said}**")
     pictures = sorted((folder / "samples").glob("step-*.png"))
     if pictures:
         report.image(decoded_picture(pictures[-1], str(pictures[-1])), "Base and trained model, same prompts and seeds")
+    if add is not None:
+        add(report, lines)
+    add_curves(report, lines)
     changed = changed_settings(config)
     report.text("## Settings that are not the defaults")
     if changed:
@@ -47,13 +53,10 @@ def write_run_report(config: RunConfig, step: int, stopped: str | None, add: Add
     else:
         report.text("None.")
     report.text(f"All of them are in `config.yaml`. The same run again:\n\n`{command(config)}`")
+    if following := next_lines(config):
+        report.text("What to do with what it made:\n\n" + "\n".join(f"- `{line}`" for line in following))
     report.facts({**versions(), "git commit": git_commit() or "not known"})
     return report.write(folder)
-
-
-def series(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(step, value) of one metric."""
-    return [(line["step"], line[name]) for line in lines if name in line]
 
 
 def add_curves(report: Report, lines: Sequence[Mapping[str, Any]]) -> None:

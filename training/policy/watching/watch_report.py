@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_align.evaluation.artefacts import RULES
 from diffusion_align.evaluation.report import Report
-from diffusion_align.training.engine.reporting.run_report import series
+from diffusion_align.training.engine.reporting.last_words import series
 
 from .watch_rules import MONITORED, MOVED, PICTURE
 
