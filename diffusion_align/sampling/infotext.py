@@ -1,4 +1,4 @@
-"""How a picture was made, as A1111 writes it into PNGs ("parameters"), and as ComfyUI's and other tools read it."""
+"""How a picture was made, as A1111 writes it into PNGs ("parameters"): Forge and picture browsers read it, too."""
 
 from __future__ import annotations
 
