@@ -7,7 +7,8 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo test test-fast test-faults lint style bench docs linkcheck install clean
 
 # mypy runs from elsewhere: beside the sources it would find diffusion_align/ without the mapped folders.
-TYPES := cd $(VENV) && bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
+MYPY  := bin/mypy --config-file ../pyproject.toml --cache-dir .mypy_cache
+TYPES := cd $(VENV) && $(MYPY) && $(MYPY) ../integrations/comfyui
 
 # The stamp makes a second `make` start at once; it is remade when the dependencies or the tree of files change.
 SOURCES := $(shell find diffusion_align rewards training -type f -not -name '*.pyc' 2>/dev/null)

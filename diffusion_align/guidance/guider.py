@@ -125,15 +125,19 @@ class StepGuidance(BaseGuidance, ABC):
 
     def forward(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> GuiderOutput:
         """pred_uncond + s (pred_cond - pred_uncond) (2207.12598), s per image."""
-        if self.view is None or not self.view.again:
-            self.branches.append(1 if pred_uncond is None else 2)
-            self.scales.append(self._chosen(pred_cond, pred_uncond))
+        scale = self.choose(pred_cond, pred_uncond)
         if pred_uncond is None:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=None)
-        scale = self.scales[-1]
         weight = scale.view(-1, *[1] * (pred_cond.ndim - 1))
         pred = pred_uncond + weight * (pred_cond - pred_uncond)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    def choose(self, pred_cond: Tensor, pred_uncond: Tensor | None = None) -> Tensor:
+        """The bound step's scales (B,), which are noted; further calls of the denoiser take those of the first."""
+        if self.view is None or not self.view.again:
+            self.branches.append(1 if pred_uncond is None else 2)
+            self.scales.append(self._chosen(pred_cond, pred_uncond))
+        return self.scales[-1]
 
     def _chosen(self, pred_cond: Tensor, pred_uncond: Tensor | None) -> Tensor:
         """The step's scales (B,), like the predictions; 1 where the null prompt is not asked."""
