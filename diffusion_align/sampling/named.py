@@ -64,4 +64,6 @@ def named_scheduler(adapter: Adapter, name: str) -> Any:
         raise ValueError("scheduler heun has no dynamic shift, which this model needs: take euler or dpm++")
     shift = own.get("flow_shift" if own.get("use_flow_sigmas") else "shift", 1.0)
     renamed = {"flow_shift": shift} if "use_flow_sigmas" in changes else {"shift": shift}
-    return found.from_config(own, **changes, **renamed)
+    # Solvers of both processes have no "shift", and would say so.
+    kept = {key: value for key, value in own.items() if key != "shift"}
+    return found.from_config(kept, **changes, **renamed)

@@ -66,6 +66,7 @@ def build(name: str, small: bool, device: torch.device, dtype: torch.dtype) -> A
             pipeline = _sd35(folder, tokenizer, small) if name == SD35 else _flux(folder, tokenizer, small)
     finally:
         torch.set_default_dtype(default)
+    pipeline.transformer.to(dtype)  # its table of places, too, as ``from_pretrained`` loads it
     pipeline.set_progress_bar_config(disable=True)
     return Adapter(pipeline).to(device)
 

@@ -214,7 +214,7 @@ def test_layouts_have_the_published_sizes(model: str, parameters: int, lora: int
     assert count_parameters(found.vae) == 83_819_683
     if model == "sd35-medium":  # one of them, for time
         memory = estimate_memory(config, 1, found)
-        assert memory.frozen_weights / 2**30 == pytest.approx(4.2, rel=0.02)
+        assert memory.frozen_weights == 2 * 2_469_663_936  # with the table of places, as published weights have it
         assert memory.activations / 2**30 == pytest.approx(0.4, rel=0.05)
 
 

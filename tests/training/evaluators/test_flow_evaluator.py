@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_align.adapters import load_adapter
+from diffusion_align.adapters import Conditioning, load_adapter
 from diffusion_align.commands.generate import generate_files
 from diffusion_align.commands.options import GenerateOptions
 from diffusion_align.data import Comparisons
 from diffusion_align.guidance.dynamic import DynamicGuidance
-from diffusion_align.guidance.judges.evaluator import LatentEvaluator, load_evaluator
+from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentEvaluator, load_evaluator
 from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.training.evaluators.config import EvaluatorConfig
@@ -69,6 +69,17 @@ def test_levels_and_latents_are_those_of_the_twin_path(sd3_folder: Path, pairs_f
     at = sigma.view(-1, 1, 1, 1)
     straight = (1 - at) * batch.pairs.images[0] + at * batch.noise
     torch.testing.assert_close(noised(adapter, batch)[0], straight / ((1 - at) ** 2 + at**2).sqrt())
+
+
+def test_sixteen_channels_are_read() -> None:
+    """As of SD3's and FLUX's own autoencoders, and prompts of any number of tokens."""
+    judge = LatentEvaluator(EvaluatorSettings(16, 16, 72, 32, KINDS, 8, 16))
+    cond = Conditioning(torch.randn(2, 333, 72), torch.randn(2, 32))
+    judge.check(torch.zeros(2, 16, 16, 16), cond)
+    scores = judge.scores(torch.randn(2, 16, 16, 16), torch.tensor([-6.0, 5.0]), cond, torch.ones(2))
+    assert all(values.isfinite().all() for values in scores.values())
+    with pytest.raises(ValueError, match=r"for latents .* \(16, 16, 72, 32\), this model has \(4, 16, 72, 32\)"):
+        judge.check(torch.zeros(2, 4, 16, 16), cond)
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def estimate_memory(config: TrainConfig, world_size: int = 1, model: MetaModel |
     with AutocastShapes(None if model.own_precision else model.autocast):
         kept = saved_bytes(model, rows, config.gradient_checkpointing)
     stored = BYTES[config.weight_dtype]
-    frozen = 0 if config.full_finetuning else model.base * stored
+    whole = (model.base + model.buffers) * stored
+    frozen = 4 * model.buffers if config.full_finetuning else whole
     if not needs.cached or config.eval_steps:  # validation decodes pictures and encodes prompts
         frozen += sum(map(count_parameters, model.texts)) * stored
         frozen += count_parameters(model.vae) * model.vae.dtype.itemsize
@@ -113,7 +114,7 @@ def estimate_memory(config: TrainConfig, world_size: int = 1, model: MetaModel |
         frozen += model.base * BYTES[compute]  # autograd keeps a cast copy of every weight, unless blocks make it anew
     return MemoryEstimate(
         frozen_weights=frozen,
-        reference=model.base * stored if config.full_finetuning else 0,
+        reference=whole if config.full_finetuning else 0,
         trained_weights=4 * trained,
         gradients=4 * trained,
         buckets=4 * trained if world_size > 1 else 0,

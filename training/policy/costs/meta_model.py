@@ -52,6 +52,11 @@ class MetaModel:
     length: int | None = None
 
     @property
+    def buffers(self) -> int:
+        """How many numbers the network holds besides its parameters: SD3.5's table of places is a tenth of it."""
+        return sum(buffer.numel() for buffer in self.network.buffers())
+
+    @property
     def guidance(self) -> Guidance:
         """How its pictures are guided."""
         return self.family.guidance(self.network.config)
