@@ -224,7 +224,7 @@ def test_lrm_refuses_the_other_models_latents(lrm_folder: Path, sd_lrm_folder: P
     judges = {"SDXL": load_lrm(lrm_folder), "SD": load_lrm(sd_lrm_folder)}
     for base, judge in judges.items():
         for found, space in PUBLISHED_LATENTS.items():
-            refused = pytest.raises(ValueError, match=r"another autoencoder \(its scale is 0\.1.*: train one with")
+            refused = pytest.raises(ValueError, match=r"another autoencoder \(its scale is 0\.1.*: train an evaluator")
             with nullcontext() if found == base else refused:
                 check_latents(judge, lambda space=space: space)  # type: ignore[misc]
 

@@ -15,6 +15,7 @@ from diffusion_align.adapters import Conditioning
 from diffusion_align.adapters.autoencoder import LatentSpace
 
 from .evaluator import load_evaluator
+from .published_latents import INSTEAD
 
 
 class LatentJudge(Protocol):
@@ -89,7 +90,4 @@ def check_latents(judge: LatentJudge, found: Callable[[], LatentSpace]) -> None:
         return
     difference = latents.difference(found())
     if difference is not None:
-        raise ValueError(
-            f"the evaluator was trained on the latents of another autoencoder ({difference}): train one with "
-            "'diffusion-align train evaluator', or let scorers of pixels judge (--pixel-scorers)"
-        )
+        raise ValueError(f"the evaluator was trained on the latents of another autoencoder ({difference}): {INSTEAD}")

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from diffusion_align.adapters import Conditioning
 from diffusion_align.rewards.weights import find_file, load_exactly, read_weights
 
-from .published_latents import PUBLISHED_LATENTS
+from .published_latents import INSTEAD, PUBLISHED_LATENTS
 
 #: Where the authors' checkpoint of an open_clip training run lies.
 REPOSITORY, FILE = "wendlerc/latent-clip-b-8-512-34b-80k", "checkpoints/epoch_34.pt"
@@ -46,7 +46,7 @@ class LatentCLIP(nn.Module):
         if x.shape[1] != channels or min(x.shape[-2:]) < self.size:
             raise ValueError(
                 f"Latent-CLIP reads SDXL latents of {channels} channels and at least {self.size} x {self.size}, "
-                f"found {tuple(x.shape[1:])}"
+                f"found {tuple(x.shape[1:])}: {INSTEAD}"
             )
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:

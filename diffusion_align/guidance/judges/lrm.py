@@ -19,7 +19,7 @@ from diffusion_align.process import log_snr as level_of
 from diffusion_align.process.path import scaled_linear
 from diffusion_align.rewards.weights import load_exactly
 
-from .published_latents import PUBLISHED_LATENTS
+from .published_latents import INSTEAD, PUBLISHED_LATENTS
 
 #: Whose tokenizers are used where the folder has none.
 BASES = {"SD": "stable-diffusion-v1-5/stable-diffusion-v1-5", "SDXL": "stabilityai/stable-diffusion-xl-base-1.0"}
@@ -116,7 +116,8 @@ class LatentRewardModel(nn.Module):
     def check(self, x: Tensor, cond: Conditioning) -> None:
         channels, base = self.unet.config.in_channels, self.prompts.base
         if x.shape[1] != channels:
-            raise ValueError(f"LRM reads {base} latents of {channels} channels, found {tuple(x.shape[1:])}")
+            found = tuple(x.shape[1:])
+            raise ValueError(f"LRM reads {base} latents of {channels} channels, found {found}: {INSTEAD}")
 
     def read(self, cond: Conditioning, prompts: Sequence[str]) -> tuple[Tensor, ...]:
         """States and embeddings of the prompts, then of the empty prompt, which LRM encodes, too."""

@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 from diffusion_align.adapters.autoencoder import LatentSpace
 
+#: What those who have other latents can do.
+INSTEAD = "train an evaluator with 'diffusion-align train evaluator', or let scorers of pixels judge (--pixel-scorers)"
 #: By the model whose autoencoder makes them.
 PUBLISHED_LATENTS: Mapping[str, LatentSpace] = MappingProxyType(
     {"SD": LatentSpace("AutoencoderKL", 0.18215), "SDXL": LatentSpace("AutoencoderKL", 0.13025)}

@@ -106,7 +106,7 @@ def test_latents_of_another_autoencoder_are_refused(evaluator_folder: Path, sd3_
         (others, "its weights are others"),
     ):
         adapter.pipeline.vae = vae.eval()
-        with pytest.raises(ValueError, match=rf"another autoencoder \({message}.*\): train one with 'diffusion-align"):
+        with pytest.raises(ValueError, match=rf"another autoencoder \({message}.*\): train an evaluator"):
             draw(evaluator)
     settings = replace(evaluator.settings, latents=None)
     assert "latents" not in settings.to_json()
