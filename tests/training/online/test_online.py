@@ -24,8 +24,8 @@ from diffusion_align.training.online.config import (
     NFTConfig,
     OnlineConfig,
 )
-from diffusion_align.training.online.draft import DRaFTMethod
 from diffusion_align.training.online.gradients.config import DRaFTConfig
+from diffusion_align.training.online.gradients.draft import DRaFTMethod
 from diffusion_align.training.online.grpo import GRPOMethod
 from diffusion_align.training.online.renoising import RenoisedBatch
 from tests.brightness import Brightness, seen_features

@@ -173,6 +173,7 @@ UNIT = Operations(forward=1, trained=3, vae={"encode": 10, "decode": 20, "decode
         (DRaFTConfig(), 2 * 3 + 19 * 2 + 70),
         (DRaFTConfig(lv_repeats=2, kl_beta=1.0), 2 * 2 * 3 + 20 * 2 + 2 * 2 + 2 * 70),
         (DRaFTConfig(direct_align=True), 2 * 3 + 20 * 2 + 70),
+        (DRaFTConfig(direct_align=True, guidance_scale=1.0, align_guidance=3.5), 2 * 3 + 20 + 70),
         (
             DRaFTConfig(direct_align=True, positive_words=("a",), negative_words=("b",), kl_beta=1.0),
             2 * 2 * 3 + 20 * 2 + 2 * 2 + 2 * 70,

@@ -25,6 +25,7 @@ class DRaFTConfig(OnlineConfig):
     """Reward gradients through the last sampling steps and the VAE (DRaFT 2309.17400, AlignProp, ReFL 2304.05977)."""
 
     method: ClassVar[str] = "draft"
+    guidance_settings: ClassVar[tuple[str, ...]] = (*OnlineConfig.guidance_settings, "align_guidance")
 
     gradient_steps: Positive = 1
     """Last sampling steps that the gradient goes through (DRaFT-K)."""
@@ -68,6 +69,12 @@ class DRaFTConfig(OnlineConfig):
         """Steps of a picture that direct_align learns from."""
         return 2 if self.positive_words else 1
 
+    @property
+    def trained_rows(self) -> int:
+        """Rows of the network for one prediction that is trained."""
+        scale = self.guidance_scale if self.align_guidance is None else self.align_guidance
+        return 2 if scale > 1 else 1
+
     def check(self) -> None:
         super().check()
         if self.direct_align:
@@ -95,7 +102,7 @@ class DRaFTConfig(OnlineConfig):
     def memory_needs(self) -> MemoryNeeds:
         copies = self.branches if self.direct_align else self.lv_repeats
         decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * copies)
-        passes, rows = self.gradient_steps * copies, self.guided_rows
+        passes, rows = self.gradient_steps * copies, self.trained_rows
         return MemoryNeeds(self.resolution, rows=rows, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)
 
     def work(self) -> Work:
@@ -107,10 +114,10 @@ class DRaFTConfig(OnlineConfig):
         drawn = steps
         if not self.direct_align:
             drawn += -self.gradient_steps + (1 if self.lv_repeats > 1 else 0)
-        calls = {"drawing": drawn} | ({"reference": trained} if self.kl_beta else {})
+        reference = {"reference": trained * self.trained_rows} if self.kl_beta else {}
         return Work(
             "picture",
-            trained=trained * self.guided_rows,
-            forward={part: count * self.guided_rows for part, count in calls.items()},
+            trained=trained * self.trained_rows,
+            forward={"drawing": drawn * self.guided_rows, **reference},
             vae={"decode_with_graph": copies},
         )
