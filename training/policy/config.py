@@ -258,6 +258,20 @@ class TrainConfig(TrainedModelOptions, RunConfig):
         unguided: dict[str, Any] = dict.fromkeys(self.guidance_settings, 1.0)
         return self if guidance == "cfg" else replace(self, **unguided)
 
+    def counted(self) -> Self:
+        """``guided_by`` the model that the settings name; as they are where its configs cannot be read, or nothing
+        depends on it."""
+        from diffusion_align.shipped import SHIPPED_MODELS
+
+        if self.model in SHIPPED_MODELS or self.guided_by("none").work() == self.work():
+            return self
+        from .costs.meta_model import guidance_of
+
+        try:
+            return self.guided_by(guidance_of(self))
+        except (OSError, ValueError):
+            return self
+
     def memory_needs(self) -> MemoryNeeds:
         """What the memory of the run depends on, beside its weights and its optimiser."""
         return MemoryNeeds()

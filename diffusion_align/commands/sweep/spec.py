@@ -306,6 +306,6 @@ def denoiser_cost(runs: Sequence[Run]) -> str:
     calls = 0.0
     for run in runs:
         if isinstance(run.config, TrainConfig):
-            work = run.config.work()
+            work = run.config.counted().work()
             calls += examples_of(run.config) * (3 * work.trained + sum(work.forward.values()))
     return f", {calls:,.0f} calls of the denoiser on one picture (a backward pass counts as two)" if calls else ""

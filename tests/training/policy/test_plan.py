@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +195,16 @@ def test_a_model_that_is_told_the_scale_predicts_once(monkeypatch: pytest.Monkey
         assert "UNet forward" in found.rows("picture")
         counted = guided.guided_by("embedded")
         assert counted.memory_needs().rows == plain.memory_needs().rows
+
+
+def test_settings_are_counted_as_their_model_is_guided(flux_folder: Path, sd3_folder: Path) -> None:
+    told, two, nowhere = (
+        GRPOConfig(model=str(model), guidance_scale=3.5) for model in (flux_folder, sd3_folder, "./nothing")
+    )
+    assert told.counted().work() == replace(told, guidance_scale=1.0).work()
+    assert two.counted().work() == two.work()
+    assert nowhere.counted() is nowhere
+    assert (unguided := replace(told, guidance_scale=1.0)).counted() is unguided
 
 
 def test_text_encoders_read_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,13 +107,9 @@ def build_meta_model(config: TrainConfig) -> MetaModel:
         OSError: the configs of the model or of ``vae`` can be found neither locally nor on the hub.
         ValueError: a family that is not supported, or no single file that is understood.
     """
-    source = _source(config)
-    index = DiffusionPipeline.load_config(source)
-    there = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
-    kind: Any = next((class_of(there[name]) for name in DENOISERS if name in there), None)
-    part = next((name for name in DENOISERS if name in there), "")
-    network_config = {} if kind is None else kind.load_config(source, subfolder=part)
-    family = matching_family(index, network_config, source)
+    configs = _configs(config)
+    source, index, there = configs.source, configs.index, configs.there
+    kind, network_config, family = configs.kind, configs.network, configs.family
     vae = _vae(config, source, family)
     texts = tuple(_text(there[name], source, name) for name in family.text_encoder_names if name in there)
     with torch.device("meta"):
@@ -134,6 +130,39 @@ def build_meta_model(config: TrainConfig) -> MetaModel:
         told = index.get(LENGTH_FIELD, length)
         length = told if config.max_sequence_length is None else config.max_sequence_length
     return MetaModel(family, network, base, vae, texts, side, autocast, own_precision, length)
+
+
+def guidance_of(config: TrainConfig) -> Guidance:
+    """How the pictures of the model that ``config`` names are guided, by its configs alone.
+
+    Raises:
+        OSError, ValueError: as ``build_meta_model``.
+    """
+    configs = _configs(config)
+    return configs.family.guidance(configs.network)
+
+
+@dataclass(frozen=True)
+class _Configs:
+    """What is known of a model without its parts: where its configs are, its index and the parts that are there, the
+    denoiser's class and config, and the family."""
+
+    source: str
+    index: Mapping[str, Any]
+    there: Mapping[str, Any]
+    kind: Any
+    network: Mapping[str, Any]
+    family: Family
+
+
+def _configs(config: TrainConfig) -> _Configs:
+    source = _source(config)
+    index = DiffusionPipeline.load_config(source)
+    there = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    kind: Any = next((class_of(there[name]) for name in DENOISERS if name in there), None)
+    part = next((name for name in DENOISERS if name in there), "")
+    network = {} if kind is None else kind.load_config(source, subfolder=part)
+    return _Configs(source, index, there, kind, network, matching_family(index, network, source))
 
 
 def _text(entry: list[str], source: str, name: str) -> nn.Module:
