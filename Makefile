@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# Where it is set, every process of the tests compiles the package again, and each worker rewrites all assertions.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-faults lint style bench docs linkcheck install clean
 

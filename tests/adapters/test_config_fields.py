@@ -45,13 +45,14 @@ def of_the_pipeline(adapter: Adapter, scale: float = 5.0, steps: int = 4, **opti
 # -- statistics of the latents -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def measured(sdxl_folder: Path, tmp_path: Path) -> Adapter:
+@pytest.fixture(scope="module")
+def measured(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """SDXL whose VAE has statistics of its latents, as Playground 2.5's has."""
     adapter = load_adapter(sdxl_folder)
     adapter.vae.register_to_config(latents_mean=MEAN, latents_std=STD)
-    adapter.pipeline.save_pretrained(tmp_path)
-    return load_adapter(tmp_path)
+    folder = tmp_path_factory.mktemp("measured")
+    adapter.pipeline.save_pretrained(folder)
+    return load_adapter(folder)
 
 
 def test_latents_with_statistics_are_decoded_as_the_pipeline_does(measured: Adapter) -> None:
@@ -99,8 +100,8 @@ def test_statistics_that_the_pipeline_would_not_apply_are_refused(
 # -- guidance as an input ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sd_folder", "sdxl_folder"])
-def distilled(request: pytest.FixtureRequest, tmp_path: Path) -> Adapter:
+@pytest.fixture(scope="module", params=["sd_folder", "sdxl_folder"])
+def distilled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """A UNet that is given the guidance scale, and LCM's scheduler."""
     pipeline = load_adapter(request.getfixturevalue(request.param)).pipeline
     torch.manual_seed(0)
@@ -109,8 +110,9 @@ def distilled(request: pytest.FixtureRequest, tmp_path: Path) -> Adapter:
     unet.time_embedding.cond_proj.weight.data.mul_(20)  # so that a scale that is lost shows
     pipeline.register_modules(unet=unet.eval())
     pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.save_pretrained(tmp_path)
-    return load_adapter(tmp_path)
+    folder = tmp_path_factory.mktemp("distilled")
+    pipeline.save_pretrained(folder)
+    return load_adapter(folder)
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0, 8.0])

@@ -167,8 +167,8 @@ def config(dataset: Path, out: Path, **more: Any) -> RewardConfig:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vp-score", "edit"])
 def test_a_scorer_learns_what_is_preferred(kind: str, bright: Path, tmp_path: Path) -> None:
-    settings = config(bright, tmp_path, scorer=kind, max_steps=30, per_device_train_batch_size=12, eval_steps=30)
-    result = train(settings)
+    short = {"max_steps": 16, "per_device_train_batch_size": 8, "learning_rate": 2e-3, "eval_steps": 16}
+    result = train(config(bright, tmp_path, scorer=kind, **short))
     final = result.history[-1]
     assert final["eval/accuracy/overall"] >= 0.9
     if kind == "vp-score":  # an aspect that wants the opposite
