@@ -26,8 +26,9 @@ def _version(library: str) -> str | None:
         return None
 
 
+@cache
 def git_commit() -> str | None:
-    """Commit of the source tree this package runs from; None for an installed copy."""
+    """Commit of the source tree this package runs from, when it is first asked for; None for an installed copy."""
     root = Path(__file__).resolve().parent.parent
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:

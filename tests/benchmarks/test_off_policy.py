@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scenes.off_policy import main, summarize
+from benchmarks.scenes.off_policy import METHODS, main, summarize
 
 
 def found(outcomes: str, step: int) -> dict[str, object]:
@@ -40,10 +40,12 @@ def test_the_way_to_the_last_win_rate_of_dpo() -> None:
 
 
 @pytest.mark.slow
-def test_more_steps_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+def test_more_steps_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "dpo", ("scenes_dpo", {"per_device_train_batch_size": 4}))
+
     def measured(name: str, steps: int) -> dict[str, object]:
         files = ["--work", str(tmp_path / name), "--out", str(tmp_path / f"{name}.json")]
-        small = ["--pairs", "26", "--prompts", "2", "--sampling-steps", "1", "--every", "1", "--seeds", "0"]
+        small = ["--pairs", "10", "--prompts", "2", "--sampling-steps", "1", "--every", "1", "--seeds", "0"]
         main(["--data", "rendered", "--methods", "dpo", "--steps", str(steps), *files, *small])
         result: dict[str, object] = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         return result
@@ -55,10 +57,10 @@ def test_more_steps_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     assert first == {"1": twice["rendered, dpo, seed 0"]["1"]}  # type: ignore[index]
     weights = [
         (
-            tmp_path / name / "rendered-26-dpo-0" / "checkpoint-00000002" / "pytorch_lora_weights.safetensors"
+            tmp_path / name / "rendered-10-dpo-0" / "checkpoint-00000002" / "pytorch_lora_weights.safetensors"
         ).read_bytes()
         for name in ("once", "twice")
     ]
     assert weights[0] == weights[1]
     with pytest.raises(SystemExit, match=r"was measured with prompts = 2, not 3: give another --out"):
-        main(["--prompts", "3", "--sampling-steps", "1", "--pairs", "26", "--out", str(tmp_path / "once.json")])
+        main(["--prompts", "3", "--sampling-steps", "1", "--pairs", "10", "--out", str(tmp_path / "once.json")])

@@ -121,7 +121,8 @@ def test_cancel_frees_the_process_within_a_step(running: Studio, sdxl_folder: Pa
 
 def drawing_process() -> psutil.Process:
     """The one of this test's studio."""
-    (found,) = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    (server,) = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    (found,) = server.children()
     return found
 
 

@@ -63,7 +63,7 @@ class StudioArtist:
         return None if self._process is None or not self._process.is_alive() else self._process.pid
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # the server's threads are in no fork
         self._connection, theirs = context.Pipe()
         self._wanted = context.Value("q", -1)
         arguments = (theirs, self._wanted, str(self.home), self.idle)
