@@ -92,7 +92,7 @@ def shoot_board(page: Any, file: Path) -> None:
     """The whole board with its buttons, as wide as the page, and nothing else."""
     page.locator("#board").evaluate("board => window.scrollTo(0, 0)")
     box = page.locator("#board").bounding_box()
-    whole = {"x": 0, "y": box["y"] - 24, "width": page.viewport_size["width"], "height": box["height"] + 48}
+    whole = {"x": 0, "y": box["y"] - 12, "width": page.viewport_size["width"], "height": box["height"] + 36}
     page.screenshot(path=file, full_page=True, clip=whole)
 
 

@@ -66,11 +66,11 @@ function showBoard() {
   place.shape = shape;
   const across = board.names.length;
   const grid = el("div", { class: "board" });
-  grid.style.gridTemplateColumns = `repeat(${across}, minmax(min(${across > 1 ? 150 : 240}px, 100%), 1fr))`;
+  grid.style.gridTemplateColumns = `repeat(${across}, minmax(min(${across > 3 ? 150 : across > 1 ? 104 : 240}px, 100%), 1fr))`;
   board.names.forEach((name, column) => grid.append(head(name, column)));
   board.rows.forEach((row, number) => {
     if (number === 0 || board.rows[number - 1].prompt !== row.prompt) {
-      const text = el("p", {}, row.prompt);
+      const text = el("p", { class: "of-rows" }, row.prompt);
       text.style.gridColumn = "1 / -1";
       grid.append(text);
     }
@@ -129,6 +129,7 @@ function cell(column, number, row) {
   const facts = [`seed ${row.seed}`];
   if (found) {
     if (strength !== wanted) facts.push(`at ${strength}`);
+    if (found.candidates && found.scales) facts.push(`scale ${Math.min(...found.scales)} to ${Math.max(...found.scales)}`);
     if (found.nfe) facts.push(`${found.nfe} calls`);
     for (const [name, score] of Object.entries(found.scores ?? {})) facts.push(`${name} ${score.toPrecision(4)}`);
   }

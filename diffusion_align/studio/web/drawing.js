@@ -9,7 +9,7 @@ export function drawingInputs(count) {
     count: el("input", { type: "number", value: String(count), min: "1" }),
     steps: el("input", { type: "number", value: "25", min: "1" }),
     guidance_scale: el("input", { type: "number", value: "5", step: "0.5" }),
-    model: el("input", { placeholder: "that of the first run, or scenes-sdxl" }),
+    model: el("input", { placeholder: "scenes-sdxl" }),
   };
   const values = () => ({
     prompts: lines(inputs.prompts.value), model: inputs.model.value.trim(),

@@ -182,12 +182,12 @@ async function session() {
   const told = el("p", { class: "muted", id: "exported" });
   const open = dialog("Labels",
     el("div", { class: "fields" }, field("Annotator", name), field("Folder of labels", task)),
-    el("div", {}, el("button", { onclick: async () => {
+    el("div", { class: "row" }, el("button", { onclick: async () => {
       place.annotator = name.value.trim();
       place.task = task.value;
       const next = await tried(() => ask("label-next", ids()));
       if (next) { open.close(); warn(""); await show(next); }
-    } }, "Go on as this annotator"), " ",
+    } }, "Go on as this annotator"),
     el("button", { id: "another", onclick: () => { open.close(); begin(tasks); } }, "Judge other pictures")),
     ...summary(found),
     el("h3", {}, "Export to Pick-a-Pic's columns"),

@@ -231,14 +231,16 @@ def test_what_a_side_cannot_be_is_named(folders: Path, tmp_path: Path, capsys: p
 
 @pytest.mark.slow
 def test_pictures_that_are_too_small_to_measure_are_compared_without(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
         for file in gallery(tmp_path / name, 0).iterdir():
             picture = Image.open(file)
             picture.resize((24, 24)).save(file, pnginfo=_chunk(picture))
-    found = table(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--scorers", "scenes-vp")
-    assert found["artefacts"] == {}
+    given = [str(tmp_path / "a"), str(tmp_path / "b"), "--scorers", "scenes-vp"]
+    assert table(tmp_path / "out", *given)["artefacts"] == {}
+    told = error(capsys, *given, "--artefact-monitor", "--out", str(tmp_path / "out"), "--resume")
+    assert "--artefact-monitor: side a: expected pictures of one size for each prompt, of at least 32 pixels" in told
 
 
 def _chunk(picture: Image.Image) -> Any:
