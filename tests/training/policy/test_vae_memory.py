@@ -126,6 +126,15 @@ def test_a_decoding_with_a_graph_keeps_seven_times_as_much() -> None:
     assert 11 < vae_bytes(vae(), "decode_with_graph", 1, 1024) / GIB < 13
 
 
+@pytest.mark.slow
+def test_under_autocast_it_is_computed_again_as_it_was() -> None:
+    """A VAE in float32, as of SDXL, SD3 and FLUX, decodes with a graph in a run in bf16."""
+    with torch.device("meta"):
+        model = AutoencoderKL(**VAE).requires_grad_(False).eval()
+    half = vae_bytes(model, "decode_with_graph", 1, 256, autocast=torch.bfloat16)
+    assert half < vae_bytes(model, "decode_with_graph", 1, 256)
+
+
 def test_all_at_once_is_what_chunks_avoid() -> None:
     assert counted("decode", 8, 1024, batch_size=8) > 3.5 * counted("decode", 8, 1024)
 

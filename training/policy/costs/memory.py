@@ -6,7 +6,8 @@ keep for the backward pass can be counted instead of guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,9 +146,22 @@ def _factored(shape: torch.Size) -> int:
     return count if len(shape) < 2 else count // shape[-1] + count // shape[-2]
 
 
+@dataclass(frozen=True)
+class AutocastVAE(ChunkedVAE):
+    """A ``meta`` VAE as it codes under CUDA's autocast to ``autocast``, also where the backward pass computes it again:
+    a mode around that pass is not seen inside of it."""
+
+    autocast: torch.dtype | None = None
+
+    @contextmanager
+    def _own_precision(self) -> Iterator[None]:
+        with AutocastShapes(self.autocast):
+            yield
+
+
 def vae_bytes(
     vae: AutoencoderKL, job: Literal["encode", "decode", "decode_with_graph"], pictures: int, side: int,
-    batch_size: int | None = None,
+    batch_size: int | None = None, autocast: torch.dtype | None = None,
 ) -> int:  # fmt: skip
     """Most bytes alive while a ``meta`` VAE codes ``pictures`` of ``side`` pixels, pixels and latents included.
 
@@ -155,9 +169,10 @@ def vae_bytes(
 
     Args:
         batch_size: pictures at once; None as in a run.
+        autocast: what CUDA's autocast would compute in.
     """
     factor, channels = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.latent_channels
-    coder, small = ChunkedVAE(vae, batch_size, factor), side // factor
+    coder, small = AutocastVAE(vae, batch_size, factor, autocast=autocast), side // factor
     with_graph = job == "decode_with_graph"
     chunk = min(pictures, batch_size or chunk_size(side, side, with_graph))
     with flash_attention_shapes(), torch.set_grad_enabled(with_graph), LiveBytes() as live:
@@ -181,11 +196,11 @@ def _vae_bytes(config: TrainConfig, needs: MemoryNeeds, model: MetaModel) -> int
     own, validated = (autocast if autocast != torch.float16 else None, torch.bfloat16) if whole else (None, None)
     found, size = [0], config.vae_batch_size
     for job in needs.vae_jobs:
-        with AutocastShapes(None if job.kind == "encode" else own):
-            found.append(vae_bytes(vae, job.kind, job.pictures, side, size))
+        precision = None if job.kind == "encode" else own
+        found.append(vae_bytes(vae, job.kind, job.pictures, side, size, precision))
     if config.eval_steps:
-        with AutocastShapes(validated):
-            found.append(vae_bytes(vae, "decode", min(VALIDATION_BATCH, config.num_validation_prompts), side, size))
+        pictures = min(VALIDATION_BATCH, config.num_validation_prompts)
+        found.append(vae_bytes(vae, "decode", pictures, side, size, validated))
     return max(found)
 
 

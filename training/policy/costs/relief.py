@@ -47,7 +47,7 @@ def check_room(config: RunConfig, room: int) -> None:
     Raises:
         ValueError: the estimate is larger.
     """
-    needed, model = config.memory_bytes(), getattr(config, "model", "the model")
+    needed, model = _estimate(config, {}), getattr(config, "model", "the model")
     if needed is None or needed <= room:
         return
     helps = "; ".join(_told(change, 0, False) for change in config.savings()[:MOST]) or "a smaller model"
@@ -88,5 +88,5 @@ def _told(change: Mapping[str, Any], saved: int, anew: bool) -> str:
 def _estimate(config: RunConfig, change: Mapping[str, Any]) -> int | None:
     try:
         return replace(config, **change).memory_bytes()
-    except Exception:  # the run has failed already: what an estimate cannot tell must not hide that
+    except Exception:  # an estimate that fails must not hide why a run did, nor keep one from its start
         return None
