@@ -17,12 +17,14 @@ extensions = ["myst_parser"]
 root_doc = "docs/index"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", CARD]
 exclude_patterns = [".*", "build", "dist", "runs", "tests", "benchmarks", "notebooks", "training"]
+smartquotes_action = "qe"  # dashes stay: help texts name flags, and "--out" must not become "–out"
 myst_heading_anchors = 6  # links lead to headings by GitHub's names
 nitpicky = True
 
 html_theme = "furo"
 html_title = "diffusion-align"
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_additional_pages = {"index": "to_contents.html"}
 templates_path = ["templates"]

@@ -15,7 +15,8 @@ from diffusion_align.training.methods import METHODS, config_class
 from .command_tree import command_classes
 from .new_recipe import help_texts
 
-HEAD = "| {} | values | default | what it is |\n|---|---|---|---|"
+#: The class is wide.css's, which makes a row a block where the window is narrow.
+HEAD = "```{{rst-class}} reference\n```\n\n| {} | values | default | what it is |\n|---|---|---|---|"
 
 
 def commands_page(overview: Mapping[str, str], everywhere: Mapping[str, str]) -> str:
