@@ -172,8 +172,13 @@ class BatchRun:
             branch.noise_pred = output
         combined: Tensor = guider(branches).pred
         skipped = self.plan.skipped
-        if skipped is None or len(branches) == 1 or not skipped.at(view.step, view.num_steps):
+        if skipped is None or not skipped.at(view.step, view.num_steps):
             return combined
+        if len(branches) == 1:
+            raise ValueError(
+                f"skip_guidance_layers needs guidance by two predictions, which step {view.step} has not: take a "
+                "guidance scale above 1, or other skip_layer_guidance_start and skip_layer_guidance_stop"
+            )
         without = self.predict(view.x_t, t, self.cond, strength, skipped.layers)
         return combined + skipped.scale * (outputs[0] - without)
 

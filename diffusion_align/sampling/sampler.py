@@ -135,8 +135,6 @@ def sample(
         raise ValueError("alignment_strength other than 1 needs trained weights: load a LoRA, or train a policy")
     if options.skipped_layers is not None:
         options.skipped_layers.check(adapter, num_inference_steps)
-        if isinstance(guidance, float | int) and guidance <= 1:
-            raise ValueError(f"skip_guidance_layers needs guidance by two predictions: guidance scale {guidance:g}")
     guider = as_guider(guidance)
     parts: list[Samples] = []
     for start in range(0, len(prompts), options.batch_size):

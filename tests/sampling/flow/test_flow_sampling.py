@@ -127,7 +127,7 @@ def test_skipped_layers_that_would_do_nothing_are_refused(sd3: Adapter, flux: Ad
         (flux, SkippedLayers((0,), stop=1.0), 3.5, "is for SD3 and SD3.5, .* a flux model's network cannot"),
         (sd3, SkippedLayers((2,), stop=1.0), 3.0, r"skip_guidance_layers \[2\]: this network has blocks 0 to 1"),
         (sd3, SkippedLayers((1,)), 3.0, "would be used in none of the 4 steps: none lies between .* 0.01 and .* 0.2"),
-        (sd3, SkippedLayers((1,), stop=1.0), 1.0, "needs guidance by two predictions: guidance scale 1"),
+        (sd3, SkippedLayers((1,), stop=1.0), 1.0, "needs guidance by two predictions, which step 1 has not: take"),
     ):
         with pytest.raises(ValueError, match=message):
             ours(adapter, 1, guidance, skipped_layers=skipped)
