@@ -36,13 +36,13 @@ def brighter(page: Any, running: Studio) -> str:
 def test_a_model_learns_what_was_chosen_in_the_browser(browser: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     # Without a word on the background, so that the rule and the prompt do not fight.
-    prompts = list(dict.fromkeys(sample_prompt(rng).text().partition(" on a ")[0] for _ in range(200)))[:40]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts[:24]))
+    prompts = list(dict.fromkeys(sample_prompt(rng).text().partition(" on a ")[0] for _ in range(200)))[:60]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts[:40]))
     drawn = ["--out", str(tmp_path / "drawn"), "--per-prompt", "2", "--num-inference-steps", "6", "--batch-size", "16"]
     assert main(["annotate", str(tmp_path / "prompts.txt"), "--scorers", "scenes-clip", *drawn]) == 0
     with studio_here(tmp_path, source=(str(tmp_path / "drawn"),), annotator="ada") as running:
         page = entered(browser, running)
-        for _ in range(40):  # 24 pairs, and those that come back with their sides exchanged
+        for _ in range(60):  # 40 pairs, and those that come back with their sides exchanged
             page.locator(".stage img").nth(1).wait_for()
             judge(page, brighter(page, running))
             if page.locator(".finished").count():
@@ -50,18 +50,18 @@ def test_a_model_learns_what_was_chosen_in_the_browser(browser: Any, tmp_path: P
         page.get_by_role("button", name="Summary and export").click()
         page.locator("#export").click()
         page.locator("#exported", has_text="pairs in train").wait_for()
-        recipe = ["--config", "scenes_dpo", "--dataset", str(tmp_path / "labels-pairs"), "--max-steps", "20"]
-        quick = ["--per-device-train-batch-size", "8", "--learning-rate", "2e-3", "--final-pictures", "0"]
+        recipe = ["--config", "scenes_dpo", "--dataset", str(tmp_path / "labels-pairs"), "--max-steps", "60"]
+        quick = ["--per-device-train-batch-size", "3", "--final-pictures", "0"]
         quick += ["--report-to", "none", "--no-progress"]
         assert main(["train", "dpo", *recipe, *quick, "--output-dir", str(tmp_path / "runs" / "bright")]) == 0
         page.goto(f"{running.origin}/runs")
-        page.locator("#run p", has_text="20 of 20 steps").wait_for()
+        page.locator("#run p", has_text="60 of 60 steps").wait_for()
         page.goto(f"{running.origin}/compare")
-        draw_board(page, ("base", "runs/bright"), prompts[24:25], count=1, steps=8)
+        draw_board(page, ("base", "runs/bright"), prompts[40:41], count=1, steps=8)
         assert page.locator("#board img").count() == 2
         assert not page.wrong
     adapter = load_adapter("scenes-sdxl").load_weights(str(tmp_path / "runs" / "bright"))
-    unseen = prompts[24:]
+    unseen = prompts[40:]
     drawing: dict[str, Any] = {"seeds": list(range(len(unseen))), "num_inference_steps": 8}
     with adapter.reference():
         before = generate(adapter, unseen, **drawing)
