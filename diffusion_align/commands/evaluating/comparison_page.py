@@ -138,7 +138,8 @@ def add_pictures(
         files = [(side, drawn[side].files[place]) for side in sides]
         pictures = [decoded_picture(file, f"side {side}: {file}") for side, file in files]
         if len({picture.size for picture in pictures}) > 1 or (rows and pictures[0].size != first_size):
-            return  # sides of different sizes have no common grid
+            report.text("## Pictures\n\nNot shown here: they differ in size, and lie in the folders of their sides.")
+            return
         first_size = pictures[0].size
         rows.append([reduced(np.asarray(picture)) for picture in pictures])
         best.append(None if scorer is None else favourite([float(board.of(scorer, side)[number, 0]) for side in sides]))
