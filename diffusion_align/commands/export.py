@@ -15,6 +15,7 @@ from diffusion_align.adapters.lora_files import find_lora_file
 from diffusion_align.adapters.policy_files import OTHER_BASE, OWN_BASE, base_of, write_lora
 from diffusion_align.devices import DTYPES
 from diffusion_align.files import sealed_folder
+from diffusion_align.quiet import no_loading_bars
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.policy.model import load_policy_model
 from diffusion_align.training.policy.model_options import ModelOptions
@@ -93,12 +94,12 @@ def save_merged(adapter: Adapter, folder: Path, dtype: str) -> Path:
     """The whole pipeline with the weights folded in; returns its folder."""
     adapter.fold_loras()
     for module in (adapter.network, *adapter.text_encoders):
-        module.to(DTYPES[dtype])
+        nn.Module.to(module, DTYPES[dtype])  # diffusers' own warns of parts that it keeps in float32, even of none
     vae = stored_dtype(DTYPES[dtype], adapter.family.vae_overflows, adapter.vae.config.force_upcast)
     nn.Module.to(adapter.vae, vae)
     if adapter.max_sequence_length is not None:
         adapter.pipeline.register_to_config(**{LENGTH_FIELD: adapter.max_sequence_length})
-    with sealed_folder(folder):
+    with sealed_folder(folder), no_loading_bars():
         adapter.pipeline.save_pretrained(folder)
     return folder
 

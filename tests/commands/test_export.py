@@ -54,7 +54,9 @@ def export(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Path:
     """What the command says that it wrote."""
     capsys.readouterr()
     assert main(["export", *map(str, arguments)]) == 0
-    return Path(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr()
+    assert not [line for line in said.err.splitlines() if not line.startswith("note: ")]  # and no bars
+    return Path(said.out.splitlines()[-1])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
