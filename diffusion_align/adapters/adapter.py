@@ -257,7 +257,7 @@ class Adapter(PipelineParts):
         self._start_on_top()
         self.loras.own_base = False
         self._reference_network = frozen_copy(self.network, reference_dtype)
-        self.network.to(torch.float32).requires_grad_(True)
+        nn.Module.to(self.network, torch.float32).requires_grad_(True)  # diffusers' own warns of any dtype
         return self
 
     def _start_on_top(self) -> None:
