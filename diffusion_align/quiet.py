@@ -1,4 +1,5 @@
-"""What other libraries say that does not concern whoever runs a command; what does concern them is said once, by us."""
+"""What other libraries say that does not concern whoever runs a command; what does concern them is said once, by us,
+and progress is told so that it can be read where it goes."""
 
 from __future__ import annotations
 
