@@ -153,7 +153,7 @@ def headline(verdict: Mapping[str, Any]) -> dict[str, str]:
         "difference": "" if gap is None else f"{gap['mean']:+.4g} [{gap['interval'][0]:.3g}, {gap['interval'][1]:.3g}]",
         "p (Holm)": "< 0.001" if verdict["p_holm"] < 0.001 else f"{verdict['p_holm']:.3f}",
         "winner": verdict["winner"] or "not sure",
-        "could see": f"{verdict['detectable']:.1%}",
+        "could see": f"{verdict['detectable']:.1%}" if verdict["detectable"] < 0.5 else "nothing",
     }
 
 
