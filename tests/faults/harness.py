@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -89,9 +90,14 @@ def outcome(
                 traceback.print_exc()
             finally:
                 os._exit(status)
-        while when is not None and not when(printed(log.fileno())):
-            assert os.waitpid(child, os.WNOHANG) == (0, 0), printed(log.fileno())
-            time.sleep(0.001)
+        try:
+            while when is not None and not when(printed(log.fileno())):
+                assert os.waitpid(child, os.WNOHANG) == (0, 0), printed(log.fileno())
+                time.sleep(0.001)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            raise
         if when is not None:
             os.kill(child, number)
         return Outcome(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), printed(log.fileno()))
