@@ -216,8 +216,8 @@ class DemoOptions(Options):
     """Held-out prompts of the comparison (the test split has 250)."""
     dpo_steps: int | None = None
     """Optimiser steps; unset takes the recipe's."""
-    inpo_steps: int | None = 70
-    """Optimiser steps; null takes the recipe's 100, which take a minute more."""
+    inpo_steps: int | None = 60
+    """Optimiser steps; None takes the recipe's 100, which take a minute more."""
     seed: int = 0
     """Seed of both trainings."""
 
