@@ -69,6 +69,18 @@ def test_a_run_is_not_written_over_even_if_its_checkpoints_are_gone(tmp_path: Pa
     prepare_folder(DPOConfig(report_to="none", resume_from_checkpoint="latest"), tmp_path)
 
 
+def test_a_folder_that_is_taken_and_a_checkpoint_that_is_not_there_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "dpo", "--output-dir", str(tmp_path), "--report-to", "none"]
+    assert f"{tmp_path}: no whole checkpoint" in fails(capsys, *line, "--resume-from-checkpoint", str(tmp_path))
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"precious")
+    assert f"{tmp_path} holds pytorch_lora_weights.safetensors of an earlier run" in fails(capsys, *line)
+    (tmp_path / "checkpoint-00000001").mkdir()
+    torn = fails(capsys, *line, "--resume-from-checkpoint", str(tmp_path / "checkpoint-00000001"))
+    assert "manifest.json is missing: this is no whole checkpoint" in torn
+
+
 def test_a_demo_is_made_anew_and_leaves_everything_else_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

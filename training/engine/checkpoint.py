@@ -36,8 +36,11 @@ OPTIMIZERS = {
 PREFIX = "checkpoint-"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+class CheckpointError(RuntimeError, ValueError):
+    """A checkpoint that cannot be used, or a run's folder that is taken; the message names the file and what is wrong.
+
+    It is a ValueError because that is bad input, as the command line's exit status says.
+    """
 
 
 @dataclass
