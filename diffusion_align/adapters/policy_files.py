@@ -74,13 +74,18 @@ def lora_hashes(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def told_name(model: str) -> str:
+    """What others are told of where a model is: a folder's own name, or the whole name of a hub repository."""
+    return Path(model).name if Path(model).exists() else model
+
+
 def lora_header(stack: LoraStack) -> dict[str, str]:
     """What both files say of the base model; nothing in it depends on time, folder or machine."""
     spec = stack.family.model_spec(stack.pipeline)
     spec["modelspec.architecture"] += "/lora"
     name = str(stack.pipeline.config.get("_name_or_path") or "")
-    if name:  # a folder's own name, or the whole name of a hub repository
-        spec["ss_sd_model_name"] = Path(name).name if Path(name).exists() else name
+    if name:
+        spec["ss_sd_model_name"] = told_name(name)
     return {"format": "pt", BASE_FIELD: OWN_BASE if stack.own_base else OTHER_BASE, **spec}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffusion_align.adapters import Adapter
-from diffusion_align.adapters.policy_files import lora_hashes
+from diffusion_align.adapters.policy_files import lora_hashes, told_name
 from diffusion_align.data import load_prompts
 from diffusion_align.data.holes import Holes, cropped_mask
 from diffusion_align.data.transforms import crop
@@ -253,12 +253,12 @@ class PictureWriter:
 
     def infotext(self, job: tuple[str, int], pixels: Any, facts: Mapping[str, Any]) -> Infotext:
         """For other programs; where the scale changes from step to step it is the mean."""
-        (prompt, seed), model = job, self.options.model
+        prompt, seed = job
         scales = facts.get("scales") or [self.options.guidance_scale]
         return Infotext(
             prompt=prompt, negative_prompt=self.options.negative_prompt or "",
             steps=self.options.num_inference_steps, sampler=self.sampler, scale=sum(scales) / len(scales), seed=seed,
-            size=(pixels.shape[1], pixels.shape[0]), model=Path(model).name if Path(model).exists() else model,
+            size=(pixels.shape[1], pixels.shape[0]), model=told_name(self.options.model),
             loras=self.loras,
         )  # fmt: skip
 
