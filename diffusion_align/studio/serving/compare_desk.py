@@ -56,7 +56,6 @@ class CompareDesk:
     catalogue: Catalogue
     easel: Easel
     _board: Board | None = None
-    _current: Order | None = None
 
     def start(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A new board.
@@ -68,8 +67,9 @@ class CompareDesk:
             number = self.easel.number()
             folder = self.easel.folder(number)
             order = read_order(given, self.home, self.catalogue, MOST_ROWS, number, folder / "1")
-            self._board = Board(order, folder, [parse_side(text).name for text in order.columns.values()])
-            self._send(order)
+            board = Board(order, folder, [parse_side(text).name for text in order.columns.values()])
+            self._send(order, board)
+            self._board = board
             return self.state({})
 
     def strength(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,8 +91,9 @@ class CompareDesk:
             if not all(_key(column, row, strength) in board.cells for row in range(rows)):
                 columns = {column: board.order.columns[column]}
                 folder = board.folder / f"{strength:g}"
-                self._send(replace(board.order, number=self.easel.number(), folder=str(folder), columns=columns,
-                                   strengths={column: strength}))  # fmt: skip
+                order = replace(board.order, number=self.easel.number(), folder=str(folder), columns=columns,
+                                strengths={column: strength})  # fmt: skip
+                self._send(order, board)
             return self.state({})
 
     def cancel(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,15 +172,11 @@ class CompareDesk:
         files = [Path(self._cell(board, column, row)["file"]) for row in range(len(board.order.rows))]
         return files[0].parent
 
-    def _send(self, order: Order) -> None:
-        self._current = order
-        self.easel.draw(PAGE, order, self._heard)
+    def _send(self, order: Order, board: Board) -> None:
+        self.easel.draw(PAGE, order, lambda told: self._heard(told, order, board))
 
-    def _heard(self, told: Told) -> dict[str, Any]:
-        """Keep what is told of the last order; nothing of it belongs to the job."""
-        board, order = self._board, self._current
-        if board is None or order is None:
-            return {}
+    def _heard(self, told: Told, order: Order, board: Board) -> dict[str, Any]:
+        """Keep what is told of ``order``; nothing of it belongs to the job."""
         if isinstance(told, Opened) and not order.strengths:
             board.commands[told.column], board.trained[told.column] = told.command, told.trained
         elif isinstance(told, Finished):
