@@ -118,7 +118,7 @@ class Drawer:
             if row is None:
                 if not rows:
                     say_what_is_cut(self.model(options), jobs.prompts)
-                tools = tools or self._tools(f"{inside}/{name}", options)
+                tools = tools or self.tools(f"{inside}/{name}", options)
                 row = self._chunk(f"{inside}/{name}", options, tools, pairs, chunk, folder)
                 append_rows(self.journal, [row])
                 self.say(f"drawing {name}", chunk.stop, len(pairs))
@@ -158,7 +158,12 @@ class Drawer:
                 return None
         return row
 
-    def _tools(self, side: str, options: GenerateOptions) -> Tools:
+    def tools(self, side: str, options: GenerateOptions) -> Tools:
+        """What draws with these options, beside the model.
+
+        Raises:
+            ValueError: a search without a scorer; ``side`` is named.
+        """
         model = self.model(options)
         guider, writer = build_guider(options), PictureWriter.of(model, options)
         if options.search == "none":

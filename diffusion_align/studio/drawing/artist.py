@@ -11,12 +11,15 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion_align.commands.options import GenerateOptions
 from diffusion_align.evaluation.arena.side_grammar import parse_side
 
 from .orders import Ended, Finished, Opened, Order, Stepped, Told
+
+if TYPE_CHECKING:
+    from diffusion_align.commands.evaluating.picture_drawing import Tools
 
 
 class CancelledError(Exception):
@@ -57,12 +60,13 @@ class Artist:
             if strength is not None and (options.lora or strength != 1):
                 options = replace(options, alignment_strength=strength)
             self.tell(Opened(order.number, column, command_of(options, order), bool(options.lora)))
+            self._still(order)
+            tools = self._drawer.tools(order.columns[column], options)
             for row in range(len(order.rows)):
-                self._picture(order, column, row, options)
+                self._picture(order, column, row, options, tools)
 
-    def _picture(self, order: Order, column: int, row: int, options: GenerateOptions) -> None:
-        from diffusion_align.commands.generate import PictureWriter, build_guider, draw
-        from diffusion_align.rewards import load_scorer
+    def _picture(self, order: Order, column: int, row: int, options: GenerateOptions, tools: Tools) -> None:
+        from diffusion_align.commands.generate import draw
         from diffusion_align.sampling.sampler import to_uint8
 
         prompt, seed = order.rows[row]
@@ -73,13 +77,11 @@ class Artist:
             self._still(order)
             self.tell(Stepped(order.number, column, row, guided.view.step + 1, options.num_inference_steps))
 
-        search = None if options.search == "none" else load_scorer(str(options.scorer)).to(model.device)
-        guider = build_guider(options)
-        images, told = draw(model, options, guider, search, [prompt], [seed], None, on_guided)
+        images, told = draw(model, options, tools.guider, tools.scorer, [prompt], [seed], None, on_guided)
         (pixels,), (facts,) = to_uint8(images), told
         folder = Path(order.folder) / str(column)
         folder.mkdir(parents=True, exist_ok=True)
-        file = PictureWriter.of(model, options).write(folder, row, (prompt, seed), pixels, facts)
+        file = tools.writer.write(folder, row, (prompt, seed), pixels, facts)
         shown: dict[str, Any] = {name: facts[name] for name in ("nfe", "scales", "reward_calls") if name in facts}
         if options.guidance == "dynamic":
             shown["candidates"] = list(options.candidates)
