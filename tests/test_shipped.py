@@ -39,6 +39,7 @@ WIDTH = 64
 def load_from(site: Path) -> None:
     """Loads a pipeline, a scorer and an evaluator that are stored in few bits, from the package in ``site``."""
     found_in(site)
+    os.chdir(site.parent)
     import diffusion_align  # the one in site
 
     print(diffusion_align.__file__)

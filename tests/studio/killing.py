@@ -31,6 +31,9 @@ def label_through_kills(home: Path, kills: int, seed: int = 0) -> None:
             assert running.process.wait(20) == -signal.SIGKILL
     with studio(home, *flags) as running:
         send(running, unanswered, acknowledged)
+        visit = next(iter(acknowledged))  # had its answer before the server was killed: another one changes nothing
+        done = running.ask("label-undo")["done"]
+        assert running.ask("label-verdict", visit=visit, choice="tie", ms=400)["done"] == done
     rows = [json.loads(line) for line in (home / "labels" / "ada.jsonl").read_text().splitlines()]
     kept = [row for row in rows if row["event"] == "verdict"]
     assert len({row["id"] for row in kept}) == len(kept)
