@@ -66,6 +66,10 @@ class Outcome:
         return lines[0]
 
 
+#: Seconds after which a command that hangs ends by SIGALRM, so that its test fails.
+DEADLINE = 600
+
+
 def outcome(
     arguments: Sequence[str], folder: Path, when: Callable[[str], bool] | None = None, number: int = signal.SIGTERM
 ) -> Outcome:
@@ -78,6 +82,7 @@ def outcome(
         child = fork()
         if not child:
             status = 70
+            signal.alarm(DEADLINE)
             try:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)

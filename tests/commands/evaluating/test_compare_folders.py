@@ -72,6 +72,7 @@ def test_two_folders_are_compared_and_everything_is_written(
     assert "<script" not in page
     assert '<td class="best">' not in page  # of four prompts nothing is sure
     assert '<div class="cell best">' in page  # of each prompt it is
+    assert "data:image/png" in page
     assert page.count('<div class="cell">') + page.count('<div class="cell best">') == 2 * len(PROMPTS)
     rows = pq.read_table(tmp_path / "out" / "details.parquet").to_pylist()
     assert len(rows) == 2 * verdict["win_rate"]["count"]
