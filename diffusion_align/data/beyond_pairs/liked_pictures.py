@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffusion_align.pictures import SUFFIXES, CorruptImageError
 
 from ..reading.meaning import Readable
-from ..reading.rows import DISLIKED, caption_of, check_weights, image_bytes, weight_of
+from ..reading.rows import DISLIKED, USED, caption_of, check_weights, image_bytes, weight_of
 from ..reading.text_files import text_lines
 from ..types import UNJUDGED, Judgement, PairRecord
 from .balance import Summary, labelled_summary
@@ -89,19 +89,24 @@ class LabelledRows:
         return self.pictures(columns)
 
     def kinds(self, table: pa.Table, where: Callable[[int], str]) -> NDArray[Any]:
-        """All rows are used: a lack of a label or caption is an error."""
+        """What ``kind_of`` says; a lack of a label or caption is an error."""
         check_weights(table, where)
+        kinds = np.full(len(table), USED, dtype=np.uint8)
         columns = {name: table[name].to_pylist() for name in self.cheap if name in table.column_names}
         for number in range(len(table)):
             row = {name: values[number] for name, values in columns.items()}
             try:
-                label_of(row, ""), surety_of(row, "")
+                kinds[number] = self.kind_of(label_of(row, ""), surety_of(row, ""))
                 captioned = bool(caption_of(row, "").strip())
             except ValueError as error:
                 raise ValueError(f"{where(number)}{error}") from None
             if not captioned:
                 raise ValueError(f"{where(number)}: caption is empty: expected what the picture should show")
-        return np.zeros(len(table), dtype=np.uint8)
+        return kinds
+
+    def kind_of(self, label: float, surety: float) -> int:
+        """Of a row with this label, which is right with probability ``surety``: all are used."""
+        return USED
 
     def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> PairRecord:
         (name,) = self.pictures(list(row))
@@ -132,12 +137,8 @@ class LikedRows(LabelledRows):
 
     unit: str = "pictures"
 
-    def kinds(self, table: pa.Table, where: Callable[[int], str]) -> NDArray[Any]:
-        kinds = super().kinds(table, where)
-        names = [name for name in self.verdict if name in table.column_names]
-        rows = table.select(names).to_pylist()
-        kinds[[(label_of(row, "") > 0) != (surety_of(row, "") >= 0.5) for row in rows]] = DISLIKED
-        return kinds
+    def kind_of(self, label: float, surety: float) -> int:
+        return USED if (label > 0) == (surety >= 0.5) else DISLIKED
 
     def record(self, row: Mapping[str, Any], where: str, key: str, folder: Path | None) -> PairRecord:
         return replace(super().record(row, where, key, folder), preference=1.0, judgement=UNJUDGED)

@@ -70,10 +70,19 @@ class DRaFTConfig(OnlineConfig):
         return 2 if self.positive_words else 1
 
     @property
+    def copies(self) -> int:
+        """Pictures that are decoded with a graph, for each that is drawn."""
+        return self.branches if self.direct_align else self.lv_repeats
+
+    @property
+    def trained_guidance(self) -> float:
+        """Guidance scale of the predictions that are trained."""
+        return self.guidance_scale if self.align_guidance is None else self.align_guidance
+
+    @property
     def trained_rows(self) -> int:
         """Rows of the network for one prediction that is trained."""
-        scale = self.guidance_scale if self.align_guidance is None else self.align_guidance
-        return 2 if scale > 1 else 1
+        return 2 if self.trained_guidance > 1 else 1
 
     def check(self) -> None:
         super().check()
@@ -100,14 +109,12 @@ class DRaFTConfig(OnlineConfig):
             raise ValueError(f"{unused[0]} is for positive_words and negative_words, which are not set")
 
     def memory_needs(self) -> MemoryNeeds:
-        copies = self.branches if self.direct_align else self.lv_repeats
-        decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * copies)
-        passes, rows = self.gradient_steps * copies, self.trained_rows
+        decoding = VAEJob("decode_with_graph", self.per_device_train_batch_size * self.copies)
+        passes, rows = self.gradient_steps * self.copies, self.trained_rows
         return MemoryNeeds(self.resolution, rows=rows, passes=passes, vae_jobs=(decoding,), vae_in_backward=True)
 
     def work(self) -> Work:
-        copies = self.branches if self.direct_align else self.lv_repeats
-        trained = self.gradient_steps * copies
+        trained = self.gradient_steps * self.copies
         steps = float(self.num_inference_steps)
         if self.random_last_step:  # any of the last third
             steps -= (max(self.num_inference_steps // 3, 1) - 1) / 2
@@ -119,5 +126,5 @@ class DRaFTConfig(OnlineConfig):
             "picture",
             trained=trained * self.trained_rows,
             forward={"drawing": drawn * self.guided_rows, **reference},
-            vae={"decode_with_graph": copies},
+            vae={"decode_with_graph": self.copies},
         )

@@ -60,8 +60,7 @@ class DirectAlignMethod(DRaFTMethod):
                 "train draft learns from the last sampling steps"
             )
         super().__init__(config, adapter, accelerator, scorer)
-        scale = config.guidance_scale if config.align_guidance is None else config.align_guidance
-        self.trained = GuidedPolicy(adapter, self.tasks.size, scale)
+        self.trained = GuidedPolicy(adapter, self.tasks.size, config.trained_guidance)
         self.branches = branches_of(config)
 
     def loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
