@@ -33,7 +33,7 @@ SCENE_HOLES = {
 #: Scorers of the embedded world that are computed, not learnt, and who opens them.
 SCENE_SCORERS = {"scenes-oracle": "diffusion_align.scenes.oracle_scorer:load_oracle"}
 
-SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven")
+SHIPPED_MODELS = ("scenes-sdxl", "scenes-sd", "scenes-inpaint", "scenes-uneven", "scenes-flow")
 SHIPPED_PAIRS = ("scenes-pairs",)
 #: LoRAs of shipped models.
 SHIPPED_LORAS = ("scenes-aligned",)

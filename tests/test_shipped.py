@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,12 @@ def test_every_name_gives_an_ordinary_folder_with_its_card(name: str) -> None:
     folder = shipped_path(name)
     assert (folder / "README.md").read_bytes() == (asset_folder(name) / "README.md").read_bytes()
     assert not [path for path in folder.rglob("*") if path.name == MANIFEST or path.name.endswith(PACKED)]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_config_names_a_folder_of_the_machine_that_made_it(name: str) -> None:
+    for path in asset_folder(name).rglob("*.json"):
+        assert not re.search(r'"/[\w.-]+/', path.read_text()), path
 
 
 def test_shipped_path_is_exported_from_the_top() -> None:

@@ -2,8 +2,9 @@
 
 Parts: ``table`` (win rates over the best static scale, effective scales, win rates over static guidance at those),
 ``uneven`` (the same of scenes-uneven, whose prompts want different scales), ``contrastive`` (a DPO model guided away
-from one that was trained on exchanged preferences, both trained here unless they are there), ``overhead`` (dynamic
-guidance's time over static guidance's), ``flops`` (what it adds to a step of SDXL, counted).
+from one that was trained on exchanged preferences, both trained here unless they are there), ``flow`` (of scenes-flow,
+by an evaluator of the recipe scenes_flow_evaluator, whose data and training are made unless they are there),
+``overhead`` (dynamic guidance's time over static guidance's), ``flops`` (what it adds to a step of SDXL, counted).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from diffusion_align.guidance.judges.evaluator import EvaluatorSettings, LatentE
 from diffusion_align.sampling.control import SamplingOptions
 from diffusion_align.sampling.sampler import sample
 from diffusion_align.scenes.held_out import held_out_prompts
+from diffusion_align.scenes.make import comparisons
+from diffusion_align.scenes.make.pairs import split_file
 
 from ..harness import RESULTS, ratio_interval, read_parts, time_interleaved, write_result
 from ..sdxl import UNET
@@ -67,6 +70,17 @@ UNEVEN: dict[str, Any] = {
     "num_inference_steps": 10,
 }
 
+#: What its evaluator learns from, as the recipe says.
+FLOW_PAIRS = ("--model", "scenes-flow", "--scales", "3.5", "5.5", "8", "--train", "1500", "--held-out", "60", "--seed",
+              "71", "--spare-fresh")  # fmt: skip
+#: Settings of scenes-flow's table: it wants larger scales.
+FLOW: dict[str, Any] = {
+    "model": "scenes-flow",
+    "evaluators": ("preference",),
+    "candidates": (3.5, 4.5, 5.5, 7.0, 8.5),
+    "sweep": (2.0, 3.5, 5.5, 7.0, 8.5, 10.0),
+}
+
 
 def table(args: argparse.Namespace) -> dict[str, Any]:
     """The comparison with the shipped evaluator and the defaults."""
@@ -76,6 +90,17 @@ def table(args: argparse.Namespace) -> dict[str, Any]:
 def uneven(args: argparse.Namespace) -> dict[str, Any]:
     """The comparison on scenes-uneven."""
     return measured_table(args, "uneven", UNEVEN)
+
+
+def flow(args: argparse.Namespace) -> dict[str, Any]:
+    """The comparison on scenes-flow, whose evaluator does not come with the package."""
+    run, pairs = args.work / "flow-evaluator", args.work / "flow-pairs"
+    evaluator = run / "evaluator"
+    if not evaluator.is_dir():
+        if not split_file(pairs, "test").is_file():
+            comparisons.main(["judged", str(pairs), *FLOW_PAIRS])
+        train(load_recipe("scenes_flow_evaluator", dataset=str(pairs), output_dir=str(run)))
+    return measured_table(args, "flow", {**FLOW, "evaluator": str(evaluator)})
 
 
 def contrastive(args: argparse.Namespace) -> dict[str, Any]:
@@ -165,4 +190,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "table": table,
     "uneven": uneven,
     "contrastive": contrastive,
+    "flow": flow,
 }

@@ -34,9 +34,10 @@ from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_config, load_recipe, to_dict
 
 from ..harness import RESULTS, change_result, read_parts
+from .flawless import WAYS, taught
 from .panel import ASPECTS, Outcome, Panel, as_gains, over_seeds, verdicts
 
-PARTS = ("prompts", "sampling", "summary", "base", "runs", "best_of_n", "others")
+PARTS = ("prompts", "sampling", "summary", "base", "runs", "best_of_n", "flawless", "others")
 #: Pictures of a prompt, of which the best by a scorer is taken.
 CHOSEN_FROM = (1, 4, 8)
 #: Pictures of best-of-n have seeds of their own: with n = 1 they win against the base's half of the time.
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--judge", nargs="+", default=["scenes-vp-words"], help="scorers that the policy learns from")
     parser.add_argument("--recipe", default="scenes_online_dpo", help="shipped recipe, or a YAML file")
-    parser.add_argument("--parts", nargs="+", choices=("judge", "oracle", "best-of-n"), default=None,
+    parser.add_argument("--parts", nargs="+", choices=("judge", "oracle", "best-of-n", "flawless"), default=None,
                         help="what to measure; unset: all of it")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps; unset: the recipe's")
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/online"))
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_online.json")
     args = parser.parse_args(argv)
-    parts = args.parts or ["judge", "oracle", "best-of-n"]
+    parts = args.parts or ["judge", "oracle", "best-of-n", "flawless"]
     settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     config = settings_of(args.recipe, args.judge, args.steps, args.every)
     prompts = held_out_prompts(args.prompts)
@@ -72,10 +73,30 @@ def main(argv: list[str]) -> None:
         rows = best_of_n(config, panel)
         change_result(args.out, PARTS, lambda kept: {**with_prompts(kept, common), "best_of_n": rows})
     for seed in args.seeds:
-        for part in [part for part in parts if part != "best-of-n"]:
+        for part in [part for part in parts if part in ("judge", "oracle")]:
             judged_by_oracle = {"scorers": ("scenes-oracle",), "standardise": "running"}  # nothing to standardise
             own = config if part == "judge" else replace(config, **judged_by_oracle)
             curve(replace(own, seed=seed), panel, common, args, part == "judge")
+    if "flawless" in parts:
+        teach(config, panel, common, args)
+
+
+def teach(config: OnlineDPOConfig, panel: Panel, common: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Measure what of ``flawless`` is not in the file yet, for as many calls as the loop's run that is in it."""
+    run = read_parts(args.out, PARTS).get("runs", {}).get("+".join(config.scorers))
+    if run is None:
+        raise SystemExit(f"{args.out}: part flawless has as many denoiser calls as the loop: measure part judge first")
+    calls = round(list(run["curve"].values())[-1]["denoiser_calls"])
+    for name in WAYS:
+        if name in read_parts(args.out, PARTS).get("flawless", {}):
+            continue
+        row = taught(calls, panel, args.work, name)
+
+        def with_row(kept: dict[str, Any], name: str = name, row: dict[str, Any] = row) -> dict[str, Any]:
+            return {**with_prompts(kept, common), "flawless": {**kept.get("flawless", {}), name: row}}
+
+        change_result(args.out, PARTS, with_row)
+        print(f"flawless pictures, {name}: prompt-following {row['aspects']['prompt_following']:.3f}", flush=True)
 
 
 def settings_of(recipe: str, judge: list[str], steps: int | None, every: int) -> OnlineDPOConfig:

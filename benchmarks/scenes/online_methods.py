@@ -1,7 +1,8 @@
 """Online methods on the embedded world: win rates over the base by the oracle, and what they cost.
 
-``--methods``: text to image, with DPO and InPO from the same base beside the online ones; ``--trust``: inpaint-rl with
-each trust weight. The reward is always a scorer trained on pairs; the oracle only evaluates.
+``--methods``: text to image, with DPO, InPO and KTO from the same base beside the online ones; ``--trust``: inpaint-rl
+with each trust weight. The reward is always a scorer trained on pairs; the oracle only evaluates. ``--model
+scenes-flow`` is the same of a flow model, with its own recipes.
 """
 
 from __future__ import annotations
@@ -30,26 +31,55 @@ from diffusion_align.training.settings import load_recipe
 
 from ..harness import RESULTS, read_parts, write_result
 
-RECIPES = {name: f"scenes_{name}" for name in ("grpo", "nft", "raft", "draft", "dpo", "inpo")}
+METHODS = ("grpo", "nft", "raft", "draft", "dpo", "inpo", "kto")
 TRUSTS = ("none", "prefpaint", "mahalanobis")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that methods start from.
+
+    Attributes:
+        recipes: how the names of its recipes begin.
+        guidance_scale: what it draws best with (``base-quality``).
+        out: the name of the file with what was measured.
+        trusts: whether inpaint-rl is measured beside.
+    """
+
+    recipes: str
+    guidance_scale: float
+    out: str
+    trusts: bool = False
+
+
+BASES = {
+    "scenes-sdxl": Base("scenes", 3.5, "scenes_rl", trusts=True),
+    "scenes-flow": Base("scenes_flow", 5.5, "scenes_flow"),
+}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-rl", description=__doc__)
-    parser.add_argument("--methods", nargs="*", choices=tuple(RECIPES), default=list(RECIPES))
-    parser.add_argument("--trust", nargs="*", choices=TRUSTS, default=list(TRUSTS), help="runs of inpaint-rl")
+    parser.add_argument("--model", choices=tuple(BASES), default="scenes-sdxl")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--trust", nargs="*", choices=TRUSTS, default=None, help="runs of inpaint-rl, of scenes-sdxl")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "scenes_rl.json")
+    parser.add_argument("--out", type=Path, default=None, help="unset: a file of the model's")
     args = parser.parse_args(argv)
+    base = BASES[args.model]
+    if args.trust and not base.trusts:
+        parser.error(f"--trust measures an inpainting model beside scenes-sdxl; leave it out with --model {args.model}")
+    trusts = args.trust if args.trust is not None else TRUSTS if base.trusts else ()
+    out: Path = args.out or RESULTS / f"{base.out}.json"
     prompts = held_out_prompts(args.prompts)
-    jobs = {name: (RECIPES[name], {}) for name in args.methods}
-    jobs |= {f"inpaint-rl, trust {trust}": ("scenes_inpaint_rl", {"trust": trust}) for trust in args.trust}
+    jobs: dict[str, tuple[str, dict[str, Any]]] = {name: (f"{base.recipes}_{name}", {}) for name in args.methods}
+    jobs |= {f"inpaint-rl, trust {trust}": ("scenes_inpaint_rl", {"trust": trust}) for trust in trusts}
     for name, (recipe, options) in jobs.items():
-        row = measure(name, recipe, options, prompts, args)
-        rows = {**read_parts(args.out, ["rows"]).get("rows", {}), name: {"command_arguments": argv, **row}}
-        write_result("scenes_rl", {"prompts": len(prompts), "rows": rows}, args.out)
+        row = measure(name, recipe, options, prompts, args, base.guidance_scale)
+        rows = {**read_parts(out, ["rows"]).get("rows", {}), name: {"command_arguments": argv, **row}}
+        write_result(base.out, {"prompts": len(prompts), "rows": rows}, out)
 
 
 @dataclass(frozen=True)
@@ -82,11 +112,11 @@ class Exam:
         return (pair[0] - pair[1]).numpy()
 
 
-def prepare_exams(config: DPOConfig | OnlineConfig, prompts: list[str]) -> dict[str, Exam]:
+def prepare_exams(config: DPOConfig | OnlineConfig, prompts: list[str], scale: float) -> dict[str, Exam]:
     """The comparison that counts, "own", and for inpainting others: holes and a sampler that were not trained on."""
     adapter = load_adapter(config.model)
     if not isinstance(config, InpaintRLConfig):
-        return {"own": Exam.prepare(adapter, prompts, None, SamplingSettings(guidance_scale=3.5, batch_size=50))}
+        return {"own": Exam.prepare(adapter, prompts, None, SamplingSettings(guidance_scale=scale, batch_size=50))}
     source, every = SceneHoles(len(prompts), seed=2, prompts=prompts), range(len(prompts))
     rollouts = SamplingSettings(config.num_inference_steps, config.guidance_scale, batch_size=50)
     wanted = {
@@ -102,13 +132,13 @@ def prepare_exams(config: DPOConfig | OnlineConfig, prompts: list[str]) -> dict[
 
 
 def measure(
-    name: str, recipe: str, options: dict[str, Any], prompts: list[str], args: argparse.Namespace
+    name: str, recipe: str, options: dict[str, Any], prompts: list[str], args: argparse.Namespace, scale: float
 ) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
     config = load_recipe(recipe, **options)
     assert isinstance(config, DPOConfig | OnlineConfig)
-    reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # DPO and InPO: only watched
-    proxy, exams = load_scorer(reward), prepare_exams(config, prompts)
+    reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # of pairs: only watched
+    proxy, exams = load_scorer(reward), prepare_exams(config, prompts, scale)
     taken: dict[str, list[Sampled]] = {exam: [] for exam in exams}
     seconds = []
     for seed in args.seeds:

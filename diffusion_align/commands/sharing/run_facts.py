@@ -31,6 +31,7 @@ LICENCES: Mapping[str, str] = {
     "scenes-sd": "apache-2.0",
     "scenes-inpaint": "apache-2.0",
     "scenes-uneven": "apache-2.0",
+    "scenes-flow": "apache-2.0",
 }
 
 

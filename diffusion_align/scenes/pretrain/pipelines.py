@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,7 @@ def save_half(pipeline: object, out: Path) -> None:
     """Write the pipeline with fp16 weights: half the size in the repository, no visible difference."""
     pipeline.to(dtype=torch.float16)  # type: ignore[attr-defined]
     pipeline.save_pretrained(out)  # type: ignore[attr-defined]
+    for file in out.rglob("*.json"):  # where its parts were read from is of no use elsewhere
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n")
