@@ -128,7 +128,11 @@ def save_half(pipeline: object, out: Path) -> None:
     """Write the pipeline with fp16 weights: half the size in the repository, no visible difference."""
     pipeline.to(dtype=torch.float16)  # type: ignore[attr-defined]
     pipeline.save_pretrained(out)  # type: ignore[attr-defined]
-    for file in out.rglob("*.json"):  # where its parts were read from is of no use elsewhere
+    for file in out.rglob("*.json"):
         content = json.loads(file.read_text())
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(content, indent=2) + "\n")
+        if not isinstance(content, dict):
+            continue
+        content.pop("_name_or_path", None)  # where a part was read from is of no use elsewhere
+        if "dtype" in content:
+            content["dtype"] = "float32"  # which diffusers makes of the other parts, too
+        file.write_text(json.dumps(content, indent=2) + "\n")
