@@ -2,7 +2,7 @@
 
 ``--methods``: text to image, with DPO, InPO and KTO from the same base beside the online ones; ``--trust``: inpaint-rl
 with each trust weight. The reward is always a scorer trained on pairs; the oracle only evaluates. ``--model
-scenes-flow`` is the same of a flow model, with its own recipes.
+scenes-flow`` is the same of a flow model, with its own recipes; ``--pairs`` gives it pairs of its own pictures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from diffusion_align.training.settings import load_recipe
 
 from ..harness import RESULTS, read_parts, write_result
 
-METHODS = ("grpo", "nft", "raft", "draft", "dpo", "inpo", "kto")
+ON_PAIRS = ("dpo", "inpo", "kto")
+METHODS = ("grpo", "nft", "raft", "draft", *ON_PAIRS)
 TRUSTS = ("none", "prefpaint", "mahalanobis")
 
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model", choices=tuple(BASES), default="scenes-sdxl")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--trust", nargs="*", choices=TRUSTS, default=None, help="runs of inpaint-rl, of scenes-sdxl")
+    parser.add_argument("--pairs", default=None, help="what methods of pairs learn from; unset: the recipe's data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
@@ -74,7 +76,10 @@ def main(argv: list[str]) -> None:
     trusts = args.trust if args.trust is not None else TRUSTS if base.trusts else ()
     out: Path = args.out or RESULTS / f"{base.out}.json"
     prompts = held_out_prompts(args.prompts)
-    jobs: dict[str, tuple[str, dict[str, Any]]] = {name: (f"{base.recipes}_{name}", {}) for name in args.methods}
+    jobs: dict[str, tuple[str, dict[str, Any]]] = {
+        name: (f"{base.recipes}_{name}", {"dataset": args.pairs} if args.pairs and name in ON_PAIRS else {})
+        for name in args.methods
+    }
     jobs |= {f"inpaint-rl, trust {trust}": ("scenes_inpaint_rl", {"trust": trust}) for trust in trusts}
     for name, (recipe, options) in jobs.items():
         row = measure(name, recipe, options, prompts, args, base.guidance_scale)
