@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     for part in args.parts:
         measured = {"command_arguments": argv, **PARTS[part](args)}
-        write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: measured}, args.out)
+        write_result("scenes_guidance", {**read_parts(args.out, KEPT), part: measured}, args.out)
 
 
 #: Settings of scenes-uneven's table: its scales lie further apart.
@@ -134,7 +134,7 @@ def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]
     )  # fmt: skip
 
     def joined(found: dict[str, Any]) -> dict[str, Any]:
-        earlier = read_parts(args.out, PARTS).get(part, {})
+        earlier = read_parts(args.out, KEPT).get(part, {})
         if earlier.get("best_static") != found["best_static"]:
             return found
         sweep = found["sweep_on_validation"] or earlier["sweep_on_validation"]
@@ -142,7 +142,7 @@ def measured_table(args: argparse.Namespace, part: str, settings: dict[str, Any]
         return {**found, "sweep_on_validation": sweep, "rows": rows, "curve": slopes(rows, options.sweep)}
 
     def keep(found: dict[str, Any]) -> None:
-        write_result("scenes_guidance", {**read_parts(args.out, PARTS), part: joined(found)}, args.out)
+        write_result("scenes_guidance", {**read_parts(args.out, KEPT), part: joined(found)}, args.out)
 
     return joined(guidance_table(options, keep))
 
@@ -192,3 +192,5 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "contrastive": contrastive,
     "flow": flow,
 }
+#: ``earlier`` are tables of a version without effective scales and bounds, on 500 prompts and 3 seeds.
+KEPT = (*PARTS, "earlier")
