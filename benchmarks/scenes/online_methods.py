@@ -24,6 +24,7 @@ from diffusion_align.scenes.held_out import held_out_prompts
 from diffusion_align.scenes.world.render import IMAGE_SIZE
 from diffusion_align.scenes.world.scene_holes import SceneHoles
 from diffusion_align.training.online.config import InpaintRLConfig, OnlineConfig, RolloutConfig
+from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
 from diffusion_align.training.pairs.config import DPOConfig
 from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
@@ -33,6 +34,8 @@ from ..harness import RESULTS, read_parts, write_result
 
 ON_PAIRS = ("dpo", "inpo", "kto")
 METHODS = ("grpo", "nft", "raft", "draft", *ON_PAIRS)
+#: Settings of what is measured here.
+Measured = DPOConfig | KTOConfig | OnlineConfig
 TRUSTS = ("none", "prefpaint", "mahalanobis")
 
 
@@ -117,7 +120,7 @@ class Exam:
         return (pair[0] - pair[1]).numpy()
 
 
-def prepare_exams(config: DPOConfig | OnlineConfig, prompts: list[str], scale: float) -> dict[str, Exam]:
+def prepare_exams(config: Measured, prompts: list[str], scale: float) -> dict[str, Exam]:
     """The comparison that counts, "own", and for inpainting others: holes and a sampler that were not trained on."""
     adapter = load_adapter(config.model)
     if not isinstance(config, InpaintRLConfig):
@@ -141,7 +144,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
     config = load_recipe(recipe, **options)
-    assert isinstance(config, DPOConfig | OnlineConfig)
+    assert isinstance(config, Measured)
     reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # of pairs: only watched
     proxy, exams = load_scorer(reward), prepare_exams(config, prompts, scale)
     taken: dict[str, list[Sampled]] = {exam: [] for exam in exams}
