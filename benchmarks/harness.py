@@ -60,6 +60,11 @@ def device_name() -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
 
 
+def folder_name(row: str) -> str:
+    """Name of the folder for the run of a table's row: "full, twice as long" is kept in full-twice-as-long."""
+    return row.replace(", ", "-").replace(" ", "-")
+
+
 def read_parts(out: Path, parts: Iterable[str]) -> dict[str, Any]:
     """Those of ``parts`` that the file has now: they may be measured one at a time, and two at once."""
     kept = json.loads(out.read_text()) if out.is_file() else {}

@@ -35,7 +35,7 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from ..harness import RESULTS, change_result, read_parts
+from ..harness import RESULTS, change_result, folder_name, read_parts
 from .online_methods import denoiser_calls
 from .panel import Panel, over_seeds
 from .ranked_lists import PICTURES, make_lists
@@ -164,7 +164,7 @@ def measure(name: str, config: TrainConfig, seed: int, panel: Panel, work: Path)
     run = replace(
         config,
         seed=seed,
-        output_dir=str(work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"),
+        output_dir=str(work / f"{folder_name(name)}-{seed}"),
         overwrite_output_dir=True,
         progress=False,
         report_to="none",

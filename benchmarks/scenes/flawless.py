@@ -23,6 +23,7 @@ from diffusion_align.training.pairs.config import SFTConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
+from ..harness import folder_name
 from .online_methods import denoiser_calls
 from .panel import Panel
 
@@ -42,7 +43,7 @@ def taught(calls: int, panel: Panel, work: Path, name: str) -> dict[str, Any]:
     config = load_recipe(
         "scenes_sft",
         dataset=str(rendered(work / "flawless.parquet")),
-        output_dir=str(work / name.replace(", ", "-").replace(" ", "-")),
+        output_dir=str(work / folder_name(name)),
         overwrite_output_dir=True,
         per_device_train_batch_size=BATCH,
         max_steps=max(1, times * calls // (3 * BATCH)),
