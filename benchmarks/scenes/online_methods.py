@@ -30,10 +30,10 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from ..harness import RESULTS, read_parts, write_result
+from ..harness import RESULTS, folder_name, read_parts, write_result
 
 ON_PAIRS = ("dpo", "inpo", "kto")
-METHODS = ("grpo", "nft", "raft", "draft", *ON_PAIRS)
+METHODS = ("grpo", "nft", "raft", "draft", "online-dpo", *ON_PAIRS)
 #: Settings of what is measured here.
 Measured = DPOConfig | KTOConfig | OnlineConfig
 TRUSTS = ("none", "prefpaint", "mahalanobis")
@@ -62,6 +62,11 @@ BASES = {
 }
 
 
+def recipe_of(base: Base, method: str) -> str:
+    """Name of the recipe that trains the base by the method."""
+    return f"{base.recipes}_{method.replace('-', '_')}"
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scenes-rl", description=__doc__)
     parser.add_argument("--model", choices=tuple(BASES), default="scenes-sdxl")
@@ -70,6 +75,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pairs", default=None, help="what methods of pairs learn from; unset: the recipe's data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=250)
+    parser.add_argument("--draws", type=int, default=1, help="pictures of each prompt, of as many noises")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--out", type=Path, default=None, help="unset: a file of the model's")
     args = parser.parse_args(argv)
@@ -78,16 +84,21 @@ def main(argv: list[str]) -> None:
         parser.error(f"--trust measures an inpainting model beside scenes-sdxl; leave it out with --model {args.model}")
     trusts = args.trust if args.trust is not None else TRUSTS if base.trusts else ()
     out: Path = args.out or RESULTS / f"{base.out}.json"
-    prompts = held_out_prompts(args.prompts)
+    prompts = held_out_prompts(args.prompts) * args.draws
     jobs: dict[str, tuple[str, dict[str, Any]]] = {
-        name: (f"{base.recipes}_{name}", {"dataset": args.pairs} if args.pairs and name in ON_PAIRS else {})
+        name: (recipe_of(base, name), {"dataset": args.pairs} if args.pairs and name in ON_PAIRS else {})
         for name in args.methods
     }
     jobs |= {f"inpaint-rl, trust {trust}": ("scenes_inpaint_rl", {"trust": trust}) for trust in trusts}
+    exams: dict[str, dict[str, Exam]] = {}  # by model: a base's pictures are drawn once for all of its rows
     for name, (recipe, options) in jobs.items():
-        row = measure(name, recipe, options, prompts, args, base.guidance_scale)
+        config = load_recipe(recipe, **options)
+        assert isinstance(config, Measured)
+        if config.model not in exams:
+            exams[config.model] = prepare_exams(config, prompts, base.guidance_scale)
+        row = measure(name, config, exams[config.model], args)
         rows = {**read_parts(out, ["rows"]).get("rows", {}), name: {"command_arguments": argv, **row}}
-        write_result(base.out, {"prompts": len(prompts), "rows": rows}, out)
+        write_result(base.out, {"prompts": args.prompts, "rows": rows}, out)
 
 
 @dataclass(frozen=True)
@@ -139,18 +150,14 @@ def prepare_exams(config: Measured, prompts: list[str], scale: float) -> dict[st
     }
 
 
-def measure(
-    name: str, recipe: str, options: dict[str, Any], prompts: list[str], args: argparse.Namespace, scale: float
-) -> dict[str, Any]:
+def measure(name: str, config: Measured, exams: dict[str, Exam], args: argparse.Namespace) -> dict[str, Any]:
     """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
-    config = load_recipe(recipe, **options)
-    assert isinstance(config, Measured)
     reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # of pairs: only watched
-    proxy, exams = load_scorer(reward), prepare_exams(config, prompts, scale)
+    proxy = load_scorer(reward)
     taken: dict[str, list[Sampled]] = {exam: [] for exam in exams}
     seconds = []
     for seed in args.seeds:
-        folder = args.work / f"{recipe}-{options.get('trust', 'rl')}-{seed}"
+        folder = args.work / args.model / f"{folder_name(name)}-{seed}"
         run = replace(config, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False)
         adapter = load_adapter(run.model)
         started = time.perf_counter()
@@ -159,18 +166,19 @@ def measure(
         for label, exam in exams.items():
             taken[label].append(exam.take(adapter))
         print(f"{name}, seed {seed}: {np.mean(exams['own'].gains(taken['own'][-1]) > 0):.3f} of the prompts better")
-    own, sides = exams.pop("own"), taken.pop("own")
-    base_proxy = proxy_rewards(proxy, own.base, prompts)
+    own, sides = exams["own"], taken.pop("own")
+    base_proxy = proxy_rewards(proxy, own.base, own.prompts)
     assert own.base.reward is not None
     return {
         "reward": reward,
         "seeds": args.seeds,
-        **compared(own, sides),
-        "proxy_gain": float(np.mean([proxy_rewards(proxy, side, prompts) - base_proxy for side in sides])),
+        "draws": args.draws,
+        **compared(own, sides, args.draws),
+        "proxy_gain": float(np.mean([proxy_rewards(proxy, side, own.prompts) - base_proxy for side in sides])),
         "aspects_gain": {
             aspect: float(np.mean([own.gains(side, aspect) for side in sides])) for aspect in own.base.reward.aspects
         },
-        "elsewhere": {label: compared(exam, taken[label]) for label, exam in exams.items()},
+        "elsewhere": {label: compared(exams[label], sides, args.draws) for label, sides in taken.items()},
         "optimiser_steps": config.max_steps,
         "denoiser_calls": denoiser_calls(config),
         "scored_pictures": scored_pictures(config) if isinstance(config, OnlineConfig) else 0,
@@ -178,14 +186,15 @@ def measure(
     }
 
 
-def compared(exam: Exam, sides: list[Sampled]) -> dict[str, Any]:
-    """Win rate over the base and mean gain by the oracle, over seeds."""
-    gains = [exam.gains(side) for side in sides]
+def compared(exam: Exam, sides: list[Sampled], draws: int) -> dict[str, Any]:
+    """Win rate over the base and mean gain by the oracle, over seeds and the ``draws`` of each prompt."""
+    gains = np.stack([exam.gains(side).reshape(draws, -1) for side in sides])  # (seeds, draws, prompts)
+    by_prompt = gains.mean(axis=(0, 1))
     return {
-        "win_rate": clustered_win_rate(gains).to_json(),
+        "win_rate": clustered_win_rate(list(gains.reshape(-1, len(by_prompt)))).to_json(),
         "win_rate_by_seed": [float(((gain > 0) + 0.5 * (gain == 0)).mean()) for gain in gains],
-        "oracle_gain": float(np.mean(gains)),
-        "oracle_gain_standard_error": float(np.mean(gains, axis=0).std() / len(gains[0]) ** 0.5),
+        "oracle_gain": float(by_prompt.mean()),
+        "oracle_gain_standard_error": float(by_prompt.std() / len(by_prompt) ** 0.5),
     }
 
 
