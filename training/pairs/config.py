@@ -325,9 +325,14 @@ class InPOConfig(DPOConfig):
     """Extra fixed-point predictions averaged per inversion step (ReNoise, SmPO)."""
     inversion_eta: Fraction = 0.1
     """Weight of fresh noise in every inversion step."""
+    shared_noise: bool = False
+    """Give both images of a pair the same fresh noise, which then cancels in their comparison; false: each its own
+    (official code)."""
 
     def check(self) -> None:
         super().check()
+        if self.shared_noise and not self.inversion_eta:
+            raise ValueError("shared_noise is about the fresh noise of inversion_eta, which is 0: set it above 0")
         for name in ("noise_offset", "input_perturbation"):
             if getattr(self, name):
                 raise ValueError(f"{name} = {getattr(self, name)}: inpo finds its noise by inversion and adds none")
@@ -349,4 +354,5 @@ class InPOConfig(DPOConfig):
         return {**super().network_calls(), "inversion": self.inversion_steps * (1 + self.renoise_iterations)}
 
     def reference_settings(self) -> dict[str, Any]:
-        return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS}
+        later = {"shared_noise": True} if self.shared_noise else {}
+        return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS} | later

@@ -75,7 +75,10 @@ class InvertedNoising:
         config, path = self.config, self.adapter.path
         noise = None
         if config.inversion_eta:
-            draws = normal(seeds, INVERSION, (config.inversion_steps, len(x0) // len(seeds), *x0.shape[1:]))
+            pictures = len(x0) // len(seeds)
+            drawn = 1 if config.shared_noise else pictures
+            draws = normal(seeds, INVERSION, (config.inversion_steps, drawn, *x0.shape[1:]))
+            draws = draws.expand(-1, -1, pictures, -1, -1, -1)
             noise = send(draws.permute(1, 2, 0, 3, 4, 5).flatten(1, 2), x0.device)
         with self.adapter.reference() if config.inversion_model == "reference" else nullcontext():
             x_t = invert(

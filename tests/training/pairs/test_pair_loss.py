@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_align.adapters import Adapter, load_adapter
+from diffusion_align.adapters.prompts import conditioning
 from diffusion_align.data import PairBatch, PairLoader, PairTransform, PixelExamples, load_pairs
 from diffusion_align.training.engine.randomness import (
     CHOSEN_POSTERIOR,
@@ -227,6 +228,24 @@ def test_inpo_loss_is_the_published_one(
     tau = hand.invert(trained if inversion_model == "policy" else frozen, steps=4)
     expected = hand.loss(trained, frozen, tau).item()
     assert method.loss(batch)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_fresh_noise_of_inversion_is_of_each_image_or_of_the_pair(shared: bool, sd_folder: Path) -> None:
+    adapter = load_adapter(sd_folder)
+    config = InPOConfig(inversion_steps=2, inversion_eta=0.5, shared_noise=shared)
+    image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))  # of two pairs of twice the same image
+    seeds, t = torch.tensor([3, 4]), torch.tensor([600, 700])
+    cond = conditioning(adapter, ["a", "b"] * 2, 64, 64, None)
+    x_t, _ = InvertedNoising(adapter, config)(image.repeat(2, 1, 1, 1), t.repeat(2), cond, seeds)
+    chosen, rejected = x_t.chunk(2)
+    assert torch.allclose(chosen, rejected, atol=1e-5) == shared
+    assert not torch.allclose(chosen[0] - image[0], chosen[1] - image[1], atol=1e-2)  # pairs differ either way
+
+
+def test_shared_noise_without_fresh_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="shared_noise is about the fresh noise of inversion_eta, which is 0"):
+        InPOConfig(inversion_eta=0.0, shared_noise=True).check()
 
 
 @pytest.mark.slow
