@@ -39,11 +39,12 @@ REFERENCE_SETTINGS = (
     "mixed_precision", "weight_dtype", "full_finetuning", "attention", "torch_compile", "channels_last",
 )  # fmt: skip
 #: The same, of later versions, as they are by default: left out then, so that files from before they were are found.
+#: Not every method has all of them.
 LATER_REFERENCE_SETTINGS = {
     "timesteps": "all", "noise_offset": 0.0, "input_perturbation": 0.0, "timestep_density": "uniform",
     "timestep_logit_mean": 0.0, "timestep_logit_std": 1.0, "min_time": 0.0, "max_time": 1.0,
     "time_density": "logit-normal", "time_logit_mean": 0.0, "time_logit_std": 1.0, "shift": "auto",
-    "train_guidance": 1.0, "max_sequence_length": None,
+    "train_guidance": 1.0, "max_sequence_length": None, "shared_noise": False,
 }  # fmt: skip
 INVERSION_SETTINGS = ("inversion_model", "inversion_steps", "renoise_iterations", "inversion_eta")
 
@@ -306,7 +307,7 @@ class DPOConfig(PairSwitches, ListData, PreferenceSettings, ReferencedConfig, Ju
 
     def reference_settings(self) -> dict[str, Any]:
         """Settings that a reference error depends on to its last bit."""
-        later = {name: getattr(self, name) for name in LATER_REFERENCE_SETTINGS}
+        later = {name: getattr(self, name, default) for name, default in LATER_REFERENCE_SETTINGS.items()}
         changed = {name: value for name, value in later.items() if value != LATER_REFERENCE_SETTINGS[name]}
         return {name: getattr(self, name) for name in REFERENCE_SETTINGS} | changed
 
@@ -354,5 +355,4 @@ class InPOConfig(DPOConfig):
         return {**super().network_calls(), "inversion": self.inversion_steps * (1 + self.renoise_iterations)}
 
     def reference_settings(self) -> dict[str, Any]:
-        later = {"shared_noise": True} if self.shared_noise else {}
-        return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS} | later
+        return super().reference_settings() | {name: getattr(self, name) for name in INVERSION_SETTINGS}

@@ -243,6 +243,12 @@ def test_fresh_noise_of_inversion_is_of_each_image_or_of_the_pair(shared: bool, 
     assert not torch.allclose(chosen[0] - image[0], chosen[1] - image[1], atol=1e-2)  # pairs differ either way
 
 
+def test_remembered_reference_errors_are_of_one_kind_of_fresh_noise() -> None:
+    own, shared = (InPOConfig(shared_noise=value).reference_settings() for value in (False, True))
+    assert shared == {**own, "shared_noise": True}
+    assert "shared_noise" not in own  # files from before the setting are found
+
+
 def test_shared_noise_without_fresh_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="shared_noise is about the fresh noise of inversion_eta, which is 0"):
         InPOConfig(inversion_eta=0.0, shared_noise=True).check()
