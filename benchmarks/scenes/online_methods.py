@@ -3,20 +3,26 @@
 ``--methods``: text to image, with DPO, InPO and KTO from the same base beside the online ones; ``--trust``: inpaint-rl
 with each trust weight. The reward is always a scorer trained on pairs; the oracle only evaluates. ``--model
 scenes-flow`` is the same of a flow model, with its own recipes; ``--pairs`` gives it pairs of its own pictures.
+
+The file is written after each run, and runs that are in it are not done again: seeds may be added, and two processes
+may measure different ones at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from diffusion_align.adapters import Adapter, load_adapter
 from diffusion_align.data.holes import Holes, load_holes
+from diffusion_align.environment import git_commit
 from diffusion_align.evaluation import clustered_win_rate
 from diffusion_align.evaluation.compare import Sampled, SamplingSettings, sample_and_score
 from diffusion_align.rewards import RewardScorer, load_scorer
@@ -30,13 +36,14 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from ..harness import RESULTS, folder_name, read_parts, write_result
+from ..harness import RESULTS, change_result, folder_name, read_parts
 
 ON_PAIRS = ("dpo", "inpo", "kto")
 METHODS = ("grpo", "nft", "raft", "draft", "online-dpo", *ON_PAIRS)
 #: Settings of what is measured here.
 Measured = DPOConfig | KTOConfig | OnlineConfig
 TRUSTS = ("none", "prefpaint", "mahalanobis")
+PARTS = ("prompts", "rows")
 
 
 @dataclass(frozen=True)
@@ -94,11 +101,40 @@ def main(argv: list[str]) -> None:
     for name, (recipe, options) in jobs.items():
         config = load_recipe(recipe, **options)
         assert isinstance(config, Measured)
-        if config.model not in exams:
-            exams[config.model] = prepare_exams(config, prompts, base.guidance_scale)
-        row = measure(name, config, exams[config.model], args)
-        rows = {**read_parts(out, ["rows"]).get("rows", {}), name: {"command_arguments": argv, **row}}
-        write_result(base.out, {"prompts": args.prompts, "rows": rows}, out)
+        for seed in args.seeds:
+            if str(seed) in runs_of(read_parts(out, PARTS), name, config, args):
+                print(f"{name}, seed {seed}: is in {out}", flush=True)
+                continue
+            if config.model not in exams:
+                exams[config.model] = prepare_exams(config, prompts, base.guidance_scale)
+            run = measure(name, replace(config, seed=seed), exams[config.model], args)
+            change_result(out, PARTS, lambda kept: with_run(kept, name, config, seed, run, args))  # noqa: B023
+            better = np.mean(as_numbers(run["gains"]["own"]) > 0)
+            print(f"{name}, seed {seed}: {better:.3f} of the pictures better", flush=True)
+
+
+def runs_of(kept: Mapping[str, Any], name: str, config: Measured, args: argparse.Namespace) -> dict[str, Any]:
+    """The file's runs of a row by seed, if they have these settings, prompts and draws."""
+    row = kept.get("rows", {}).get(name, {})
+    found = (kept.get("prompts"), row.get("draws"), row.get("settings"))
+    return dict(row["by_seed"]) if found == (args.prompts, args.draws, settings_of(config)) else {}
+
+
+def settings_of(config: Measured) -> dict[str, Any]:
+    """What tells a run from its method's defaults, but for the seed and where it is written."""
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("seed", "output_dir", "progress", "report_to") or value == default_of(field):
+            continue
+        found[field.name] = list(value) if isinstance(value, tuple) else value
+    dataset = found.get("dataset")
+    return found if dataset is None else {**found, "dataset": Path(dataset).name}  # wherever it lies
+
+
+def default_of(field: Any) -> Any:
+    """The default of a field of a dataclass, ``MISSING`` if it has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 @dataclass(frozen=True)
@@ -150,52 +186,82 @@ def prepare_exams(config: Measured, prompts: list[str], scale: float) -> dict[st
     }
 
 
-def measure(name: str, config: Measured, exams: dict[str, Exam], args: argparse.Namespace) -> dict[str, Any]:
-    """Train with every seed and compare with the base on the same held-out prompts (and holes) and noise."""
-    reward = config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"  # of pairs: only watched
-    proxy = load_scorer(reward)
-    taken: dict[str, list[Sampled]] = {exam: [] for exam in exams}
-    seconds = []
-    for seed in args.seeds:
-        folder = args.work / args.model / f"{folder_name(name)}-{seed}"
-        run = replace(config, seed=seed, output_dir=str(folder), overwrite_output_dir=True, progress=False)
-        adapter = load_adapter(run.model)
-        started = time.perf_counter()
-        train(run, adapter)
-        seconds.append(time.perf_counter() - started)
-        for label, exam in exams.items():
-            taken[label].append(exam.take(adapter))
-        print(f"{name}, seed {seed}: {np.mean(exams['own'].gains(taken['own'][-1]) > 0):.3f} of the prompts better")
-    own, sides = exams["own"], taken.pop("own")
-    base_proxy = proxy_rewards(proxy, own.base, own.prompts)
+def measure(name: str, config: Measured, exams: Mapping[str, Exam], args: argparse.Namespace) -> dict[str, Any]:
+    """One run: train, and compare with the base on the same held-out prompts (and holes) and noise."""
+    folder = args.work / args.model / f"{folder_name(name)}-{config.seed}"
+    adapter, started = load_adapter(config.model), time.perf_counter()
+    train(replace(config, output_dir=str(folder), overwrite_output_dir=True, progress=False), adapter)
+    seconds = time.perf_counter() - started
+    own = exams["own"]
+    taken = {label: exam.take(adapter) for label, exam in exams.items()}
+    proxy = load_scorer(reward_of(config))
     assert own.base.reward is not None
     return {
-        "reward": reward,
-        "seeds": args.seeds,
-        "draws": args.draws,
-        **compared(own, sides, args.draws),
-        "proxy_gain": float(np.mean([proxy_rewards(proxy, side, own.prompts) - base_proxy for side in sides])),
-        "aspects_gain": {
-            aspect: float(np.mean([own.gains(side, aspect) for side in sides])) for aspect in own.base.reward.aspects
-        },
-        "elsewhere": {label: compared(exams[label], sides, args.draws) for label, sides in taken.items()},
-        "optimiser_steps": config.max_steps,
-        "denoiser_calls": denoiser_calls(config),
-        "scored_pictures": scored_pictures(config) if isinstance(config, OnlineConfig) else 0,
-        "train_seconds_by_seed": [round(value) for value in seconds],
+        "gains": {label: as_texts(exam.gains(taken[label]), args.draws) for label, exam in exams.items()},
+        "proxy_gain": proxy_rewards(proxy, taken["own"], own.prompts) - proxy_rewards(proxy, own.base, own.prompts),
+        "aspects_gain": {name: float(own.gains(taken["own"], name).mean()) for name in own.base.reward.aspects},
+        "train_seconds": round(seconds),
+        "git_commit": git_commit(),
     }
 
 
-def compared(exam: Exam, sides: list[Sampled], draws: int) -> dict[str, Any]:
-    """Win rate over the base and mean gain by the oracle, over seeds and the ``draws`` of each prompt."""
-    gains = np.stack([exam.gains(side).reshape(draws, -1) for side in sides])  # (seeds, draws, prompts)
+def as_texts(gains: np.ndarray, draws: int) -> list[str]:
+    """Gains of all pictures as one line of numbers for each draw: a list of numbers would fill a page."""
+    return [" ".join(f"{gain:.4f}" for gain in each) for each in gains.reshape(draws, -1)]
+
+
+def as_numbers(texts: Sequence[str]) -> np.ndarray:
+    """Undo ``as_texts``: (draws, prompts)."""
+    return np.array([text.split() for text in texts], dtype=float)
+
+
+def with_run(
+    kept: Mapping[str, Any], name: str, config: Measured, seed: int, run: Mapping[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The file's content with one more run; a row of other settings is begun anew, and so are all of other prompts."""
+    rows = kept.get("rows", {}) if kept.get("prompts") == args.prompts else {}
+    together = {**runs_of(kept, name, config, args), str(seed): run}
+    by_seed = dict(sorted(together.items(), key=lambda each: int(each[0])))
+    runs = list(by_seed.values())
+    elsewhere = [label for label in run["gains"] if label != "own"]
+    row = {
+        "settings": settings_of(config),
+        "reward": reward_of(config),
+        "seeds": [int(each) for each in by_seed],
+        "draws": args.draws,
+        **compared([as_numbers(each["gains"]["own"]) for each in runs]),
+        "proxy_gain": fmean(each["proxy_gain"] for each in runs),
+        "aspects_gain": {
+            aspect: fmean(each["aspects_gain"][aspect] for each in runs) for aspect in run["aspects_gain"]
+        },
+        "elsewhere": {label: compared([as_numbers(each["gains"][label]) for each in runs]) for label in elsewhere},
+        "optimiser_steps": config.max_steps,
+        "denoiser_calls": denoiser_calls(config),
+        "scored_pictures": scored_pictures(config) if isinstance(config, OnlineConfig) else 0,
+        "by_seed": by_seed,
+    }
+    return {"prompts": args.prompts, "rows": {**rows, name: row}}
+
+
+def compared(by_seed: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Win rate over the base and mean gain by the oracle, of gains (draws, prompts) for each seed.
+
+    All pictures of a prompt are one observation of it.
+    """
+    gains = np.stack(list(by_seed))  # (seeds, draws, prompts)
     by_prompt = gains.mean(axis=(0, 1))
     return {
         "win_rate": clustered_win_rate(list(gains.reshape(-1, len(by_prompt)))).to_json(),
         "win_rate_by_seed": [float(((gain > 0) + 0.5 * (gain == 0)).mean()) for gain in gains],
         "oracle_gain": float(by_prompt.mean()),
         "oracle_gain_standard_error": float(by_prompt.std() / len(by_prompt) ** 0.5),
+        "oracle_gain_by_seed": [float(gain.mean()) for gain in gains],
     }
+
+
+def reward_of(config: Measured) -> str:
+    """The scorer that a run learns from; of methods on pairs, one that is only watched."""
+    return config.scorers[0] if isinstance(config, OnlineConfig) else "scenes-vp"
 
 
 def proxy_rewards(proxy: RewardScorer, sampled: Sampled, prompts: list[str]) -> float:
