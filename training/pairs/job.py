@@ -24,6 +24,7 @@ from diffusion_align.training.policy.validation import build_validator
 from diffusion_align.training.policy.watching.watch_building import ValidationRules, build_watchdog
 from diffusion_align.training.policy.watching.watch_report import add_watching
 
+from .beyond_pairs.by_caption import build_order
 from .beyond_pairs.config import KTOConfig
 from .beyond_pairs.labelled import LabelledMethod
 from .beyond_pairs.lists import ListMethod
@@ -91,7 +92,7 @@ def kto_job(config: KTOConfig, accelerator: Accelerator, adapter: Adapter | None
         reference = batch_reference(config, policy)
         return LabelledMethod(config, policy, source, drawn_noise(config, policy), accelerator.autocast, reference)
 
-    return _denoising_job(config, accelerator, adapter, build)
+    return _denoising_job(config, accelerator, adapter, build, partial(build_order, config))
 
 
 def drawn_noise(config: DenoisingConfig, adapter: Adapter) -> GaussianNoising:

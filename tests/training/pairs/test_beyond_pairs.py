@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.data import PairBatch
 from diffusion_align.training.engine.randomness import CHOSEN_POSTERIOR, NOISE, TIMESTEP, generators, normal
+from diffusion_align.training.pairs.beyond_pairs.by_caption import ByCaption, build_order
 from diffusion_align.training.pairs.beyond_pairs.config import KTOConfig
 from diffusion_align.training.pairs.beyond_pairs.label_means import LabelMeans
 from diffusion_align.training.pairs.beyond_pairs.labelled import LabelledMethod, labelled
@@ -109,6 +114,75 @@ def test_a_share_of_liked_pictures_is_drawn_from_pairs(batch: PairBatch) -> None
     assert labelled(single, None) is single
     with pytest.raises(ValueError, match="positive_ratio takes one image of each pair"):
         labelled(single, 0.5)
+
+
+def test_shared_noise_is_that_of_the_caption(batch: PairBatch) -> None:
+    of_pairs = labelled(batch, None, shared_noise=True)
+    assert of_pairs.seeds.tolist() == batch.seeds.tolist() * 2
+    pictures = replace(labelled(batch, None), captions=["a", "b", "a", None, "b", None, "c", "a"])
+    own, shared = pictures.seeds.tolist(), labelled(pictures, None, shared_noise=True).seeds.tolist()
+    assert shared == [own[i] for i in (0, 1, 0, 3, 1, 5, 6, 0)]  # pictures without caption keep theirs
+    assert labelled(pictures, None).seeds.tolist() == own
+
+
+def test_pictures_of_a_caption_stand_together_and_come_once_an_epoch() -> None:
+    captions = [f"caption {i % 5}" for i in range(17)]
+    order = ByCaption(captions, seed=3)
+    epochs = [[order(17 * epoch + place) for place in range(17)] for epoch in range(3)]
+    for rows in epochs:
+        assert sorted(rows) == list(range(17))
+        assert len(list(itertools.groupby(captions[row] for row in rows))) == 5
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[1] == [ByCaption(captions, seed=3)(17 + place) for place in range(17)]  # also of a resumed run
+    assert epochs[0] != [ByCaption(captions, seed=4)(place) for place in range(17)]
+
+
+@pytest.fixture
+def thumbs(tmp_path: Path) -> Path:
+    """Twelve labelled pictures of four captions, none beside another of its caption."""
+    folder = tmp_path / "thumbs"
+    folder.mkdir()
+    lines = []
+    for i in range(12):
+        Image.new("RGB", (64, 64), (20 * i, 99, 0)).save(folder / f"{i}.png")
+        lines.append(
+            {"file_name": f"{i}.png", "caption": f"caption {i % 4}", "label": ["liked", "disliked"][i % 3 > 0]}
+        )
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_labelled_pictures_of_a_caption_meet_in_a_batch(
+    adapter: Adapter, thumbs: Path, tmp_path: Path, cached: bool
+) -> None:
+    config = KTOConfig(
+        dataset=str(thumbs), shared_noise=True, per_device_train_batch_size=6, dataloader_num_workers=0,
+        cache_dir=str(tmp_path / "cache") if cached else None,
+    )  # fmt: skip
+    config.check()
+    for batch in itertools.islice(build_pair_source(config, adapter, order=partial(build_order, config)), 4):
+        shared = labelled(batch, None, shared_noise=True)
+        assert len(set(shared.captions)) == len(set(shared.seeds.tolist())) == 2  # two whole captions of three
+    plain = replace(config, shared_noise=False)
+    found = itertools.islice(build_pair_source(plain, adapter, order=partial(build_order, plain)), 4)
+    assert max(len(set(batch.captions)) for batch in found) > 2
+
+
+def test_shared_noise_that_could_not_be_shared_is_refused(
+    adapter: Adapter, thumbs: Path, pairs_folder: Path, batch: PairBatch
+) -> None:
+    with pytest.raises(ValueError, match="positive_ratio takes one of each pair"):
+        KTOConfig(shared_noise=True, positive_ratio=0.8).check()
+    for name in ("streaming", "aspect_ratio_buckets"):
+        settings: dict[str, Any] = {"shared_noise": True, name: True}
+        with pytest.raises(ValueError, match=f"labelled pictures of a caption together, which {name} does not"):
+            KTOConfig(dataset=str(thumbs), **settings).check()
+        KTOConfig(dataset=str(pairs_folder), **settings).check()  # a pair's two are together anyway
+    config = KTOConfig(dataset="somebody/thumbs", shared_noise=True, streaming=True)
+    method = LabelledMethod(config, adapter, None, drawn_noise(config, adapter))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="which streaming does not"):
+        method.loss(labelled(batch, None))
 
 
 def test_means_by_label_are_exponential_averages_over_pictures() -> None:

@@ -35,6 +35,10 @@ class KTOConfig(ReferencedConfig):
     parquet file or folder, or an image folder with metadata.jsonl/.csv."""
     positive_ratio: Share | None = None
     """Take one image of each pair, the liked one with this probability (the official code's is 0.8); unset: both."""
+    shared_noise: bool = False
+    """Bring the pictures of a caption together, and give those of a batch the same timestep and noise (a pair's two,
+    or liked and disliked ones of a prompt): what they have in common then cancels; false: each its own (the official
+    code)."""
 
     # -- objective
     loss_type: LossType = "kto"
@@ -61,6 +65,25 @@ class KTOConfig(ReferencedConfig):
     def drawn(self) -> int:
         """Images that are trained on, of each example."""
         return self.example.pictures if self.positive_ratio is None else 1
+
+    def check(self) -> None:
+        super().check()
+        if self.shared_noise and self.positive_ratio is not None:
+            raise ValueError(
+                "shared_noise gives the pictures of a caption the same noise, and positive_ratio takes one of each "
+                "pair: unset positive_ratio, or set shared_noise to false"
+            )
+        if self.shared_noise and self.example.pictures == 1:
+            self.check_labelled()
+
+    def check_labelled(self) -> None:
+        """Raises ``ValueError`` where labelled pictures of a caption could not be brought together."""
+        for name in ("streaming", "aspect_ratio_buckets"):
+            if getattr(self, name) and not (name == "streaming" and self.cache_dir is not None):
+                raise ValueError(
+                    f"shared_noise brings labelled pictures of a caption together, which {name} does not: set {name} "
+                    "to false"
+                )
 
     def memory_needs(self) -> MemoryNeeds:
         return replace(super().memory_needs(), rows=self.drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from diffusion_align.training.engine.sourced_method import BatchSource
 from ..compared import ComparedMethod
 from ..noising import Noising
 from ..reference import Reference
+from .by_caption import seeds_by_caption
 from .config import KTOConfig
 from .label_means import LabelMeans
 
@@ -28,7 +30,8 @@ REWARD, ERROR, ERROR_UP = range(3)
 
 
 class LabelledMethod(ComparedMethod):
-    """One forward pass of policy and reference for pictures with labels, each with noise of its own.
+    """One forward pass of policy and reference for pictures with labels, each with noise of its own (the official code)
+    or, with ``shared_noise``, with that of the other pictures of its caption.
 
     Pairs are two pictures. Arguments are those of ``PairMethod``.
     """
@@ -55,7 +58,9 @@ class LabelledMethod(ComparedMethod):
         ``rewards/chosen``, ``rewards/rejected``, ``margin``, ``error_chosen``, ``error_rejected``, ``chosen_error_up``.
         """
         config = self.config
-        batch = labelled(batch, config.positive_ratio)
+        if config.shared_noise and batch.label is not None:  # of a stream nobody knew it before
+            config.check_labelled()
+        batch = labelled(batch, config.positive_ratio, config.shared_noise)
         seeds, doubted = batch.seeds, bool((batch.preference != 1).any())
         batch = batch.to(self.adapter.device)
         label = batch.label
@@ -97,10 +102,11 @@ class LabelledMethod(ComparedMethod):
         self.seen.load_state_dict(state)
 
 
-def labelled(batch: PairBatch, positive_ratio: float | None) -> PairBatch:
+def labelled(batch: PairBatch, positive_ratio: float | None, shared_noise: bool = False) -> PairBatch:
     """A batch on the host as pictures with labels; of pairs both, or one each, as ``KTOConfig.positive_ratio`` says.
 
-    The rejected picture of a pair has a seed of its own, so that it meets other noise at another level.
+    Without ``shared_noise`` the rejected picture of a pair has a seed of its own, so that it meets other noise at
+    another level.
 
     Raises:
         ValueError: ``positive_ratio`` on pictures that are no pairs.
@@ -108,8 +114,10 @@ def labelled(batch: PairBatch, positive_ratio: float | None) -> PairBatch:
     if batch.label is not None:
         if positive_ratio is not None:
             raise ValueError(f"{batch.keys[0]}: positive_ratio takes one image of each pair, and this is none")
-        return batch
-    others = torch.tensor([mix(seed, SECOND_SAMPLE) for seed in batch.seeds.tolist()], dtype=torch.int64)
+        return replace(batch, seeds=seeds_by_caption(batch.captions, batch.seeds)) if shared_noise else batch
+    others = batch.seeds
+    if not shared_noise:
+        others = torch.tensor([mix(seed, SECOND_SAMPLE) for seed in batch.seeds.tolist()], dtype=torch.int64)
     pictures = batch.as_pictures(torch.cat([batch.seeds, others]))
     if positive_ratio is None:
         return pictures
