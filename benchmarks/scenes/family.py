@@ -3,7 +3,7 @@
 Each row has DPO's recipe and what its method needs (``ROWS``). Methods whose steps cost more or less than DPO's have a
 second row, "NAME, equal calls", with as many steps as DPO's denoiser calls pay for. Figures are of held-out prompts, by
 the oracle, one picture each for the win rate, the base's noise for both sides; drift is that of held-out pairs. Pairs
-are two pictures: methods on lists see half as many lists of four.
+are two pictures: methods on lists see half as many lists of four, methods on thumbs twice as many pictures.
 
     python -m benchmarks scenes-family --seeds 0 1 2
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,6 +39,7 @@ from ..harness import RESULTS, change_result, folder_name, read_parts
 from .online_methods import denoiser_calls
 from .panel import Panel, over_seeds
 from .ranked_lists import PICTURES, make_lists
+from .thumbs import make_thumbs
 
 #: What is read off held-out pairs, and off the last quarter of a run's own log where it has it.
 DRIFT = ("chosen_error_up", "error_chosen", "error_rejected", "kappa", "moved", "implicit_accuracy")
@@ -49,26 +50,29 @@ SOFT = {"relabel_with": "scenes-vp", "relabel_temperature": 1.0}
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe, what is changed in it, and whether it learns from lists (``ranked_lists``) instead of pairs."""
+    """A recipe, what is changed in it, and what it learns from: pairs, lists (``ranked_lists``) or ``thumbs``."""
 
     recipe: str = "scenes_dpo"
     options: Mapping[str, Any] = field(default_factory=dict)
-    lists: bool = False
+    data: Literal["pairs", "lists", "thumbs"] = "pairs"
 
-    def config(self, steps: int | None, lists: Path) -> TrainConfig:
+    def config(self, steps: int | None, work: Path) -> TrainConfig:
         """Its settings, for another number of steps if one is given; a step has equally many pictures."""
         given: dict[str, Any] = {} if steps is None else {"max_steps": steps}
-        if self.lists:
-            batch = load_recipe(self.recipe).per_device_train_batch_size * 2 // PICTURES
-            given |= {"dataset": str(lists), "list_size": PICTURES, "per_device_train_batch_size": batch}
+        if self.data != "pairs":
+            pictures = 2 * load_recipe(self.recipe).per_device_train_batch_size
+            each = PICTURES if self.data == "lists" else 1
+            given |= {"dataset": str(work / self.data), "per_device_train_batch_size": pictures // each}
+        if self.data == "lists":
+            given["list_size"] = PICTURES
         config = load_recipe(self.recipe, **{**self.options, **given})
         assert isinstance(config, TrainConfig)
         return config
 
 
-def loss(name: str, lists: bool = False, **options: Any) -> Row:
+def loss(name: str, data: Literal["pairs", "lists"] = "pairs", **options: Any) -> Row:
     """DPO's recipe with another loss."""
-    return Row(options={"loss_type": name, **options}, lists=lists)
+    return Row(options={"loss_type": name, **options}, data=data)
 
 
 ROWS = {
@@ -82,14 +86,15 @@ ROWS = {
     "smpo": Row(options={**SOFT, "pair_beta": 10.0, "beta": 100.0}),
     "ipo": loss("ipo"),
     "lair": loss("lair"),
-    "lair-lists": loss("lair", lists=True),
-    "plackett-luce": loss("plackett_luce", lists=True),
-    "dgpo": loss("dgpo", lists=True),
-    "rankdpo": loss("rankdpo", lists=True),
+    "lair-lists": loss("lair", "lists"),
+    "plackett-luce": loss("plackett_luce", "lists"),
+    "dgpo": loss("dgpo", "lists"),
+    "rankdpo": loss("rankdpo", "lists"),
     "dmpo": loss("dmpo"),
     "mapo": loss("mapo", beta=0.1),
-    "kto": Row("scenes_kto"),
-    "bco": Row("scenes_kto", {"loss_type": "bco"}),
+    "kto": Row("scenes_kto", data="thumbs"),
+    "kto-own-noise": Row("scenes_kto", {"shared_noise": False, "learning_rate": 3e-4}, "thumbs"),
+    "bco": Row("scenes_kto", {"loss_type": "bco"}, "thumbs"),
     "inpo": Row("scenes_inpo"),
 }
 
@@ -108,10 +113,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/family"))
     parser.add_argument("--out", type=Path, default=RESULTS / "scenes_family.json")
     args = parser.parse_args(argv)
-    lists = args.work / "lists"
-    if any(ROWS[name].lists for name in args.methods):
-        make_lists(load_adapter("scenes-sdxl"), lists, args.lists)
-    runs = planned(args.methods, args.budgets, args.steps, lists)
+    kinds = {ROWS[name].data for name in args.methods}
+    if "lists" in kinds:
+        make_lists(load_adapter("scenes-sdxl"), args.work / "lists", args.lists)
+    if "thumbs" in kinds:
+        make_thumbs(args.work / "thumbs")
+    runs = planned(args.methods, args.budgets, args.steps, args.work)
     settings = SamplingSettings(guidance_scale=3.5, batch_size=50)
     prompts = held_out_prompts(args.prompts)
     panel = Panel.prepare(load_adapter("scenes-sdxl"), prompts, args.diverse, settings)
@@ -126,16 +133,16 @@ def main(argv: list[str]) -> None:
             print(f"{name}, seed {seed}: {told(measured)}", flush=True)
 
 
-def planned(methods: list[str], budgets: list[str], steps: int | None, lists: Path) -> dict[str, TrainConfig]:
+def planned(methods: list[str], budgets: list[str], steps: int | None, work: Path) -> dict[str, TrainConfig]:
     """The rows: DPO's steps for all, and as many as its denoiser calls pay for where that is another number."""
-    base, found = ROWS["dpo"].config(steps, lists), {}
+    base, found = ROWS["dpo"].config(steps, work), {}
     for name in methods:
-        config = ROWS[name].config(base.max_steps, lists)
+        config = ROWS[name].config(base.max_steps, work)
         if "pairs" in budgets:
             found[name] = config
         paid = max(1, round(base.max_steps * denoiser_calls(base) / denoiser_calls(config)))
         if "calls" in budgets and paid != config.max_steps:
-            found[f"{name}, equal calls"] = ROWS[name].config(paid, lists)
+            found[f"{name}, equal calls"] = ROWS[name].config(paid, work)
     return found
 
 
