@@ -228,9 +228,13 @@ class GRPOMethod:
                 "set lora_dropout to 0, or another attention"
             )
         if sampled > limit:
+            rounding = "" if precision == "no" else (
+                f": {precision} rounds too coarsely for so large sampling steps; raise num_inference_steps, or set "
+                "mixed_precision to no"
+            )  # fmt: skip
             raise RuntimeError(
                 f"on-policy self-test failed: sampler and update disagree by {sampled:.1e} in log-probability "
-                f"(allowed with mixed_precision {precision}: {limit:.0e})"
+                f"(allowed with mixed_precision {precision}: {limit:.0e}){rounding}"
             )
 
     # -- updates -------------------------------------------------------------------------------------------------

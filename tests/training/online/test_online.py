@@ -18,6 +18,7 @@ from diffusion_align.rewards import RewardOutput, RewardScorer
 from diffusion_align.training.engine.accelerator import build_accelerator
 from diffusion_align.training.engine.loop import run_loop
 from diffusion_align.training.methods import build_job
+from diffusion_align.training.online import grpo
 from diffusion_align.training.online.config import (
     GRPOConfig,
     InpaintRLConfig,
@@ -127,6 +128,16 @@ def test_on_policy_the_ratio_is_one(dtype: str, precision: str, settings: dict[s
         if not batch.on_policy:
             assert torch.equal(log_prob, batch.rollout.trajectory.old_log_prob[rows, batch.column])
     assert first.rollout.trajectory.after.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+@pytest.mark.slow
+def test_a_ratio_that_rounding_spoils_is_refused_with_the_remedy(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(grpo.RATIO_TOLERANCE, "bf16", 0.0)
+    _, method = prepared(build("grpo", settings, mixed_precision="bf16", num_inference_steps=3))
+    with pytest.raises(RuntimeError, match=r"disagree by .* bf16: 0e\+00\): bf16 rounds too coarsely .* raise num_inf"):
+        next(method.batches())
 
 
 @pytest.mark.slow
