@@ -135,6 +135,8 @@ def test_pictures_of_a_caption_stand_together_and_come_once_an_epoch() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
     assert epochs[1] == [ByCaption(captions, seed=3)(17 + place) for place in range(17)]  # also of a resumed run
     assert epochs[0] != [ByCaption(captions, seed=4)(place) for place in range(17)]
+    with pytest.raises(ValueError, match="no two of these 3 have the same: set shared_noise to false"):
+        ByCaption(["a", "b", "c"], seed=3)
 
 
 @pytest.fixture

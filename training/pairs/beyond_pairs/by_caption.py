@@ -21,11 +21,19 @@ class ByCaption:
 
     Args:
         captions: of every picture.
+
+    Raises:
+        ValueError: no two pictures have the same one.
     """
 
     def __init__(self, captions: Sequence[str], seed: int) -> None:
         self.seed = seed
         self.groups = np.unique(np.array(captions), return_inverse=True)[1]
+        if len(set(captions)) == len(captions):
+            raise ValueError(
+                f"shared_noise gives pictures of a caption the same noise, and no two of these {len(captions)} have "
+                "the same: set shared_noise to false"
+            )
         self.permutation = lru_cache(maxsize=4)(self._permutation)
 
     def __call__(self, position: int) -> int:
