@@ -57,7 +57,10 @@ def build_order(config: KTOConfig, pairs: PairDataset | CachedPairs, world_size:
 
 
 def seeds_by_caption(captions: Sequence[str | None], seeds: Tensor) -> Tensor:
-    """Seeds (B,) of pictures of which those with the same caption have the first one's; without caption their own."""
+    """Seeds (B,) of pictures: those with the same caption have the first one's.
+
+    Pictures without a caption, or with an empty one, keep their own.
+    """
     first: dict[str, int] = {}
-    own = [row if text is None else first.setdefault(text, row) for row, text in enumerate(captions)]
+    own = [first.setdefault(text, row) if text else row for row, text in enumerate(captions)]
     return seeds[own]
