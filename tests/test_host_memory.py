@@ -36,7 +36,7 @@ def test_kept_memory_is_used_again_without_page_faults() -> None:
     if "no glibc" in result.stderr:
         pytest.skip("this C library has no mallopt")
     default, kept = map(int, result.stdout.split())
-    assert kept < default / 2
+    assert kept < 0.75 * default  # 0.3 to 0.6 here; without the setting both are the same
 
 
 @pytest.mark.parametrize("name", OWN_SETTINGS)

@@ -105,6 +105,7 @@ def test_aspects_and_words_are_asked(browser: Any, tmp_path: Path) -> None:
     with studio_here(tmp_path, source=(str(tmp_path / "pairs"),), **options) as running:
         page = entered(browser, running)
         page.locator(".words button", has_text="red").first.click()
+        page.locator("body[data-visit]").wait_for()  # keys judge nothing before the pictures are there
         page.keyboard.press("ArrowLeft")
         page.locator(".aspects .current", has_text="light").wait_for()
         page.keyboard.press("1")
@@ -120,6 +121,7 @@ def test_the_best_and_the_worst_of_four(browser: Any, tmp_path: Path) -> None:
     with studio_here(tmp_path, source=tuple(map(str, folders)), kind="best-worst", annotator="ada") as running:
         page = entered(browser, running)
         page.locator(".stage img").nth(3).wait_for()
+        page.locator("body[data-visit]").wait_for()
         page.keyboard.press("2")
         page.locator(".pick.chosen").wait_for()
         judge(page, "4")
