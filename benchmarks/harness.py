@@ -71,6 +71,11 @@ def read_parts(out: Path, parts: Iterable[str]) -> dict[str, Any]:
     return {part: kept[part] for part in parts if part in kept}
 
 
+def in_order(by_number: Mapping[str, Any]) -> dict[str, Any]:
+    """By the numbers (of seeds, of steps) that the keys are."""
+    return dict(sorted(by_number.items(), key=lambda each: int(each[0])))
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Inside, no other process is: two that measure parts of one file read and write it one after the other."""

@@ -35,8 +35,8 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from ..harness import RESULTS, change_result, folder_name, read_parts
-from .online_methods import denoiser_calls
+from ..harness import RESULTS, change_result, folder_name, in_order, read_parts
+from .online_methods import denoiser_calls, settings_beside
 from .panel import Panel, over_seeds
 from .ranked_lists import PICTURES, make_lists
 from .thumbs import make_thumbs
@@ -149,13 +149,8 @@ def planned(methods: list[str], budgets: list[str], steps: int | None, work: Pat
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What tells a row from DPO's recipe."""
     plain = load_recipe("scenes_dpo")
-    ours = {name: getattr(config, name) for name in vars(config) if name not in ("output_dir", "seed")}
-    ours["dataset"] = Path(config.dataset).name  # wherever it lies
-    return {"method": config.method} | {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in ours.items()
-        if value != getattr(plain, name, None)
-    }
+    assert isinstance(plain, TrainConfig)
+    return {"method": config.method, **settings_beside(plain, config)}
 
 
 def is_measured(out: Path, common: Mapping[str, Any], name: str, config: TrainConfig, seed: int) -> bool:
@@ -229,7 +224,7 @@ def with_run(
     rows = kept.get("rows", {}) if kept.get("prompts") == common["prompts"] else {}
     before = rows.get(name, {})
     runs = before["by_seed"] if before.get("settings") == settings_of(config) else {}
-    by_seed = dict(sorted({**runs, str(seed): measured}.items(), key=lambda each: int(each[0])))
+    by_seed = in_order({**runs, str(seed): measured})
     examples = config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps
     row = {
         "settings": settings_of(config),

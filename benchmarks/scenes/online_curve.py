@@ -33,7 +33,7 @@ from diffusion_align.training.online.preference.config import OnlineDPOConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_config, load_recipe, to_dict
 
-from ..harness import RESULTS, change_result, read_parts
+from ..harness import RESULTS, change_result, in_order, read_parts
 from .flawless import WAYS, taught
 from .panel import ASPECTS, Outcome, Panel, as_gains, over_seeds, verdicts
 
@@ -182,11 +182,6 @@ def with_point(
     kept = {**kept, "runs": runs}
     last = points[next(reversed(points))]
     return {**kept, "summary": summary(label, merged(last, common))} if main else kept
-
-
-def in_order(by_number: Mapping[str, Any]) -> dict[str, Any]:
-    """By the numbers that the keys are."""
-    return dict(sorted(by_number.items(), key=lambda each: int(each[0])))
 
 
 def merged(by_seed: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,7 +36,7 @@ from diffusion_align.training.policy.config import TrainConfig
 from diffusion_align.training.run import train
 from diffusion_align.training.settings import load_recipe
 
-from ..harness import RESULTS, change_result, folder_name, read_parts
+from ..harness import RESULTS, change_result, folder_name, in_order, read_parts
 
 ON_PAIRS = ("dpo", "inpo", "kto")
 METHODS = ("grpo", "nft", "raft", "draft", "online-dpo", *ON_PAIRS)
@@ -117,24 +117,21 @@ def runs_of(kept: Mapping[str, Any], name: str, config: Measured, args: argparse
     """The file's runs of a row by seed, if they have these settings, prompts and draws."""
     row = kept.get("rows", {}).get(name, {})
     found = (kept.get("prompts"), row.get("draws"), row.get("settings"))
-    return dict(row["by_seed"]) if found == (args.prompts, args.draws, settings_of(config)) else {}
+    return dict(row["by_seed"]) if found == (args.prompts, args.draws, settings_beside(type(config)(), config)) else {}
 
 
-def settings_of(config: Measured) -> dict[str, Any]:
-    """What tells a run from its method's defaults, but for the seed and where it is written."""
-    found = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in ("seed", "output_dir", "progress", "report_to") or value == default_of(field):
-            continue
-        found[field.name] = list(value) if isinstance(value, tuple) else value
-    dataset = found.get("dataset")
-    return found if dataset is None else {**found, "dataset": Path(dataset).name}  # wherever it lies
+def settings_beside(plain: TrainConfig, config: TrainConfig) -> dict[str, Any]:
+    """What tells a run from one with the settings ``plain``, but for its seed and where it is written.
 
-
-def default_of(field: Any) -> Any:
-    """The default of a field of a dataclass, ``MISSING`` if it has none."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
+    A data set goes by its name, wherever it lies.
+    """
+    ours = {name: value for name, value in vars(config).items() if name not in ("output_dir", "seed")}
+    ours["dataset"] = Path(config.dataset).name
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in ours.items()
+        if value != getattr(plain, name, None)
+    }
 
 
 @dataclass(frozen=True)
@@ -220,12 +217,11 @@ def with_run(
 ) -> dict[str, Any]:
     """The file's content with one more run; a row of other settings is begun anew, and so are all of other prompts."""
     rows = kept.get("rows", {}) if kept.get("prompts") == args.prompts else {}
-    together = {**runs_of(kept, name, config, args), str(seed): run}
-    by_seed = dict(sorted(together.items(), key=lambda each: int(each[0])))
+    by_seed = in_order({**runs_of(kept, name, config, args), str(seed): run})
     runs = list(by_seed.values())
     elsewhere = [label for label in run["gains"] if label != "own"]
     row = {
-        "settings": settings_of(config),
+        "settings": settings_beside(type(config)(), config),
         "reward": reward_of(config),
         "seeds": [int(each) for each in by_seed],
         "draws": args.draws,
@@ -248,7 +244,7 @@ def compared(by_seed: Sequence[np.ndarray]) -> dict[str, Any]:
 
     All pictures of a prompt are one observation of it.
     """
-    gains = np.stack(list(by_seed))  # (seeds, draws, prompts)
+    gains = np.stack(by_seed)  # (seeds, draws, prompts)
     by_prompt = gains.mean(axis=(0, 1))
     return {
         "win_rate": clustered_win_rate(list(gains.reshape(-1, len(by_prompt)))).to_json(),

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from .config import DenoisingConfig
 
 
-#: From pairs with random access and the number of processes to the pair that stands at each position.
-Ordering = Callable[[PairDataset | CachedPairs, int], Callable[[int], int] | None]
+#: From pairs and the number of processes to the pair that stands at each position; of a stream there is no such order.
+Ordering = Callable[[PairDataset | CachedPairs | StreamedPairs, int], Callable[[int], int] | None]
 
 
 class PairSource(BatchSource[PairBatch], Protocol):
@@ -88,10 +88,9 @@ def build_pair_source(
     else:
         pairs = load_training_pairs(listed(relabelled(config, adapter.device, is_main=rank == 0), is_main=rank == 0))
     source: PairLoader | StreamLoader
-    if order is not None and isinstance(pairs, CachedPairs | PairDataset):
-        options["order"] = order(pairs, world_size)
+    arranged = None if order is None else order(pairs, world_size)
     if isinstance(pairs, CachedPairs):
-        source = PairLoader(pairs, batch_size, draws=draws, **options)
+        source = PairLoader(pairs, batch_size, draws=draws, order=arranged, **options)
     elif isinstance(pairs, StreamedPairs):
         lists = size_of_lists(pairs, config)
         options |= {"buffer": config.shuffle_buffer, "dropped": dropped, "lists": lists}
@@ -99,7 +98,7 @@ def build_pair_source(
     else:
         assert isinstance(pairs, PairDataset)
         examples = PixelExamples(pairs, transform, dropped, size_of_lists(pairs, config))
-        source = PairLoader(examples, batch_size, draws=draws, **options)
+        source = PairLoader(examples, batch_size, draws=draws, order=arranged, **options)
     if rank == 0:
         said = left_out(pairs, source, adapter)
         said.say()

@@ -171,9 +171,7 @@ def test_labelled_pictures_of_a_caption_meet_in_a_batch(
     assert max(len(set(batch.captions)) for batch in found) > 2
 
 
-def test_shared_noise_that_could_not_be_shared_is_refused(
-    adapter: Adapter, thumbs: Path, pairs_folder: Path, batch: PairBatch
-) -> None:
+def test_shared_noise_that_could_not_be_shared_is_refused(adapter: Adapter, thumbs: Path, pairs_folder: Path) -> None:
     with pytest.raises(ValueError, match="positive_ratio takes one of each pair"):
         KTOConfig(shared_noise=True, positive_ratio=0.8).check()
     for name in ("streaming", "aspect_ratio_buckets"):
@@ -181,10 +179,9 @@ def test_shared_noise_that_could_not_be_shared_is_refused(
         with pytest.raises(ValueError, match=f"labelled pictures of a caption together, which {name} does not"):
             KTOConfig(dataset=str(thumbs), **settings).check()
         KTOConfig(dataset=str(pairs_folder), **settings).check()  # a pair's two are together anyway
-    config = KTOConfig(dataset="somebody/thumbs", shared_noise=True, streaming=True)
-    method = LabelledMethod(config, adapter, None, drawn_noise(config, adapter))  # type: ignore[arg-type]
+    config = KTOConfig(dataset=str(thumbs), shared_noise=True, streaming=True)  # unknown before it is read, on the hub
     with pytest.raises(ValueError, match="which streaming does not"):
-        method.loss(labelled(batch, None))
+        build_pair_source(config, adapter, order=partial(build_order, config))
 
 
 def test_means_by_label_are_exponential_averages_over_pictures() -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_align.data import CachedPairs, PairDataset
+from diffusion_align.data import CachedPairs, PairDataset, StreamedPairs
 
-from .config import KTOConfig
+from ..switches.config import check_order
+from .config import TOGETHER, KTOConfig
 
 
 class ByCaption:
@@ -48,10 +49,17 @@ class ByCaption:
         return shuffled[np.argsort(turn[self.groups[shuffled]], kind="stable")]
 
 
-def build_order(config: KTOConfig, pairs: PairDataset | CachedPairs, world_size: int) -> ByCaption | None:
-    """The order that ``shared_noise`` needs; None: the loader's own. The pictures of a pair are together as it is."""
+def build_order(
+    config: KTOConfig, pairs: PairDataset | CachedPairs | StreamedPairs, world_size: int
+) -> ByCaption | None:
+    """The order that ``shared_noise`` needs; None: the loader's own. The pictures of a pair are together as it is.
+
+    Raises:
+        ValueError: labelled pictures that cannot be ordered, or of which no two have the same caption.
+    """
     if not config.shared_noise or pairs.unit != "labelled pictures":
         return None
+    check_order(config, TOGETHER)  # what a data set of the hub holds, nobody knew before
     captions = [each["caption"] for each in pairs.pairs] if isinstance(pairs, CachedPairs) else pairs.captions()
     return ByCaption(captions, config.seed)
 

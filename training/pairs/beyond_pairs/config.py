@@ -12,12 +12,16 @@ from diffusion_align.training.engine.config import PositiveFloat
 from diffusion_align.training.policy.config import MemoryNeeds, Work
 
 from ..config import ReferencedConfig
+from ..switches.config import check_order
 from .width import Width, example_width
 
 if TYPE_CHECKING:
     LossType = str
 else:
     LossType = Literal[declared("unpaired_loss")]
+
+#: Why labelled pictures need an order of their own.
+TOGETHER = "shared_noise brings labelled pictures of a caption together"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -74,16 +78,7 @@ class KTOConfig(ReferencedConfig):
                 "pair: unset positive_ratio, or set shared_noise to false"
             )
         if self.shared_noise and self.example.pictures == 1:
-            self.check_labelled()
-
-    def check_labelled(self) -> None:
-        """Raises ``ValueError`` where labelled pictures of a caption could not be brought together."""
-        for name in ("streaming", "aspect_ratio_buckets"):
-            if getattr(self, name) and not (name == "streaming" and self.cache_dir is not None):
-                raise ValueError(
-                    f"shared_noise brings labelled pictures of a caption together, which {name} does not: set {name} "
-                    "to false"
-                )
+            check_order(self, TOGETHER)
 
     def memory_needs(self) -> MemoryNeeds:
         return replace(super().memory_needs(), rows=self.drawn)

@@ -58,8 +58,6 @@ class LabelledMethod(ComparedMethod):
         ``rewards/chosen``, ``rewards/rejected``, ``margin``, ``error_chosen``, ``error_rejected``, ``chosen_error_up``.
         """
         config = self.config
-        if config.shared_noise and batch.label is not None:  # of a stream nobody knew it before
-            config.check_labelled()
         batch = labelled(batch, config.positive_ratio, config.shared_noise)
         seeds, doubted = batch.seeds, bool((batch.preference != 1).any())
         batch = batch.to(self.adapter.device)

@@ -99,9 +99,14 @@ def check_switches(config: DPOConfig) -> None:
             "of them back"
         )
     if config.curriculum != "none":
-        for name in ("streaming", "aspect_ratio_buckets"):
-            if getattr(config, name) and not (name == "streaming" and config.cache_dir is not None):
-                raise ValueError(f"curriculum orders all pairs, which {name} does not: set {name} to false")
+        check_order(config, "curriculum orders all pairs")
+
+
+def check_order(config: DenoisingConfig, wish: str) -> None:
+    """Raises ValueError where the data could not have an order of their own, which ``wish`` says the reason of."""
+    for name in ("streaming", "aspect_ratio_buckets"):
+        if getattr(config, name) and not (name == "streaming" and config.cache_dir is not None):
+            raise ValueError(f"{wish}, which {name} does not: set {name} to false")
 
 
 def check_reference(config: ReferencedConfig) -> None:

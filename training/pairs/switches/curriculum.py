@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_align.data import CachedPairs, PairDataset
+from diffusion_align.data import CachedPairs, PairDataset, StreamedPairs
 from diffusion_align.data.reading.rows import preference
 
 from ..config import DPOConfig
@@ -65,9 +65,12 @@ def label_gaps(pairs: PairDataset | CachedPairs) -> NDArray[np.float64]:
     return np.abs(2 * np.array(found, dtype=np.float64) - 1)
 
 
-def build_curriculum(config: DPOConfig, pairs: PairDataset | CachedPairs, world_size: int) -> Curriculum | None:
+def build_curriculum(
+    config: DPOConfig, pairs: PairDataset | CachedPairs | StreamedPairs, world_size: int
+) -> Curriculum | None:
     """The order that the settings ask for; None: the loader's own."""
     if config.curriculum == "none":
         return None
+    assert not isinstance(pairs, StreamedPairs)  # the settings refuse it
     step = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size
     return Curriculum(label_gaps(pairs), config.curriculum_chunks, config.curriculum_steps * step, config.seed)
