@@ -32,11 +32,16 @@ for kept in (False, True):
 
 @pytest.mark.slow
 def test_kept_memory_is_used_again_without_page_faults() -> None:
-    result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
-    if "no glibc" in result.stderr:
-        pytest.skip("this C library has no mallopt")
-    default, kept = map(int, result.stdout.split())
-    assert kept < 0.75 * default  # 0.3 to 0.6 here; without the setting both are the same
+    found = []
+    for _ in range(4):  # in one process of five, small objects lie between the blocks by chance
+        result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+        if "no glibc" in result.stderr:
+            pytest.skip("this C library has no mallopt")
+        default, kept = map(int, result.stdout.split())
+        if kept < default / 2:
+            return
+        found.append((default, kept))
+    pytest.fail(f"page faults by default and with kept memory: {found}")
 
 
 @pytest.mark.parametrize("name", OWN_SETTINGS)
