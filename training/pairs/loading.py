@@ -43,14 +43,16 @@ from diffusion_align.training.engine.sourced_method import BatchSource
 from diffusion_align.training.policy.data_config import selection_seed
 from diffusion_align.training.policy.model import load_policy_model
 
-from .left_out import Counted, left_out
+from .left_out import left_out
 
 if TYPE_CHECKING:
     from .config import DenoisingConfig
 
 
+#: Pairs of a data set, however they are held.
+Pairs = PairDataset | CachedPairs | StreamedPairs
 #: From pairs and the number of processes to the pair that stands at each position; of a stream there is no such order.
-Ordering = Callable[[PairDataset | CachedPairs | StreamedPairs, int], Callable[[int], int] | None]
+Ordering = Callable[[Pairs, int], Callable[[int], int] | None]
 
 
 class PairSource(BatchSource[PairBatch], Protocol):
@@ -84,7 +86,7 @@ def build_pair_source(
     batch_size, draws, dropped = config.per_device_train_batch_size, fixed_draws(config), dropped_caption(config)
     options["num_workers"] = config.dataloader_num_workers
     if config.cache_dir is not None:
-        pairs: Counted = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
+        pairs: Pairs = cached or open_or_build_cache(config, adapter, transform, is_main=rank == 0)
     else:
         pairs = load_training_pairs(listed(relabelled(config, adapter.device, is_main=rank == 0), is_main=rank == 0))
     source: PairLoader | StreamLoader
