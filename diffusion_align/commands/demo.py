@@ -30,6 +30,8 @@ METHODS = {"dpo": "Diffusion-DPO", "inpo": "DDIM-InPO"}
 ALIGNED = "scenes-aligned"
 #: How all sides draw: with half the calls of the usual 20 DDIM steps, so that the demo takes minutes on two cores.
 DRAWN = SamplingSettings(num_inference_steps=10, scheduler="dpm++")
+#: In a demo's folder: the pairs as latents, made once for both methods (and kept for the next time).
+CACHE = "cache"
 #: In a demo's folder: the settings that decide what it holds.
 RECORD, OF_A_DEMO = "demo.json", ("num_prompts", "dpo_steps", "inpo_steps", "seed")
 
@@ -67,7 +69,9 @@ def claim(options: DemoOptions) -> Path:
 
 
 def run_demo(options: DemoOptions) -> Path:
-    """Train both methods, compare, write ``report.html`` and ``summary.json``; returns the report's path.
+    """Encode the pairs, train both methods, compare, write ``report.html`` and ``summary.json``.
+
+    Returns the report's path.
 
     Raises:
         FileExistsError, OSError: as ``claim``.
@@ -84,6 +88,7 @@ def run_demo(options: DemoOptions) -> Path:
             f"scenes_{method}",
             output_dir=str(out / method),
             overwrite_output_dir=True,
+            cache_dir=str(out / CACHE),
             seed=options.seed,
             report_to="none",
             **({} if steps is None else {"max_steps": steps}),

@@ -208,8 +208,8 @@ class DemoOptions(Options):
     counts: ClassVar[tuple[str, ...]] = ("num_prompts",)
 
     out: str = "runs/demo"
-    """Folder of report.html, summary.json, pictures and the two runs. A demo with the same settings is made anew there;
-    a folder that holds anything else is left alone."""
+    """Folder of report.html, summary.json, pictures, the encoded pairs and the two runs. A demo with the same settings
+    is made anew there; a folder that holds anything else is left alone."""
     overwrite: bool = False
     """Write over whatever --out holds under the names of a demo's files."""
     num_prompts: int = 250

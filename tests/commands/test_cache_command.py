@@ -74,7 +74,7 @@ def test_a_cache_is_made_checked_and_tidied(
 
 def test_folders_without_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("verify", "gc"):
-        assert main(["cache", word, str(tmp_path)]) == 1
+        assert main(["cache", word, str(tmp_path)]) == 2
         assert "manifest.json is missing" in capsys.readouterr().err
         assert main(["cache", word, str(tmp_path / "nowhere")]) == 2
         assert "there is no such folder" in capsys.readouterr().err

@@ -29,7 +29,7 @@ CORRUPT = "corrupt_pairs.jsonl"
 Facts = dict[str, Any]
 
 
-class CacheError(RuntimeError):
+class CacheError(ValueError):
     """A cache that cannot be used; the message names the file and how to get a good one."""
 
 

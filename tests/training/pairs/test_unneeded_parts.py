@@ -73,7 +73,7 @@ def test_runs_that_encode_or_validate_load_everything(
 def test_a_cache_of_another_model_is_still_refused(settings: dict[str, Any], sd_folder: Path, tmp_path: Path) -> None:
     cached = settings | {"cache_dir": str(tmp_path / "cache")}
     train(DPOConfig(**cached))
-    with pytest.raises(RuntimeError, match="was made with another model"):
+    with pytest.raises(ValueError, match="was made with another model"):
         train(DPOConfig(**cached | {"model": str(sd_folder)}))
 
 
