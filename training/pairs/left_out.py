@@ -7,13 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from diffusion_align.adapters import Adapter
 from diffusion_align.adapters.prompts import cut_prompts
 from diffusion_align.data import PairLoader, StreamLoader
 from diffusion_align.data.beyond_pairs.balance import Summary
 from diffusion_align.evaluation.report import Report
+
+if TYPE_CHECKING:
+    from .loading import Pairs
 
 COUNTS = "data.json"
 
@@ -107,25 +110,7 @@ def data_facts(folder: Path, found: LeftOut) -> dict[str, str]:
     }
 
 
-class Counted(Protocol):
-    """Pairs that were counted: indexed, streamed or cached."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def counts(self) -> dict[str, int]: ...
-    @property
-    def used(self) -> int | None: ...
-    @property
-    def uncaptioned(self) -> list[str]: ...
-    @property
-    def caption_sample(self) -> list[str]: ...
-    @property
-    def unit(self) -> str: ...
-    def summary(self) -> Summary: ...
-
-
-def left_out(pairs: Counted, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
+def left_out(pairs: Pairs, source: PairLoader | StreamLoader, adapter: Adapter) -> LeftOut:
     """Count what ``source`` makes of ``pairs``."""
     small = source.never_used() if isinstance(source, PairLoader) else {}
     found = pairs.summary()

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion_align.data import CachedPairs, PairDataset, StreamedPairs
+from diffusion_align.data import CachedPairs
 
+from ..loading import Pairs
 from ..switches.config import check_order
 from .config import TOGETHER, KTOConfig
 
@@ -49,9 +50,7 @@ class ByCaption:
         return shuffled[np.argsort(turn[self.groups[shuffled]], kind="stable")]
 
 
-def build_order(
-    config: KTOConfig, pairs: PairDataset | CachedPairs | StreamedPairs, world_size: int
-) -> ByCaption | None:
+def build_order(config: KTOConfig, pairs: Pairs, world_size: int) -> ByCaption | None:
     """The order that ``shared_noise`` needs; None: the loader's own. The pictures of a pair are together as it is.
 
     Raises:

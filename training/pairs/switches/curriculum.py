@@ -12,6 +12,7 @@ from diffusion_align.data import CachedPairs, PairDataset, StreamedPairs
 from diffusion_align.data.reading.rows import preference
 
 from ..config import DPOConfig
+from ..loading import Pairs
 
 
 class Curriculum:
@@ -65,9 +66,7 @@ def label_gaps(pairs: PairDataset | CachedPairs) -> NDArray[np.float64]:
     return np.abs(2 * np.array(found, dtype=np.float64) - 1)
 
 
-def build_curriculum(
-    config: DPOConfig, pairs: PairDataset | CachedPairs | StreamedPairs, world_size: int
-) -> Curriculum | None:
+def build_curriculum(config: DPOConfig, pairs: Pairs, world_size: int) -> Curriculum | None:
     """The order that the settings ask for; None: the loader's own."""
     if config.curriculum == "none":
         return None
